@@ -1,0 +1,8 @@
+"""One file each: hyper-parameters and the equation. They know nothing of processes."""
+
+from polyactor.algorithms.a2c import A2C
+from polyactor.types import Algorithm
+
+ALGORITHMS: dict[str, type[Algorithm]] = {"a2c": A2C}
+
+__all__ = ["A2C", "ALGORITHMS", "Algorithm"]

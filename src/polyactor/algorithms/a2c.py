@@ -1,0 +1,66 @@
+"""Advantage actor-critic: the loss that A2C and A3C share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Self
+
+from polyactor import losses, returns
+from polyactor.types import Algorithm, Allowed, Batch, Metrics, Model, anneal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class A2C(Algorithm):
+    """L = ⟨−log π(a_t|x_t) Â_t + c (R̂_t − V(x_t))² − β H(π(·|x_t))⟩  (Mnih et al. 2016, §4 and Algorithm S3).
+
+    ⟨·⟩ is the mean or the sum over real rows. Under `sync` this is A2C, under `hogwild` A3C.
+    """
+
+    gamma: Annotated[float, Allowed(0, 1)] = 0.99
+    """Discount γ of one agent step."""
+    gae_lambda: Annotated[float, Allowed(0, 1)] = 1.0
+    """λ of generalised advantage estimation; 1 is the paper's n-step return."""
+    value_coef: Annotated[float, Allowed(0)] = 0.5
+    """Weight c of the squared error (no ½ inside)."""
+    entropy_coef: Annotated[float, Allowed(0, 1)] = 0.01
+    """Weight β of the entropy bonus."""
+    entropy_coef_end: Annotated[float | None, Allowed(0, 1)] = None
+    """β at the end of the run, reached linearly; none keeps β constant."""
+    reduction: losses.Reduction = "mean"
+    """Mean or sum over the rollout's real rows."""
+    normalize_advantage: bool = False
+    """Scale advantages to mean 0 and standard deviation 1 within the rollout."""
+
+    def at(self, progress: float) -> Self:
+        """Itself with β annealed to this progress in [0, 1]."""
+        return replace(self, entropy_coef=anneal(self.entropy_coef, self.entropy_coef_end, progress))
+
+    def loss(self, model: Model, batch: Batch, average: Model | None = None) -> tuple[Tensor, Metrics]:
+        """The equation above over one rollout ``[T, B]``."""
+        x = batch.rollout
+        mask_t = x.mask
+        out = model.unroll(x)
+        pi_t = model.distribution(out.policy[:-1])
+        v_t = out.value[:-1]
+        discount_t = self.gamma * (~x.terminated).to(x.reward.dtype)
+
+        advantage_t, return_t = returns.gae(x.reward, out.value.detach(), discount_t, mask_t, self.gae_lambda)
+        if self.normalize_advantage:
+            advantage_t = losses.normalized(advantage_t, mask_t)
+
+        entropy_t = pi_t.entropy()
+        policy = losses.reduce(losses.policy_gradient(pi_t.log_prob(x.action), advantage_t), mask_t, self.reduction)
+        value = losses.reduce(losses.squared_error(v_t, return_t), mask_t, self.reduction)
+        entropy = losses.reduce(entropy_t, mask_t, self.reduction)
+        total = policy + self.value_coef * value - self.entropy_coef * entropy
+
+        metrics: Mapping[str, Tensor] = {
+            "policy_loss": policy.detach(),
+            "value_loss": value.detach(),
+            "entropy": losses.reduce(entropy_t.detach(), mask_t, "mean"),
+        }
+        return total, dict(metrics)

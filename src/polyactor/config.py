@@ -1,0 +1,169 @@
+"""One tree of frozen dataclasses: everything that decides a run, as data; and the sentence when a value cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
+
+import gymnasium
+
+from polyactor.envs import AtariOptions
+from polyactor.errors import UsageError, suggestion
+from polyactor.models.spec import ModelSpec
+from polyactor.optim.rules import Rule
+from polyactor.types import Algorithm, Allowed
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from polyactor.board import Board
+    from polyactor.optim.flat import State
+
+
+class Scheme(Protocol):
+    """Placement only: which process holds, collects, differentiates, applies. Knows no loss."""
+
+    name: str
+    single: bool
+    """One worker, in the run's own process."""
+
+    def run(self, config: Config, state: State, board: Board) -> Iterator[None]:
+        """Train; yields whenever the caller may look at the board and the state, or stop by closing it."""
+
+    def paused(self, board: Board) -> AbstractContextManager[None]:
+        """Nobody changes the state inside."""
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Scaling of what the model sees and learns from; the statistics are part of the state."""
+
+    observation: bool = False
+    """(x − mean)/σ by running moments, clipped to ±5; per pixel for images."""
+    reward: bool = False
+    """Divide rewards by the running standard deviation of the discounted return."""
+    clip_reward: Annotated[float | None, Allowed(0, above=True)] = None
+    """Learn from rewards clipped to ± this; scores stay the environment's own."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run."""
+
+    env: str | Callable[[], gymnasium.Env[Any, Any]]
+    """Any Gymnasium id, or module:Env-vN."""
+    algorithm: Algorithm
+    scheme: Scheme
+    optimizer: Rule
+    steps: Annotated[int, Allowed(1)] = 1_000_000
+    """Environment steps of the whole run, all workers together."""
+    seed: Annotated[int, Allowed(0)] = 0
+    """Of every random stream."""
+    workers: Annotated[int, Allowed(1)] = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """Worker processes (`sync` has one)."""
+    envs: Annotated[int, Allowed(1)] = 16
+    """Environments per worker."""
+    rollout: Annotated[int, Allowed(1)] = 5
+    """T, steps per rollout."""
+    stop_at: Annotated[float | None, Allowed()] = None
+    """Stop when the mean of the last 100 games reaches this and a fresh evaluation of 100 games confirms it."""
+    evaluate_every: Annotated[int | None, Allowed(1)] = None
+    """Evaluate in a process of its own every so many steps, and keep the best by that."""
+    init_from: str | None = None
+    """Start from the parameters of this run (or checkpoint)."""
+    max_episode_steps: Annotated[int | None, Allowed(1)] = None
+    """Truncate episodes after this many agent steps; none is the environment's own limit."""
+    out: str | None = None
+    """The run directory itself; default runs/<preset>-<env>-<time>."""
+    device: Literal["cpu", "cuda", "auto"] = "auto"
+    """Where learning happens."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the torso; auto is bf16 for CNNs on a CPU that has it."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    per_worker: tuple[str, ...] = ()
+    """Values by worker, such as algorithm.entropy-coef=.01,.02"""
+    model: ModelSpec = ModelSpec()
+    normalize: Normalize = Normalize()
+    atari: AtariOptions = AtariOptions()
+    preset: str = ""
+
+    def for_worker(self, worker: int) -> Self:
+        """The config as one worker sees it, `per_worker` values in place (they repeat when workers are more)."""
+        config = self
+        for path, values in parse_per_worker(self.per_worker).items():
+            config = with_value(config, path, values[worker % len(values)])
+        return config
+
+
+def parse_per_worker(entries: tuple[str, ...]) -> dict[tuple[str, str], tuple[float, ...]]:
+    """``("algorithm.entropy-coef=.01,.02",)`` to ``{("algorithm", "entropy_coef"): (.01, .02)}``.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    parsed = {}
+    for entry in entries:
+        path, _, values = entry.partition("=")
+        group, _, name = path.replace("-", "_").partition(".")
+        try:
+            parsed[group, name] = tuple(float(value) for value in values.split(","))
+        except ValueError:
+            raise UsageError(
+                f"--per-worker {entry} is not understood: write it as algorithm.entropy-coef=.01,.02"
+            ) from None
+        if group not in ("algorithm", "optimizer") or not name:
+            raise UsageError(f"--per-worker {entry} can set only values of the algorithm or the optimizer")
+    return parsed
+
+
+def with_value(config: Config, path: tuple[str, str], value: float) -> Any:
+    """The config with ``config.<group>.<name>`` replaced.
+
+    Raises:
+        UsageError: there is no such field.
+    """
+    group, name = path
+    part = getattr(config, group)
+    known = [f.name for f in fields(part)]
+    if name not in known:
+        flag = f"{group}.{name}".replace("_", "-")
+        raise UsageError(f"--per-worker {flag} does not exist{suggestion(name, known)}")
+    return replace(config, **{group: replace(part, **{name: value})})
+
+
+def check(config: Config) -> None:
+    """Every number in its range.
+
+    Raises:
+        UsageError: naming the flag, the value and what is allowed.
+    """
+    for flag, value, allowed in _ranges(config, ""):
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and number not in allowed:
+                raise UsageError(f"--{flag} {number} is not allowed: it must be {allowed}")
+    for entry in config.model.hidden:
+        if entry < 1:
+            raise UsageError(f"--model.hidden {entry} is not allowed: it must be a number of at least 1")
+    for worker in range(config.workers if config.per_worker else 0):
+        check(replace(config.for_worker(worker), per_worker=()))
+    if config.device == "cuda":
+        raise UsageError("--device cuda is not supported yet: use cpu")
+    if config.scheme.single and config.per_worker:
+        raise UsageError(f"--per-worker needs several workers, and --scheme {config.scheme.name} has one: use hogwild")
+
+
+def _ranges(part: Any, prefix: str) -> Iterator[tuple[str, Any, Allowed]]:
+    hints = typing.get_type_hints(type(part), include_extras=True)
+    for f in fields(part):
+        value, hint = getattr(part, f.name), hints.get(f.name)
+        flag = prefix + f.name.replace("_", "-")
+        if is_dataclass(value):
+            yield from _ranges(value, f"{flag}.")
+        for extra in getattr(hint, "__metadata__", ()):
+            if isinstance(extra, Allowed):
+                yield flag, value, extra

@@ -1,0 +1,186 @@
+"""Atari through ale-py's C++ vector environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from numpy.typing import NDArray
+
+from polyactor.envs.vector_env import ActionSpace, Step
+from polyactor.errors import EnvironmentUnsupported
+
+MAX_FRAMES = 108_000
+"""Emulator frames after which a game is truncated: 30 minutes at 60 frames a second."""
+
+UNDERSTOOD = {
+    "game",
+    "repeat_action_probability",
+    "full_action_space",
+    "frameskip",  # replaced by AtariOptions.frame_skip
+    "max_num_frames_per_episode",
+}
+"""What an Atari id may say about itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtariOptions:
+    """How an Atari game is shown to the agent; pictures are always grayscale and scores never clipped."""
+
+    frame_skip: int = 4
+    """Emulator frames per agent step: the action is repeated, and the last two frames are merged by their maximum."""
+    frame_size: int = 84
+    """Height and width of a frame, in pixels."""
+    noop_max: int = 30
+    """A game starts with up to this many idle frames, drawn at random."""
+    fire_reset: bool = True
+    """Press FIRE at the start of games that wait for it."""
+    stack: int = 4
+    """How many of the latest frames make one observation."""
+    life_loss: bool = False
+    """A lost life counts as an end for the value function; the game itself goes on."""
+    one_life: bool = False
+    """A lost life ends the episode and the game starts anew, so that scores are of one life."""
+    sticky: float | None = None
+    """Probability that the emulator repeats the last action; by default what the id says (ALE/*-v5 .25, *-v4 0)."""
+
+
+def looks_atari(env_id: str) -> bool:
+    """Whether an id is written like those ale-py registers; for error messages."""
+    return env_id.startswith("ALE/") or "NoFrameskip-" in env_id
+
+
+def is_atari(spec: EnvSpec) -> bool:
+    """Whether a registered id is one of ale-py's."""
+    return spec.entry_point == "ale_py.env:AtariEnv"
+
+
+def check(spec: EnvSpec) -> None:
+    """Refuse an Atari id that asks for what the vector emulator does not have.
+
+    Raises:
+        EnvironmentUnsupported: it sets a mode, a difficulty, RAM observations, continuous actions or the like.
+    """
+    foreign = sorted(set(spec.kwargs) - UNDERSTOOD)
+    if foreign:
+        raise EnvironmentUnsupported(
+            f"{spec.id} sets {', '.join(foreign)}, which the vector emulator does not have;"
+            f" an Atari id may set {', '.join(sorted(UNDERSTOOD))}."
+        )
+
+
+class AtariEnvs:
+    """B emulators; a `VectorEnv`.
+
+    Observations are ``[stack, frame_size, frame_size]`` uint8, oldest frame first; frames from before the start of the
+    game are black. ale-py returns new arrays at every step, so nothing is copied here.
+
+    A game is truncated, not terminated, after `max_episode_steps` agent steps or, by default, the id's own number of
+    emulator frames (108,000), counted from the first observation: the idle frames before it are free.
+
+    Args:
+        spec: the registered id.
+        num_envs: B.
+        options: preprocessing.
+        max_episode_steps: in agent steps.
+        threads: emulator threads.
+        render: run a second emulator in colour beside environment 0.
+
+    Raises:
+        EnvironmentUnsupported: as `check`.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        num_envs: int,
+        *,
+        options: AtariOptions,
+        max_episode_steps: int | None,
+        threads: int,
+        render: bool,
+    ) -> None:
+        from ale_py.vector_env import AtariVectorEnv
+
+        check(spec)
+        if max_episode_steps is None:
+            frames = spec.kwargs.get("max_num_frames_per_episode") or MAX_FRAMES
+        else:
+            frames = max_episode_steps * options.frame_skip
+        sticky = spec.kwargs.get("repeat_action_probability", 0.25) if options.sticky is None else options.sticky
+        game: dict[str, Any] = dict(
+            game=spec.kwargs["game"],
+            max_num_frames_per_episode=frames,  # frames, although ale-py's documentation says steps
+            repeat_action_probability=sticky,
+            full_action_space=spec.kwargs.get("full_action_space", False),
+            frameskip=options.frame_skip,
+            noop_max=options.noop_max,
+            use_fire_reset=options.fire_reset,
+            episodic_life=options.one_life,
+            reward_clipping=False,
+            autoreset_mode=gymnasium.vector.AutoresetMode.NEXT_STEP,
+        )
+        self._emulators = AtariVectorEnv(
+            num_envs=num_envs,
+            num_threads=min(threads, num_envs),
+            img_height=options.frame_size,
+            img_width=options.frame_size,
+            stack_num=options.stack,
+            grayscale=True,
+            **game,
+        )
+        # The emulator gives either gray or colour: a twin of environment 0 with its seed and actions gives the other.
+        self._twin = None
+        if render:
+            self._twin = AtariVectorEnv(
+                num_envs=1, num_threads=1, img_height=210, img_width=160, stack_num=1, grayscale=False, **game
+            )
+        self._picture: NDArray[np.uint8] | None = None
+        self._life_loss = options.life_loss
+        self._lives = np.zeros(num_envs, np.int32)
+        self._done = np.zeros(num_envs, np.bool_)
+
+        self.num_envs = num_envs
+        shape = (options.stack, options.frame_size, options.frame_size)
+        self.observation_space: gymnasium.spaces.Box = gymnasium.spaces.Box(0, 255, shape, np.uint8)
+        self.action_space: ActionSpace = gymnasium.spaces.Discrete(len(self._emulators.ale.get_action_set()))
+
+    def reset(self, seed: int | None) -> NDArray[Any]:
+        """Start B games; environment i is seeded with ``seed + i``, None draws a seed."""
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+        seed = int(seed) % (2**31 - self.num_envs)  # ale-py takes Python ints of 31 bits
+        observation, info = self._emulators.reset(seed=seed)
+        self._lives = info["lives"]
+        self._done = np.zeros(self.num_envs, np.bool_)
+        if self._twin is not None:
+            colour, _ = self._twin.reset(seed=seed)
+            self._picture = colour[0, -1]
+        return np.asarray(observation)
+
+    def step(self, action: NDArray[Any]) -> Step:
+        """One agent step, which is `frame_skip` emulator frames; `action` is ``[B]``, an index into the game's set."""
+        action = np.asarray(action, np.int64)
+        observation, reward, terminated, truncated, info = self._emulators.step(action)
+        done = terminated | truncated
+        if self._life_loss:
+            # Not ale-py's life_loss_info: that says neither whether the game ended, nor why. A game that restarts
+            # with fewer lives than the last one was left with has lost none.
+            terminated = terminated | ((info["lives"] < self._lives) & ~self._done)
+        self._lives, self._done = info["lives"], done
+        if self._twin is not None:
+            self._picture = self._twin.step(action[:1])[0][0, -1]
+        return Step(observation, reward.astype(np.float32), terminated, done)
+
+    def close(self) -> None:
+        """Stop the emulators."""
+        self._emulators.close()
+        if self._twin is not None:
+            self._twin.close()
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """The screen of environment 0, ``[210, 160, 3]``, or None when made without ``render=True``."""
+        return self._picture

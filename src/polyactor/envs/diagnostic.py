@@ -1,0 +1,200 @@
+"""Small environments whose answers are known exactly.
+
+The first question about an algorithm that does not learn is whether it solves these.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from numpy.typing import NDArray
+
+Observation = NDArray[np.float32]
+Answer = tuple[Observation, float, bool, bool, dict[str, Any]]
+
+LIMITS = {
+    "Bandit": None,
+    "Chain": 100,  # a policy that walks to and fro would never end
+    "TimeLimit": 10,
+    "TMaze": 50,
+    "LQR": 200,
+}
+"""Steps after which an id truncates the episode."""
+
+
+def register() -> None:
+    """Register ``polyactor/Bandit-v0`` and its siblings with Gymnasium; a second call changes nothing."""
+    for name, limit in LIMITS.items():
+        env_id = f"polyactor/{name}-v0"
+        if env_id not in gymnasium.registry:
+            gymnasium.register(env_id, entry_point=f"{__name__}:{name}", max_episode_steps=limit)
+
+
+def _one_hot(index: int, size: int) -> Observation:
+    vector = np.zeros(size, np.float32)
+    vector[index] = 1.0
+    return vector
+
+
+class Bandit(gymnasium.Env[Observation, np.int64]):
+    """Three arms that pay 1, 0.5 and 0; an episode is one pull and every observation is ``[1]``.
+
+    With entropy coefficient β the best policy is softmax(rewards / β), worth β·logsumexp(rewards / β).
+    """
+
+    rewards: ClassVar[tuple[float, ...]] = (1.0, 0.5, 0.0)
+
+    def __init__(self) -> None:
+        self.observation_space = Box(0.0, 1.0, (1,), np.float32)
+        self.action_space = Discrete(len(self.rewards))
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """The only state, ``[1]``."""
+        super().reset(seed=seed)
+        return np.ones(1, np.float32), {}
+
+    def step(self, action: np.int64) -> Answer:
+        """Pull an arm; the episode ends."""
+        return np.ones(1, np.float32), self.rewards[int(action)], True, False, {}
+
+
+class Chain(gymnasium.Env[Observation, np.int64]):
+    """Five states in a row, start in the second; action 0 goes left, 1 goes right.
+
+    Stepping off the left end pays 1, off the right end 10, and both end the episode. Observations are one-hot,
+    ``[5]``, and all zeros once off the chain. With γ = .9 the optimal values are [6.561, 7.29, 8.1, 9, 10] and those of
+    the uniform policy [1.347473, 1.883274, 2.837580, 4.422459, 6.990106].
+    """
+
+    length = 5
+    start = 1
+    left_reward = 1.0
+    right_reward = 10.0
+
+    def __init__(self) -> None:
+        self.observation_space = Box(0.0, 1.0, (self.length,), np.float32)
+        self.action_space = Discrete(2)
+        self.position = self.start
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Back to the second state."""
+        super().reset(seed=seed)
+        self.position = self.start
+        return _one_hot(self.position, self.length), {}
+
+    def step(self, action: np.int64) -> Answer:
+        """One state to the left (0) or to the right (1)."""
+        self.position += 1 if action == 1 else -1
+        if self.position < 0:
+            return np.zeros(self.length, np.float32), self.left_reward, True, False, {}
+        if self.position == self.length:
+            return np.zeros(self.length, np.float32), self.right_reward, True, False, {}
+        return _one_hot(self.position, self.length), 0.0, False, False, {}
+
+
+class TimeLimit(gymnasium.Env[Observation, np.int64]):
+    """One state, ``[1]``, and reward 1 for ever; the id truncates after 10 steps.
+
+    A critic that bootstraps at a truncation learns V = 1/(1-γ), which is 10 with γ = .9; one that takes it for an end
+    learns 5.263 (TD(0)) or 4.138 (whole episodes).
+    """
+
+    def __init__(self) -> None:
+        self.observation_space = Box(0.0, 1.0, (1,), np.float32)
+        self.action_space = Discrete(2)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """The only state, ``[1]``."""
+        super().reset(seed=seed)
+        return np.ones(1, np.float32), {}
+
+    def step(self, action: np.int64) -> Answer:
+        """Nothing changes."""
+        return np.ones(1, np.float32), 1.0, False, False, {}
+
+
+class TMaze(gymnasium.Env[Observation, np.int64]):
+    """A corridor of 10 steps to a junction; a cue that is shown only at the start says which turn pays 1.
+
+    Actions: 0 forward, 1 turn left, 2 turn right. In the corridor forward moves and a turn does nothing; at the
+    junction a turn ends the episode, with reward 1 if it is the cued one and 0 if not, and forward does nothing.
+    Observations, ``[4]``: cue is left, cue is right, in the corridor, at the junction. No reward for anything else.
+
+    Every corridor cell after the first observation looks alike, and so do both junctions. So without memory the turn
+    taken does not depend on the cue, and no such policy expects more than 1/2; with memory the best return is 1, after
+    11 steps. The id truncates after 50, so that standing still ends too.
+    """
+
+    length = 10
+
+    def __init__(self) -> None:
+        self.observation_space = Box(0.0, 1.0, (4,), np.float32)
+        self.action_space = Discrete(3)
+        self.position = 0
+        self.cue = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """The start of the corridor, with the cue."""
+        super().reset(seed=seed)
+        self.position = 0
+        self.cue = int(self.np_random.integers(2))
+        observation = self._observation()
+        observation[self.cue] = 1.0
+        return observation, {}
+
+    def step(self, action: np.int64) -> Answer:
+        """Forward (0), turn left (1) or turn right (2)."""
+        if self.position == self.length and action != 0:
+            return self._observation(), float(action - 1 == self.cue), True, False, {}
+        if action == 0:
+            self.position = min(self.position + 1, self.length)
+        return self._observation(), 0.0, False, False, {}
+
+    def _observation(self) -> Observation:
+        return _one_hot(3 if self.position == self.length else 2, 4)
+
+
+class LQR(gymnasium.Env[Observation, NDArray[np.float32]]):
+    """A noisy double integrator with quadratic cost: x' = Ax + Bu + w, reward -(x·Qx + u·Ru), x₀ = [1, 0].
+
+    The action ``[1]`` is a force without bounds, the observation ``[2]`` is position and velocity, w has standard
+    deviation 0.01. With γ = .99 the best mean is u = -Kx, K = [2.431280, 3.363815]; V(x₀) is -12.528268 without any
+    noise and -14.028793 when the policy's own standard deviation is 0.3. The id truncates after 200 steps.
+    """
+
+    a: ClassVar[NDArray[np.float64]] = np.array([[1.0, 0.1], [0.0, 1.0]])
+    b: ClassVar[NDArray[np.float64]] = np.array([[0.005], [0.1]])
+    q: ClassVar[NDArray[np.float64]] = np.eye(2)
+    r: ClassVar[NDArray[np.float64]] = np.array([[0.1]])
+    noise = 0.01
+
+    def __init__(self) -> None:
+        self.observation_space = Box(-np.inf, np.inf, (2,), np.float32)
+        self.action_space = Box(-np.inf, np.inf, (1,), np.float32)
+        self.x = np.array([1.0, 0.0])
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """At position 1, at rest."""
+        super().reset(seed=seed)
+        self.x = np.array([1.0, 0.0])
+        return self.x.astype(np.float32), {}
+
+    def step(self, action: NDArray[np.float32]) -> Answer:
+        """Push with the force `action` for one step; the cost is of the state pushed from."""
+        u = np.asarray(action, np.float64)
+        cost = float(self.x @ self.q @ self.x + u @ self.r @ u)
+        self.x = self.a @ self.x + self.b @ u + self.noise * self.np_random.standard_normal(2)
+        return self.x.astype(np.float32), -cost, False, False, {}

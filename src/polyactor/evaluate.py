@@ -1,0 +1,193 @@
+"""Whole games with a policy as it is: after training, or beside it in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyactor.build import PLAY, Streams, make_model
+from polyactor.checkpoint import replace_file
+from polyactor.config import Config
+from polyactor.envs import VectorEnv, make_envs
+from polyactor.models.actor_critic import ActorCritic
+from polyactor.policy import load_into, read
+from polyactor.processes import Crew
+
+MAX_GAME_STEPS = 27_000
+"""Agent steps after which a game is cut: 108,000 emulator frames, half an hour of play."""
+STUCK_AFTER = 2_000
+"""Agent steps without reward or any change of the observation after which a game counts as stuck."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Whole games, real scores.
+
+    Attributes:
+        scores: of every game, the same number from each environment.
+        lengths: agent steps.
+        stuck: games cut because nothing happened any more (a greedy policy that never serves, say).
+        capped: games cut at the step limit.
+        deterministic: the mode of the policy's distribution, or samples from it.
+    """
+
+    scores: tuple[float, ...]
+    lengths: tuple[int, ...]
+    stuck: int
+    capped: int
+    deterministic: bool
+
+    @property
+    def mean(self) -> float:
+        """Mean score."""
+        return statistics.fmean(self.scores)
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation of the scores."""
+        return statistics.pstdev(self.scores)
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        how = "greedy" if self.deterministic else "sampled"
+        cut = f", {self.stuck} stuck" * bool(self.stuck) + f", {self.capped} cut at the step limit" * bool(self.capped)
+        spread = f"from {min(self.scores):g} to {max(self.scores):g}"
+        return f"{how}: {self.mean:.2f} ± {self.std:.2f} over {len(self.scores)} games, {spread}{cut}"
+
+
+@torch.inference_mode()
+def play(
+    model: ActorCritic,
+    envs: VectorEnv,
+    *,
+    games: int,
+    deterministic: bool,
+    seed: int,
+    max_game_steps: int = MAX_GAME_STEPS,
+    stuck_after: int = STUCK_AFTER,
+) -> Evaluation:
+    """Play whole games, the same number in each environment, so that short games are not counted more often.
+
+    Args:
+        model: acts; not changed.
+        envs: B environments; their random stream starts anew from the seed.
+        games: at least this many in all (rounded up to a multiple of B).
+        max_game_steps: a game longer than this is cut and its score so far counts; so does the next.
+        stuck_after: a game in which neither reward nor observation changed for so many steps is cut.
+    """
+    b, per_env = envs.num_envs, -(-games // envs.num_envs)
+    streams = Streams.of(seed, PLAY)
+    observation, state = envs.reset(streams.env), model.initial_state(b)
+    is_first, ended = np.ones(b, dtype=bool), np.zeros(b, dtype=bool)
+    score, length, still, left = np.zeros(b), np.zeros(b, int), np.zeros(b, int), np.full(b, per_env)
+    scores: list[float] = []
+    lengths: list[int] = []
+    stuck = capped = 0
+    while left.any():
+        params, state = model.step(torch.from_numpy(observation), state, torch.from_numpy(is_first))
+        pi = model.distribution(params)
+        action = pi.mode() if deterministic else pi.sample(streams.act)
+        before = observation
+        observation, reward, _, done = envs.step(action.numpy())
+        score, length = score + reward, length + ~ended
+        unchanged = (observation == before).reshape(b, -1).all(1) & (reward == 0) & ~ended
+        still = np.where(unchanged, still + 1, 0)
+        is_stuck, is_capped = still >= stuck_after, length >= max_game_steps
+        over = (done | is_stuck | is_capped) & (left > 0)
+        for i in np.flatnonzero(over):
+            scores.append(float(score[i]))
+            lengths.append(int(length[i]))
+            stuck += bool(is_stuck[i] and not done[i])
+            capped += bool(is_capped[i] and not done[i] and not is_stuck[i])
+        # An environment cannot be reset alone: one whose game was cut plays no further ones.
+        left = np.where(over, np.where(done, left - 1, 0), left)
+        score, length, still = np.where(done, 0, score), np.where(done, 0, length), np.where(done, 0, still)
+        is_first, ended = ended, done
+    return Evaluation(tuple(scores), tuple(lengths), stuck, capped, deterministic)
+
+
+def evaluate(
+    config: Config,
+    tensors: Mapping[str, Tensor],
+    *,
+    games: int = 100,
+    deterministic: bool = False,
+    seed: int = 0,
+    threads: int = 1,
+) -> Evaluation:
+    """Play with the parameters given, in fresh environments.
+
+    Args:
+        config: of the run.
+        tensors: the model's parameters and buffers by name.
+        threads: of the environments.
+    """
+    envs = make_envs(
+        config.env,
+        min(games, 20),
+        atari=config.atari,
+        max_episode_steps=config.max_episode_steps,
+        threads=threads,
+    )
+    try:
+        model = make_model(config, envs)
+        load_into(model, tensors)
+        return play(model, envs, games=games, deterministic=deterministic, seed=seed)
+    finally:
+        envs.close()
+
+
+class Evaluator:
+    """Evaluates checkpoints in a process of its own while training goes on; one at a time.
+
+    Args:
+        games: of each evaluation.
+        seed: of its environments.
+    """
+
+    def __init__(self, games: int, seed: int) -> None:
+        self.games, self.seed = games, seed
+        self._crew: Crew | None = None
+        self._result = Path()
+        self.steps = 0
+
+    @property
+    def busy(self) -> bool:
+        """An evaluation is under way."""
+        return self._crew is not None
+
+    def start(self, saved: Path, steps: int) -> None:
+        """Evaluate a checkpoint, taken after so many environment steps."""
+        self.steps, self._result = steps, saved / "evaluation.json"
+        self._crew = Crew(_evaluate_checkpoint, 1, (str(saved), str(self._result), self.games, self.seed))
+
+    def poll(self, timeout: float = 0.0) -> float | None:
+        """The mean score once it is known; waits at most `timeout` seconds.
+
+        Raises:
+            PolyactorError: what went wrong in the evaluation.
+        """
+        if self._crew is None or not self._crew.wait(timeout):
+            return None
+        self.close()
+        mean: float = json.loads(self._result.read_text())["mean"]
+        return mean
+
+    def close(self) -> None:
+        """End it, finished or not."""
+        if self._crew is not None:
+            self._crew.stop(grace=0.5)
+            self._crew = None
+
+
+def _evaluate_checkpoint(worker: int, saved: str, result: str, games: int, seed: int) -> None:
+    config, tensors = read(Path(saved))
+    found = evaluate(config, tensors, games=games, seed=seed)
+    replace_file(Path(result), json.dumps({"mean": found.mean, "scores": found.scores}).encode())

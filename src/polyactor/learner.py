@@ -1,0 +1,166 @@
+"""Learning: `Learner` turns a rollout into gradients, `Updater` applies them. Schemes decide where each happens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from polyactor.board import Board, Counter, scalars
+from polyactor.errors import Diverged
+from polyactor.models.actor_critic import ActorCritic
+from polyactor.models.normalizer import merge
+from polyactor.optim.flat import State, bind
+from polyactor.optim.rules import Rule
+from polyactor.types import Algorithm, Batch, Gradients, Metrics, Rollout
+
+SKIPS_ALLOWED = 20
+"""Updates in a row that may be skipped for a non-finite gradient before the run stops."""
+
+
+class Learner:
+    """A replica of the model with its own gradient vector.
+
+    Args:
+        algorithm: the loss, and which batches a rollout gives.
+        model: becomes the replica: re-pointed at a private copy of the state.
+        state: what `pull` copies.
+        board: progress and version are read from it.
+        clip_reward: learn from rewards clipped to ±this; none does not clip.
+        generator: the algorithm's own random stream.
+        reading: held while the snapshot is copied.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        model: ActorCritic,
+        state: State,
+        board: Board,
+        *,
+        total_steps: int,
+        clip_reward: float | None,
+        generator: torch.Generator,
+        reading: AbstractContextManager[object] | None = None,
+    ) -> None:
+        self.algorithm, self.model, self.state, self.board = algorithm, model, state, board
+        self.total_steps, self.clip_reward, self.generator = total_steps, clip_reward, generator
+        self.reading = reading or nullcontext()
+        self.vector = state.vector.clone()
+        self.gradient = torch.zeros(state.layout.theta, dtype=state.vector.dtype)
+        bind(model, self.vector, self.gradient)
+        self.version = 0
+
+    def pull(self) -> None:
+        """θ' ← θ, running statistics too."""
+        with self.reading:
+            self.version = self.board.version
+            self.vector.copy_(self.state.vector)
+
+    def gradients(self, rollout: Rollout) -> Iterator[Gradients]:
+        """dθ of every batch the algorithm makes of a rollout.
+
+        The first is taken at the parameters that acted; before each later one the newest are pulled.
+        """
+        algorithm = self.algorithm.at(self.board.steps / self.total_steps)
+        rollout = rollout.replace(reward=self._scaled(rollout.reward))
+        batches = algorithm.batches(self.model, rollout, None, self.generator)
+        steps, moments = rollout.steps, rollout.moments
+        batch: Batch | None = next(batches, None)
+        while batch is not None:
+            metrics = differentiate(algorithm, self.model, batch, self.gradient)
+            metrics["policy_lag"] = (self.version - rollout.version).double().mean()
+            yield Gradients(self.gradient, metrics, self.version, steps, moments)
+            steps, moments = 0, {}
+            try:
+                batch = batches.send(metrics)
+            except StopIteration:
+                return
+            self.pull()
+
+    def _scaled(self, reward: Tensor) -> Tensor:
+        """What is learned from; the score stays the environment's own."""
+        moments = self.model.return_moments
+        if moments is not None and moments.count > 0:
+            reward = reward / (moments.variance + 1e-8).sqrt()
+        return reward if self.clip_reward is None else reward.clamp(-self.clip_reward, self.clip_reward)
+
+
+def differentiate(algorithm: Algorithm, model: ActorCritic, batch: Batch, gradient: Tensor) -> Metrics:
+    """Write ∂L/∂θ' into ``gradient [θ]``; returns the loss's metrics.
+
+    The model's ``.grad`` are views of `gradient`, zeroed here, so nothing survives from the update before.
+    """
+    gradient.zero_()
+    loss, metrics = algorithm.loss(model, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return metrics
+
+
+class Updater:
+    """Owns θ, the optimizer's statistics, clipping, and schedules on progress; the only place where θ changes.
+
+    Args:
+        state: what is moved, in place; may be shared memory.
+        rule: how.
+        board: where updates and consumed environment steps are counted.
+        worker: whose counters and statistics these are.
+        total_steps: environment steps of the whole run; progress is steps consumed ÷ this.
+        applying: held while θ changes.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        rule: Rule,
+        board: Board,
+        *,
+        worker: int,
+        total_steps: int,
+        applying: AbstractContextManager[object] | None = None,
+    ) -> None:
+        self.state, self.rule, self.board = state, rule, board
+        self.worker, self.total_steps = worker, total_steps
+        self.applying = applying or nullcontext()
+        self.statistics = state.statistics[worker % len(state.statistics)]
+        self.running = state.views()
+
+    def apply(self, gradients: Gradients) -> int:
+        """θ ← θ + Δ(dθ), merge the running statistics, count; returns the new version.
+
+        Raises:
+            Diverged: too many gradients in a row were not finite. Each such one is skipped and counted.
+        """
+        dtheta, count = gradients.vector, self.board.count
+        norm = float(dtheta.norm())
+        finite = math.isfinite(norm)
+        lr = self.rule.lr_at(self.board.steps / self.total_steps)
+        with self.applying:
+            staleness = self.board.version - gradients.version
+            if finite:
+                if self.rule.max_grad_norm is not None:
+                    dtheta.mul_(min(1.0, self.rule.max_grad_norm / (norm + 1e-6)))
+                self.rule.step(self.state.theta, dtheta, self.statistics, lr)
+                for name, moments in gradients.moments.items():
+                    merge(self.running, name, moments)
+            count(self.worker, Counter.UPDATES, int(finite))
+            count(self.worker, Counter.STEPS, gradients.steps)
+        if finite:
+            self.board.counters[self.worker, Counter.SKIPPED_IN_A_ROW] = 0
+            own = {"grad_norm": norm, "learning_rate": lr, "gradient_staleness": float(staleness)}
+            self.board.record(self.worker, scalars(gradients.metrics) | own)
+        else:
+            self._skip()
+        return self.board.version
+
+    def _skip(self) -> None:
+        self.board.count(self.worker, Counter.SKIPPED, 1)
+        self.board.count(self.worker, Counter.SKIPPED_IN_A_ROW, 1)
+        if self.board.counters[self.worker, Counter.SKIPPED_IN_A_ROW] > SKIPS_ALLOWED:
+            raise Diverged(
+                f"{SKIPS_ALLOWED} gradients in a row were not finite, so the run stopped; "
+                "lower --optimizer.lr or look for NaN in the environment's rewards and observations"
+            )

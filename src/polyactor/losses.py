@@ -1,0 +1,37 @@
+"""The terms losses are made of: ``[T, B]`` in, a scalar out, fake rows masked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Reduction = Literal["mean", "sum"]
+"""How a loss over real rows becomes a scalar; see docs/algorithms/a2c.md for what it does to clipping and ε."""
+
+
+def reduce(x: Tensor, mask: Tensor, reduction: Reduction) -> Tensor:
+    """Sum, or mean over real rows, of ``x [T, B]``; 0 (not NaN) when every row is fake."""
+    total = (x * mask).sum()
+    return total if reduction == "sum" else total / mask.sum().clamp(min=1.0)
+
+
+def policy_gradient(log_prob: Tensor, advantage: Tensor) -> Tensor:
+    """``−log π(a_t|x_t) A_t``, per row; its gradient is the policy gradient's negative. A_t is a constant."""
+    return -log_prob * advantage.detach()
+
+
+def squared_error(value: Tensor, target: Tensor) -> Tensor:
+    """``(R_t − V(x_t))²``, per row, without a ½; the target is a constant."""
+    return (target.detach() - value) ** 2
+
+
+def normalized(advantage: Tensor, mask: Tensor) -> Tensor:
+    """``(A − mean) / std`` over real rows, population std; unchanged when fewer than two rows are real."""
+    count = mask.sum()
+    if count < 2:
+        return advantage
+    mean = (advantage * mask).sum() / count
+    variance = ((advantage - mean) ** 2 * mask).sum() / count
+    return (advantage - mean) * mask / (variance.sqrt() + 1e-8)

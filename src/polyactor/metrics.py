@@ -1,0 +1,241 @@
+"""What a run writes while it goes: rows, events, TensorBoard scalars and a summary, all in its own directory.
+
+``metrics.jsonl`` holds a row per report and ``events.jsonl`` one line per happening; both are plain JSON lines, each
+written whole in one call. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from polyactor.checkpoint import replace_file, writing
+from polyactor.errors import RunDirectoryError
+
+ROWS, EVENTS, SUMMARY = "metrics.jsonl", "events.jsonl", "summary.json"
+
+Value = float | int | list[int] | None
+
+
+class MetricsLog:
+    """The files one run reports to. One process owns it; close it, or use it in a ``with`` statement.
+
+    Args:
+        directory: the run directory, made when missing.
+        append: go on where an earlier run stopped; half a line that a crash left at the end is dropped. Otherwise
+            the directory must not hold rows yet.
+
+    Raises:
+        RunDirectoryError: the directory cannot be written, or holds rows already and ``append`` is off.
+        OutOfResources: the disk is full (here and from every method that writes; no half line stays behind).
+    """
+
+    def __init__(self, directory: Path, *, append: bool = False) -> None:
+        self.directory = Path(directory)
+        rows, events = self.directory / ROWS, self.directory / EVENTS
+        with writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if not append and rows.exists() and rows.stat().st_size:
+                raise RunDirectoryError(f"{rows} already has rows of another run: resume it or choose another --out")
+            self._rows = _open_lines(rows, append)
+            self._events = _open_lines(events, append)
+            self._board = _Scalars(self.directory, purge=append)
+
+    def row(self, values: Mapping[str, Value]) -> None:
+        """Append one row to ``metrics.jsonl`` and its scalars to TensorBoard.
+
+        Args:
+            values: by name, in the order they are written; ``agent_steps`` must be there. NaN and infinities become
+                null; lists go to the row only.
+
+        Raises:
+            KeyError: there is no ``agent_steps``; nothing is written.
+        """
+        plain = {name: _plain(value) for name, value in values.items()}
+        step = int(plain["agent_steps"])
+        with writing(self.directory / ROWS):
+            _write_line(self._rows, plain)
+            self._board.write(plain, step)
+
+    def event(self, name: str, reason: str = "", **fields: object) -> None:
+        """Append one line to ``events.jsonl``: UTC time (ISO 8601, milliseconds), event, reason, then the fields."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with writing(self.directory / EVENTS):
+            _write_line(self._events, _plain({"time": now, "event": name, "reason": reason} | fields))
+
+    def summary(self, values: Mapping[str, object]) -> None:
+        """Write ``summary.json``; a reader finds the old one or the new one."""
+        text = json.dumps(_plain(values), indent=1, allow_nan=False) + "\n"
+        with writing(self.directory / SUMMARY):
+            replace_file(self.directory / SUMMARY, text.encode())
+
+    def close(self) -> None:
+        """Close the files; may be called twice."""
+        for descriptor in (self._rows, self._events):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._rows = self._events = -1
+        with writing(self.directory):
+            self._board.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON lines file, without the half line that a crash or a writer at work may have left at its end.
+
+    Args:
+        path: ``metrics.jsonl`` or ``events.jsonl``; no rows when it does not exist.
+
+    Raises:
+        RunDirectoryError: it cannot be read, or a whole line of it is not a JSON object.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunDirectoryError(f"cannot read {path}: {error.strerror}") from error
+    rows = []
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):  # what follows the last newline is no whole line
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise RunDirectoryError(f"{path} is damaged: line {number} is not a JSON object")
+        rows.append(row)
+    return rows
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of python, torch, gymnasium and polyactor; None for what is not installed. Imports none of them."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("torch", "gymnasium", "polyactor"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it, never empty."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def resident_mb(pids: Iterable[int]) -> float:
+    """Resident memory of the processes together, in MiB.
+
+    Pages they share are counted once for each. A process that is gone counts nothing; NaN where the system cannot say.
+    """
+    if Path("/proc/self/statm").exists():
+        return sum(_resident_pages(pid) for pid in pids) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    try:
+        command = ["ps", "-o", "rss=", "-p", ",".join(str(pid) for pid in pids)]
+        listing = subprocess.run(command, capture_output=True, text=True, timeout=5).stdout
+        return sum(int(kibibytes) for kibibytes in listing.split()) / 2**10
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return math.nan
+
+
+def _resident_pages(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _plain(value: Any) -> Any:
+    """The value as strict JSON has it: non-finite numbers are null, array scalars numbers, anything else its name."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(entry) for entry in value]
+    if callable(getattr(value, "tolist", None)):  # numpy and torch
+        return _plain(value.tolist())
+    return str(value)
+
+
+def _open_lines(path: Path, append: bool) -> int:
+    """A descriptor that appends after the last whole line, or to an empty file."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    os.ftruncate(descriptor, path.read_bytes().rfind(b"\n") + 1 if append else 0)
+    return descriptor
+
+
+def _write_line(descriptor: int, value: object) -> None:
+    """Append one line in one call; on failure take back what part of it reached the file."""
+    line = json.dumps(value, allow_nan=False).encode() + b"\n"
+    size = os.fstat(descriptor).st_size
+    written = 0
+    try:
+        while written < len(line):
+            written += os.write(descriptor, line[written:])  # short only where the disk fills up: then the next raises
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(descriptor, size)
+        raise
+
+
+class _Scalars:
+    """A TensorBoard event file, written in this thread: nothing is queued, so nothing is lost when the run is killed.
+
+    TensorBoard's own `EventFileWriter` has a thread that hides write errors, and torch's needs torch.
+    """
+
+    def __init__(self, directory: Path, purge: bool) -> None:
+        from tensorboard.compat.proto import event_pb2, summary_pb2  # type: ignore[import-untyped]
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+
+        self._event, self._session, self._summary = event_pb2.Event, event_pb2.SessionLog, summary_pb2.Summary
+        self._purge = purge
+        # TensorBoard reads a directory's files in the order of their names, so a resumed run's must come later.
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        count = len(list(directory.glob("events.out.tfevents.*")))
+        self._writer = RecordWriter(open(directory / f"{name}.{count:04d}", "xb"))  # noqa: SIM115 (closed in close)
+        self._record(self._event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def write(self, values: Mapping[str, Any], step: int) -> None:
+        if self._purge:  # the resumed run replaces what the lost one wrote from here on
+            start = self._session(status=self._session.START)
+            self._record(self._event(wall_time=time.time(), step=step, session_log=start))
+            self._purge = False
+        scalars = [
+            self._summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+            if isinstance(value, int | float) and name != "agent_steps"
+        ]
+        self._record(self._event(wall_time=time.time(), step=step, summary=self._summary(value=scalars)))
+
+    def _record(self, event: Any) -> None:
+        self._writer.write(event.SerializeToString())
+        self._writer.flush()
+
+    def close(self) -> None:
+        if not self._writer.closed:
+            self._writer.close()

@@ -1,0 +1,54 @@
+"""Running mean and variance as buffers, so that they travel, publish and checkpoint with θ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from polyactor.types import Moments
+
+
+class RunningMoments(nn.Module):
+    """Mean and variance of all samples merged so far (Chan et al. 1983).
+
+    They are read while a rollout is collected and differentiated; `merge` changes them when an update is applied.
+    """
+
+    count: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("variance", torch.ones(shape))
+
+
+def merge(buffers: Mapping[str, Tensor], name: str, new: Moments) -> None:
+    """Add a rollout's samples to the buffers ``{name}.count``, ``.mean`` and ``.variance``, in place.
+
+    Arithmetic in float64: counts grow past the integers float32 can hold.
+    """
+    count, mean, variance = (buffers[f"{name}.{part}"] for part in ("count", "mean", "variance"))
+    n, m = count.double(), new.count.double()
+    total = n + m
+    if total == 0:
+        return
+    delta = new.mean.double() - mean.double()
+    m2 = variance.double() * n + new.m2.double() + delta**2 * (n * m / total)
+    mean.add_(delta * (m / total))
+    variance.copy_(m2 / total)
+    count.copy_(total)
+
+
+def moments(samples: Tensor, weight: Tensor | None = None) -> Moments:
+    """Moments of ``samples [N, *shape]`` over the first axis, rows weighted 0 or 1 by ``weight [N]``."""
+    x = samples.double()
+    w = torch.ones(len(x), dtype=torch.double) if weight is None else weight.double()
+    w_column = w.view(-1, *[1] * (x.dim() - 1))
+    count = w.sum()
+    mean = (x * w_column).sum(0) / count.clamp(min=1)
+    return Moments(count, mean, (((x - mean) ** 2) * w_column).sum(0))

@@ -1,0 +1,32 @@
+"""What a model is made of, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from polyactor.types import Allowed
+
+TorsoName = Literal["auto", "mlp", "a3c-cnn", "nature-cnn"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Torso, core and heads."""
+
+    torso: TorsoName = "auto"
+    """auto: the A3C CNN for images, an MLP for vectors."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the MLP's layers."""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """Of the MLP; the CNNs use ReLU."""
+    core: Literal["none", "lstm"] = "none"
+    """lstm: memory, trained by backpropagation through the whole rollout."""
+    core_size: Annotated[int, Allowed(1)] = 256
+    """Units of the LSTM."""
+    share_torso: bool = True
+    """One torso and core for policy and value, or one each."""
+    log_std: Literal["free", "state"] = "free"
+    """Gaussian policies: log σ as free parameters, or a function of the observation."""
+    log_std_start: Annotated[float, Allowed(-5, 2)] = 0.0
+    """log σ before training."""

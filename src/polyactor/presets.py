@@ -1,0 +1,155 @@
+"""Settings by name: methods that fit any environment, and named rows that reproduce a result. Data, no code paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from polyactor.compose import part
+from polyactor.config import Config
+from polyactor.envs import EnvFactory, looks_atari, make_envs
+from polyactor.errors import UsageError, suggestion
+from polyactor.types import Algorithm
+
+Kind = Literal["atari", "discrete", "continuous"]
+Values = Mapping[str, Any]
+"""Config values by dotted path: ``{"rollout": 20, "optimizer.lr": 1e-3}``."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """An algorithm under a scheme, with settings for each kind of environment.
+
+    Attributes:
+        about: one line.
+        algorithm, scheme: by name.
+        values: by kind of environment; the optimizer is `optimizer`.
+    """
+
+    about: str
+    algorithm: str
+    scheme: str
+    values: Mapping[Kind, Values]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A method on one environment.
+
+    Attributes:
+        about: one line.
+        method: whose values these override.
+        env: the environment.
+        values: the overrides.
+        claim: what its source published; empty for our own.
+        measured: what we measured, as in ``results/``; empty until there is one.
+    """
+
+    about: str
+    method: str
+    env: str
+    values: Values = field(default_factory=dict)
+    claim: str = ""
+    measured: str = ""
+
+
+_ACTOR_CRITIC: dict[Kind, Values] = {
+    # Per-pixel normalisation makes the few pixels that move stand out of the static background; with it Pong needs
+    # well under a quarter of the steps. docs/performance.md has the comparison.
+    "atari": {
+        "optimizer": "adam", "optimizer.lr": 1e-3, "rollout": 10, "envs": 16, "steps": 10_000_000,
+        "algorithm.gae_lambda": 0.95, "normalize.observation": True, "normalize.clip_reward": 1.0,
+    },
+    "discrete": {
+        "optimizer": "adam", "optimizer.lr": 1e-3, "rollout": 20, "envs": 8, "steps": 300_000,
+        "algorithm.gae_lambda": 0.95, "algorithm.entropy_coef": 0.0, "normalize.reward": True,
+    },
+    "continuous": {
+        "optimizer": "adam", "optimizer.lr": 1e-3, "rollout": 20, "envs": 8, "steps": 1_000_000,
+        "algorithm.gae_lambda": 0.95, "algorithm.entropy_coef": 0.0, "normalize.observation": True, "normalize.reward": True,
+    },
+}  # fmt: skip
+
+METHODS: dict[str, Method] = {
+    "a2c": Method("synchronous advantage actor-critic", "a2c", "sync", _ACTOR_CRITIC),
+    "a3c": Method("asynchronous advantage actor-critic: lock-free workers", "a2c", "hogwild", _ACTOR_CRITIC),
+}
+
+PRESETS: dict[str, Preset] = {
+    "pong-a3c": Preset(
+        "Pong to a mean score of 18 on a laptop",
+        "a3c",
+        "PongNoFrameskip-v4",
+        {"stop_at": 18.0, "steps": 8_000_000},
+    ),
+}
+
+
+def kind_of(env: str | EnvFactory) -> Kind:
+    """Which settings an environment wants.
+
+    Raises:
+        EnvironmentUnsupported: as `make_envs`.
+    """
+    if isinstance(env, str) and looks_atari(env):
+        return "atari"
+    envs = make_envs(env, 1)
+    try:
+        return "continuous" if envs.action_space.__class__.__name__ == "Box" else "discrete"
+    finally:
+        envs.close()
+
+
+def base_config(
+    name: str, *, env: str | EnvFactory | None = None, scheme: str | None = None, optimizer: str | None = None
+) -> Config:
+    """The config a name stands for, before any flag.
+
+    Args:
+        name: a method, a preset, or an algorithm of one's own as ``file.py:Class``.
+        env, scheme, optimizer: in place of the name's own.
+
+    Raises:
+        UsageError: no such name, or no environment.
+        EnvironmentUnsupported: the environment cannot be trained in.
+    """
+    preset = PRESETS.get(name)
+    method = METHODS.get(preset.method if preset else name)
+    if method is None:
+        if ".py:" not in name:
+            names = [*METHODS, *PRESETS]
+            raise UsageError(f"there is no preset {name}{suggestion(name, names)}: choose from {', '.join(names)}")
+        method = Method("", name, "sync", _ACTOR_CRITIC)
+    if env is None:
+        if preset is None:
+            raise UsageError(f"--env is needed: polyactor train {name} --env CartPole-v1")
+        env = preset.env
+    values = dict(method.values[kind_of(env)]) | dict(preset.values if preset else {})
+    algorithm: Algorithm = part("algorithm", method.algorithm)()
+    own = values.pop("optimizer")
+    if optimizer is not None and optimizer != own:  # another rule wants another learning rate: its own default
+        values = {path: value for path, value in values.items() if not path.startswith("optimizer.")}
+    config = Config(
+        env=env,
+        algorithm=algorithm,
+        scheme=part("scheme", scheme or method.scheme)(),
+        optimizer=part("optimizer", optimizer or own)(),
+        preset=name,
+    )
+    if config.scheme.single:
+        values |= {"workers": 1}
+    for path, value in values.items():
+        config = _with(config, path, value)
+    return config
+
+
+def _with(config: Config, path: str, value: Any) -> Config:
+    """The config with a dotted path set; what an algorithm of one's own does not have is left out."""
+    group, _, name = path.rpartition(".")
+    if not group:
+        return replace(config, **{name: value})
+    section = getattr(config, group)
+    if name not in {f.name for f in fields(section)}:
+        return config
+    return replace(config, **{group: replace(section, **{name: value})})

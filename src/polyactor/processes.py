@@ -1,0 +1,141 @@
+"""Worker processes: started by spawn, one torch thread each, never outliving the run, never dying silently."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+import torch.multiprocessing
+
+from polyactor import errors
+
+PR_SET_PDEATHSIG = 1
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+
+
+def tune_allocator() -> bool:
+    """Keep big blocks in the process instead of returning them to the kernel after every update.
+
+    Training throughput nearly doubles with glibc; elsewhere this does nothing and returns False.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    settings = {M_MMAP_THRESHOLD: 1 << 30, M_TRIM_THRESHOLD: (1 << 31) - 1, M_TOP_PAD: 1 << 26}
+    return all([mallopt(name, value) for name, value in settings.items()])
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent dies, however it dies (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)
+
+
+def settle() -> None:
+    """One torch thread: a worker keeps one core busy by itself, and two would wait for each other."""
+    tune_allocator()
+    torch.set_num_threads(1)
+
+
+def _enter(target: Callable[..., None], pipe: Connection, parent: int, args: tuple[Any, ...]) -> None:
+    """A worker's first and last lines."""
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run decides what it means
+    faulthandler.enable()
+    settle()
+    try:
+        target(*args)
+    except BaseException as error:
+        kind = type(error).__name__ if isinstance(error, errors.PolyactorError) else ""
+        pipe.send((kind, str(error), traceback.format_exc()))
+        os._exit(1)  # skip the interpreter's teardown: an environment's own threads may never end
+
+
+class Crew:
+    """N processes running one function; raises in the run what went wrong in a worker.
+
+    Args:
+        target: an importable function, called as ``target(i, *args)``.
+        workers: N.
+        args: the same for every worker; tensors in shared memory stay shared.
+    """
+
+    def __init__(self, target: Callable[..., None], workers: int, args: tuple[Any, ...]) -> None:
+        context = torch.multiprocessing.get_context("spawn")
+        # One thread in every math library, before a worker imports it.
+        inherited = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        os.environ.update(dict.fromkeys(inherited, "1"))
+        self.pipes: list[Connection] = []
+        self.processes = []
+        try:
+            for i in range(workers):
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(
+                    target=_enter, args=(target, theirs, os.getpid(), (i, *args)), name=f"polyactor-worker-{i}"
+                )
+                process.start()
+                theirs.close()
+                self.pipes.append(ours)
+                self.processes.append(process)
+        finally:
+            for name, value in inherited.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids, for memory accounting."""
+        return [process.pid for process in self.processes if process.pid is not None]
+
+    def wait(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for news of a worker; True when all have ended well.
+
+        Raises:
+            PolyactorError: the worker's own, with its traceback on stderr.
+            WorkerFailed: it raised anything else, or was killed.
+        """
+        running = [process for process in self.processes if process.exitcode is None]
+        if running:
+            wait([process.sentinel for process in running], timeout)
+        for i, process in enumerate(self.processes):
+            if process.exitcode not in (None, 0):
+                raise self._failure(i)
+        return all(process.exitcode == 0 for process in self.processes)
+
+    def _failure(self, i: int) -> errors.PolyactorError:
+        code = self.processes[i].exitcode
+        try:
+            kind, sentence, trace = self.pipes[i].recv()
+        except (EOFError, OSError):
+            why = f"was killed by signal {-code} (out of memory?)" if code < 0 else f"ended with code {code}"
+            return errors.WorkerFailed(f"worker {i} {why} before its work was done")
+        error_type = getattr(errors, kind, None)
+        if error_type is not None:
+            failure: errors.PolyactorError = error_type(f"worker {i}: {sentence}")
+            return failure
+        return errors.WorkerFailed(f"worker {i} raised: {sentence or 'an error'}\n{trace}")
+
+    def stop(self, grace: float = 10.0) -> None:
+        """Join with a deadline (seconds), then terminate, then kill."""
+        end = time.monotonic() + grace
+        for process in self.processes:
+            process.join(max(0.0, end - time.monotonic()))
+        for ask in ("terminate", "kill"):
+            stubborn = [process for process in self.processes if process.exitcode is None]
+            for process in stubborn:
+                getattr(process, ask)()
+            for process in stubborn:
+                process.join(2.0)
+        for pipe in self.pipes:
+            pipe.close()

@@ -1,0 +1,125 @@
+"""What a person sees while a run goes on: a live panel on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+LINE_EVERY = 15.0
+"""Seconds between lines where there is no terminal."""
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+class Progress:
+    """Shows the newest row of a run.
+
+    Args:
+        title: the run in a few words.
+        total_steps: environment steps of the whole run.
+        quiet: show nothing.
+    """
+
+    def __init__(self, title: str, total_steps: int, *, quiet: bool) -> None:
+        self.title, self.total_steps, self.quiet = title, total_steps, quiet
+        self.console = Console(stderr=False, highlight=False)
+        self.live = Live(console=self.console, refresh_per_second=4) if self._on_terminal() else None
+        self.curve: list[float] = []
+        self.next_line = time.monotonic() + 2.0
+
+    def _on_terminal(self) -> bool:
+        return self.console.is_terminal and not self.quiet
+
+    def __enter__(self) -> Self:
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def say(self, message: str) -> None:
+        """A line that stays."""
+        if not self.quiet:
+            self.console.print(message)
+
+    def show(self, row: Mapping[str, Any], *, new: bool) -> None:
+        """The newest values.
+
+        Args:
+            row: keys as in ``metrics.jsonl``.
+            new: it is a reported row, so its score joins the curve.
+        """
+        if new and row["score_mean100"] is not None:
+            self.curve.append(row["score_mean100"])
+        if self.live is not None:
+            self.live.update(self._panel(row))
+        elif not self.quiet and time.monotonic() >= self.next_line:
+            self.next_line = time.monotonic() + LINE_EVERY
+            print(self._line(row), flush=True, file=sys.stdout)
+
+    def _line(self, row: Mapping[str, Any]) -> str:
+        return (
+            f"{row['agent_steps']:>11,} steps  score {number(row['score_mean100'])}  games {row['games']:,}  "
+            f"{row['steps_per_s']:,.0f} steps/s  left {clock(self._left(row))}  "
+            f"staleness {number(row['gradient_staleness'])}"
+        )
+
+    def _left(self, row: Mapping[str, Any]) -> float | None:
+        rate = row["steps_per_s"]
+        return (self.total_steps - row["agent_steps"]) / rate if rate else None
+
+    def _panel(self, row: Mapping[str, Any]) -> RenderableType:
+        table = Table.grid(padding=(0, 3))
+        cells = {
+            "score (last 100 games)": number(row["score_mean100"]),
+            "games": f"{row['games']:,}",
+            "steps/s": f"{row['steps_per_s']:,.0f}",
+            "left, at most": clock(self._left(row)),
+            "policy lag": number(row["policy_lag"]),
+            "staleness": number(row["gradient_staleness"]),
+            "entropy": number(row["entropy"]),
+        }
+        table.add_row(*[Text(name, style="dim") for name in cells])
+        table.add_row(*[Text(value, style="bold") for value in cells.values()])
+        done = row["agent_steps"]
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(
+            ProgressBar(total=self.total_steps, completed=done, width=50),
+            f"{done:,} of {self.total_steps:,} steps",
+            clock(row["wall_s"]),
+        )
+        return Group(Text(self.title, style="bold cyan"), bar, table, Text(sparkline(self.curve), style="green"))
+
+
+def number(value: float | None) -> str:
+    """Three figures, or a dash where there is none yet."""
+    return "–" if value is None else f"{value:.2f}"
+
+
+def clock(seconds: float | None) -> str:
+    """h:mm:ss."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def sparkline(values: list[float], width: int = 60) -> str:
+    """The newest `width` values as bars."""
+    shown = values[-width:]
+    if not shown:
+        return ""
+    low, high = min(shown), max(shown)
+    span = (high - low) or 1.0
+    return "".join(SPARKS[round((value - low) / span * (len(SPARKS) - 1))] for value in shown)

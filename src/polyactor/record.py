@@ -1,0 +1,89 @@
+"""Watch a policy: one game as an mp4."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from polyactor.build import PLAY, Streams, make_model
+from polyactor.config import Config
+from polyactor.envs import make_envs
+from polyactor.errors import EnvironmentUnsupported
+from polyactor.evaluate import MAX_GAME_STEPS, STUCK_AFTER
+from polyactor.policy import load_into
+
+MIN_SIZE = 320
+"""Pixels; smaller pictures are enlarged by a whole factor, so that a player shows them sharp."""
+
+
+@torch.inference_mode()
+def record(
+    config: Config, tensors: Mapping[str, Tensor], out: Path, *, deterministic: bool = False, seed: int = 0
+) -> float:
+    """Play one game and write it as H.264; the file appears whole or not at all.
+
+    Args:
+        config: of the run.
+        tensors: the model's parameters and buffers by name.
+        out: the mp4.
+
+    Returns:
+        The game's score.
+
+    Raises:
+        EnvironmentUnsupported: the environment cannot draw itself, or no encoder is installed.
+    """
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        raise EnvironmentUnsupported('a video needs an encoder: pip install "polyactor[video]"') from None
+    envs = make_envs(config.env, 1, atari=config.atari, max_episode_steps=config.max_episode_steps, render=True)
+    temporary = out.with_name(f".{out.stem}.part{out.suffix}")
+    writer = None
+    try:
+        model = make_model(config, envs)
+        load_into(model, tensors)
+        streams = Streams.of(seed, PLAY)
+        observation, state, is_first = torch.from_numpy(envs.reset(streams.env)), model.initial_state(1), True
+        score, unchanged = 0.0, 0
+        for _ in range(MAX_GAME_STEPS):
+            frame = envs.render()
+            if frame is None:
+                raise EnvironmentUnsupported(f"{config.env} draws no pictures, so there is nothing to record")
+            if writer is None:
+                height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2  # H.264 wants even sizes
+                factor = max(1, -(-MIN_SIZE // height))
+                writer = imageio_ffmpeg.write_frames(
+                    str(temporary),
+                    (width, height),
+                    fps=envs.frames_per_second,
+                    codec="libx264",
+                    macro_block_size=2,
+                    output_params=["-vf", f"scale={width * factor}:{height * factor}:flags=neighbor"],
+                )
+                writer.send(None)
+            writer.send(frame[:height, :width].tobytes())
+            params, state = model.step(observation, state, torch.tensor([is_first]))
+            pi = model.distribution(params)
+            action = pi.mode() if deterministic else pi.sample(streams.act)
+            step = envs.step(action.numpy())
+            after = torch.from_numpy(step.observation)
+            unchanged = unchanged + 1 if torch.equal(after, observation) and step.reward[0] == 0 else 0
+            observation, is_first, score = after, False, score + float(step.reward[0])
+            if step.done[0] or unchanged >= STUCK_AFTER:
+                break
+        assert writer is not None
+        writer.close()
+        writer = None
+        os.replace(temporary, out)
+        return score
+    finally:
+        if writer is not None:
+            writer.close()
+        temporary.unlink(missing_ok=True)
+        envs.close()

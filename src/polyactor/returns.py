@@ -1,0 +1,58 @@
+"""Returns and advantages: pure functions of ``[T, B]`` tensors, each the equation it names.
+
+Every recursion is written in advantage form, carry ``A_t = G_t − V(x_t)``. At a fake row (the one after an
+episode's end, ``mask_t = 0``) the carry becomes 0, which makes the row before it bootstrap from V of the true
+final observation. Termination enters only through ``discount_t = γ (1 − terminated_t)``; truncation needs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Estimate(NamedTuple):
+    """Both ``[T, B]``: the advantage estimate of each action taken, and the target of each V(x_t)."""
+
+    advantage: Tensor
+    target: Tensor
+
+
+def gae(reward: Tensor, value: Tensor, discount: Tensor, mask: Tensor, gae_lambda: float) -> Estimate:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16).
+
+    ``δ_t = r_t + γ_t V(x_{t+1}) − V(x_t)``,  ``A_t = δ_t + γ_t λ A_{t+1}``,  target ``A_t + V(x_t)``.
+
+    λ = 1 gives the n-step return of A3C (Mnih et al. 2016, Algorithm S3): target
+    ``R_t = r_t + γ_t R_{t+1}`` with ``R_T = V(x_T)``.
+
+    Args:
+        reward: ``[T, B]`` r_t.
+        value: ``[T+1, B]`` V(x_t), detached; the last row is the bootstrap.
+        discount: ``[T, B]`` γ_t = γ (1 − terminated_t).
+        mask: ``[T, B]`` 0 at fake rows; their advantage is 0 and their target V(x_t).
+        gae_lambda: λ in [0, 1].
+    """
+    _check(reward, value, discount, mask)
+    advantage = reward.new_empty(reward.shape)
+    a_tp1 = reward.new_zeros(reward.shape[1:])
+    for t in reversed(range(len(reward))):
+        # A finite but meaningless V after a terminal row must not leak: γ_t is 0 there, and 0 · finite = 0.
+        delta_t = reward[t] + discount[t] * value[t + 1] - value[t]
+        a_tp1 = mask[t] * (delta_t + gae_lambda * discount[t] * a_tp1)
+        advantage[t] = a_tp1
+    return Estimate(advantage, advantage + value[:-1])
+
+
+def n_step(reward: Tensor, value: Tensor, discount: Tensor, mask: Tensor) -> Estimate:
+    """n-step returns (Mnih et al. 2016, Algorithm S3): `gae` with λ = 1."""
+    return gae(reward, value, discount, mask, gae_lambda=1.0)
+
+
+def _check(reward: Tensor, value: Tensor, discount: Tensor, mask: Tensor) -> None:
+    t, b = reward.shape
+    if value.shape != (t + 1, b) or discount.shape != (t, b) or mask.shape != (t, b):
+        shapes = [tuple(x.shape) for x in (reward, value, discount, mask)]
+        raise ValueError(f"need reward, discount, mask [T, B] and value [T+1, B]; got {shapes}")

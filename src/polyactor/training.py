@@ -1,0 +1,372 @@
+"""A run: its directory, its rows and checkpoints, its stopping."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from polyactor import checkpoint
+from polyactor.board import Board, Counter
+from polyactor.build import make_state, precision
+from polyactor.compose import from_json, to_json
+from polyactor.config import Config, check
+from polyactor.errors import CheckpointError, EnvironmentUnsupported, PolyactorError
+from polyactor.metrics import MetricsLog, cpu_name, resident_mb, versions
+from polyactor.optim.flat import State
+from polyactor.plot import curve
+from polyactor.evaluate import Evaluator, evaluate
+from polyactor.policy import read
+from polyactor.processes import tune_allocator
+from polyactor.progress import Progress
+from polyactor.record import record
+from polyactor.rundir import new_directory, run_directory
+
+GAMES = 100
+"""A score is the mean of so many games."""
+ROWS = 200
+"""Rows a run reports, evenly spaced in environment steps."""
+CHECKPOINT_EVERY = 60.0
+"""Seconds."""
+SHOW_EVERY = 0.25
+"""Seconds between two looks of the live view."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        path: its directory.
+        status: done, reached, stopped or failed.
+        summary: what ``summary.json`` says.
+    """
+
+    path: Path
+    status: str
+    summary: Mapping[str, Any]
+
+
+def train(config: Config) -> Run:
+    """Train from the start.
+
+    Raises:
+        UsageError: a value that cannot be.
+        RunDirectoryError: the directory is taken or cannot be written.
+        PolyactorError: whatever else stopped it; the run directory says so too.
+    """
+    check(config)
+    directory = run_directory(config)
+    tune_allocator()
+    state = make_state(config)
+    if config.init_from is not None:
+        _start_from(state, Path(config.init_from))
+    new_directory(directory)
+    checkpoint.replace_file(directory / "config.json", _json(to_json(config)))
+    return _Training(config, directory, state, Board(config.workers)).run()
+
+
+def resume(path: Path, *, steps: int | None = None, quiet: bool = False) -> Run:
+    """Go on with a run: counters, schedules, optimizer and running statistics continue; environments restart.
+
+    Args:
+        path: the run directory.
+        steps: a new total.
+
+    Raises:
+        CheckpointError: there is nothing to go on from, or it does not fit.
+    """
+    found = checkpoint.load(path)
+    config = replace(from_json(found.meta.get("config", {})), quiet=quiet)
+    config = config if steps is None else replace(config, steps=steps)
+    check(config)
+    tune_allocator()
+    state, board = make_state(config), Board(config.workers)
+    mine = state.tensors()
+    for name, tensor in mine.items():
+        if name not in found.tensors or found.tensors[name].shape != tensor.shape:
+            raise CheckpointError(f"{found.path} does not fit its own config: {name} is missing or of another shape")
+        tensor.copy_(found.tensors[name])
+    board.restore(found.tensors["board.counters"])
+    return _Training(config, path, state, board, found.meta).run()
+
+
+class _Training:
+    """The run's own process: reports, saves, evaluates, and decides when it is over."""
+
+    def __init__(
+        self, config: Config, directory: Path, state: State, board: Board, before: Mapping[str, Any] | None = None
+    ) -> None:
+        before = before or {}
+        self.config, self.directory, self.state, self.board = config, directory, state, board
+        self.log = MetricsLog(directory, append=bool(before))
+        self.scores: deque[float] = deque(before.get("scores", []), maxlen=GAMES)
+        self.lengths: deque[int] = deque(before.get("lengths", []), maxlen=GAMES)
+        self.best: float | None = before.get("best_score_mean100")
+        self.best_evaluation: float | None = before.get("best_evaluation")
+        self.evaluator = Evaluator(games=20, seed=config.seed)
+        self.started = time.monotonic() - float(before.get("wall_s", 0.0))
+        self.row_every = max(1, config.steps // ROWS)
+        self.next_row = board.steps + self.row_every
+        self.next_evaluation = board.steps + (config.evaluate_every or 0)
+        self.next_checkpoint = time.monotonic() + CHECKPOINT_EVERY
+        self.next_show = 0.0
+        self.last_row = (self.wall, board.steps)
+        self.games_needed = GAMES
+        self.reached: tuple[int, float] | None = None
+        self.confirmation: float | None = None
+        self.asked_to_stop: int | None = None
+        self.skipped = 0
+        self.best_is_unsaved = False
+        self.precision = precision(config, images=state.layout.convolutional)
+
+    @property
+    def wall(self) -> float:
+        """Seconds of training so far, those before a resume counted in."""
+        return time.monotonic() - self.started
+
+    @property
+    def mean100(self) -> float | None:
+        """Mean score of the last 100 games; of fewer while there are fewer."""
+        return statistics.fmean(self.scores) if self.scores else None
+
+    def run(self) -> Run:
+        """Train until something ends it."""
+        config = self.config
+        title = f"{config.preset or 'polyactor'} · {config.env} · {config.scheme.name}"
+        status = "failed"
+        with self.log, Progress(title, config.steps, quiet=config.quiet) as self.progress, self._signals():
+            self.progress.say(self._banner())
+            self.log.event("started", precision=self.precision, workers=config.workers, envs=config.envs)
+            try:
+                scheme = config.scheme.run(config, self.state, self.board)
+                try:
+                    status = self._watch(scheme)
+                finally:
+                    scheme.close()
+                self._finish(status)
+            except PolyactorError as error:
+                self.log.event("failed", str(error))
+                self.log.summary(self._summary("failed"))
+                raise
+            finally:
+                self.evaluator.close()
+            summary = self._summary(status)
+            self.log.summary(summary)
+        return Run(self.directory, status, summary)
+
+    def _watch(self, scheme: Iterator[None]) -> str:
+        for _ in scheme:
+            if self.asked_to_stop is not None:
+                return "stopped"
+            if self._look():
+                return "reached"
+        self._look()
+        return "done" if self.asked_to_stop is None else "stopped"
+
+    def _look(self) -> bool:
+        """Take in what the workers did since the last look; True when the score asked for is reached."""
+        for game in self.board.new_games():
+            self.scores.append(game.score)
+            self.lengths.append(game.length)
+            self.games_needed -= 1
+        steps, now = self.board.steps, time.monotonic()
+        if steps >= self.next_row:
+            self.next_row = (steps // self.row_every + 1) * self.row_every
+            self._report()
+        elif now >= self.next_show:
+            self.next_show = now + SHOW_EVERY
+            self.progress.show(self._row(), new=False)
+        if now >= self.next_checkpoint:
+            self.next_checkpoint = now + CHECKPOINT_EVERY
+            self._save()
+        if self.config.evaluate_every is not None:
+            self._evaluate_beside(steps)
+        return self._is_reached()
+
+    def _row(self) -> dict[str, Any]:
+        counters = self.board.counters
+        wall, steps = self.wall, self.board.steps
+        before_wall, before_steps = self.last_row
+        games = [int(n) for n in counters[:, Counter.GAMES]]
+        return {
+            "agent_steps": steps,
+            "updates": self.board.version,
+            "games": sum(games),
+            "games_per_worker": games,
+            "wall_s": round(wall, 3),
+            "steps_per_s": round((steps - before_steps) / max(1e-9, wall - before_wall), 1),
+            "score_mean100": self.mean100,
+            "score_last": self.scores[-1] if self.scores else None,
+            "length_mean100": statistics.fmean(self.lengths) if self.lengths else None,
+            **self.board.metrics(),
+            "rss_mb": None,
+        }
+
+    def _report(self) -> None:
+        children = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+        row = self._row() | {"rss_mb": round(resident_mb([os.getpid(), *children]), 1)}
+        self.last_row = (self.wall, self.board.steps)
+        self.log.row(row)
+        self.progress.show(row, new=True)
+        skipped = int(self.board.counters[:, Counter.SKIPPED].sum())
+        if skipped > self.skipped:
+            self.log.event("update_skipped", "the gradient was not finite", updates=skipped - self.skipped)
+            self.skipped = skipped
+        if len(self.scores) == GAMES and (self.best is None or row["score_mean100"] > self.best):
+            self.best = row["score_mean100"]
+            if self.config.evaluate_every is None:
+                self.best_is_unsaved = True
+
+    def _save(self, *tags: str) -> Path:
+        """Save a checkpoint, point `last` and these tags at it."""
+        tags = tuple(dict.fromkeys(("last", *tags, *["best"] * self.best_is_unsaved)))
+        self.best_is_unsaved = False
+        with self.config.scheme.paused(self.board):
+            meta = self._summary("running") | {
+                "config": to_json(self.config),
+                "scores": list(self.scores),
+                "lengths": list(self.lengths),
+                "best_evaluation": self.best_evaluation,
+            }
+            saved = checkpoint.save(
+                self.directory, self.state.tensors() | self.board.tensors(), meta, self.board.steps, tags=tags
+            )
+        self.log.event("checkpoint_saved", path=saved.name, tags=list(tags))
+        return saved
+
+    def _evaluate_beside(self, steps: int) -> None:
+        score = self.evaluator.poll()
+        if score is not None:
+            self._keep_if_best(score)
+        if steps >= self.next_evaluation and not self.evaluator.busy:
+            assert self.config.evaluate_every is not None
+            self.next_evaluation = steps + self.config.evaluate_every
+            self.evaluator.start(self._save("candidate"), steps)
+
+    def _keep_if_best(self, score: float) -> None:
+        self.log.event("evaluation", agent_steps=self.evaluator.steps, wall_s=self.wall, evaluation_score=score)
+        if self.best_evaluation is None or score > self.best_evaluation:
+            self.best_evaluation = score
+            checkpoint.point(self.directory, "best", at="candidate")
+
+    def _is_reached(self) -> bool:
+        """The last 100 games reach the score asked for, and 100 fresh ones confirm it."""
+        target = self.config.stop_at
+        if target is None or len(self.scores) < GAMES or self.games_needed > 0:
+            return False
+        mean = self.mean100
+        assert mean is not None
+        if mean < target:
+            return False
+        steps, wall = self.board.steps, self.wall
+        self.progress.say(f"mean of the last {GAMES} games is {mean:.2f}: playing {GAMES} fresh ones to confirm it")
+        with self.config.scheme.paused(self.board):
+            fresh = self._fresh_games()
+        self.log.event("confirmation", f"{GAMES} fresh games", agent_steps=steps, evaluation_score=fresh, wall_s=wall)
+        if fresh < target:
+            self.progress.say(f"they gave {fresh:.2f}, below {target:g}: training goes on")
+            self.games_needed = GAMES
+            return False
+        self.progress.say(f"they gave {fresh:.2f}: reached after {steps:,} steps")
+        self.reached, self.confirmation = (steps, round(wall, 3)), fresh
+        return True
+
+    def _fresh_games(self) -> float:
+        threads = torch.get_num_threads()
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(cores)  # the workers wait, so all cores are free
+        try:
+            tensors = self.state.views()
+            return evaluate(self.config, tensors, games=GAMES, seed=self.config.seed + 1, threads=cores).mean
+        finally:
+            torch.set_num_threads(threads)
+
+    def _finish(self, status: str) -> None:
+        """What a run leaves behind: the last row and checkpoint, a picture, a film."""
+        reason = {"stopped": "a signal asked for it", "reached": "the score asked for", "done": "all steps are done"}
+        self.log.event("stopping", reason[status])
+        if self.evaluator.busy and status != "stopped":
+            score = self.evaluator.poll(timeout=120.0)
+            if score is not None:
+                self._keep_if_best(score)
+        if self.last_row[1] != self.board.steps:
+            self._report()
+        best = status == "reached" or not checkpoint.exists(self.directory, tag="best")
+        self._save(*["best"] * best)
+        if status == "stopped":
+            self.progress.say(f"stopped and saved; go on with: polyactor resume {self.directory}")
+            return
+        curve([self.directory], self.directory / "curve.png")
+        try:
+            config, tensors = read(self.directory)
+            record(replace(config, env=self.config.env), tensors, self.directory / "replay.mp4", seed=self.config.seed)
+        except EnvironmentUnsupported as error:
+            self.log.event("video_skipped", str(error))
+
+    def _summary(self, status: str) -> dict[str, Any]:
+        row = self._row()
+        kept = ("agent_steps", "updates", "games", "games_per_worker", "wall_s", "score_mean100")
+        reached_at_steps, reached_at_s = self.reached or (None, None)
+        return {
+            "status": status,
+            **{name: row[name] for name in kept},
+            "steps_per_s": round(row["agent_steps"] / max(1e-9, row["wall_s"]), 1),
+            "best_score_mean100": self.best,
+            "reached_at_steps": reached_at_steps,
+            "reached_at_s": reached_at_s,
+            "confirmation_score": self.confirmation,
+            "seed": self.config.seed,
+            "versions": versions(),
+            "cpu": cpu_name(),
+        }
+
+    def _banner(self) -> str:
+        c = self.config
+        workers = f"{c.workers} worker{'s' * (c.workers > 1)} × {c.envs} environments"
+        return f"{self.directory}: {workers}, rollout {c.rollout}, {self.precision}, seed {c.seed}"
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first SIGINT or SIGTERM saves and stops; the second stops at once, the last checkpoint intact."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self.asked_to_stop is not None:
+                os._exit(128 + number)
+            self.asked_to_stop = number
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _start_from(state: State, path: Path) -> None:
+    """Copy parameters and running statistics of another run by name."""
+    _, tensors = read(path)
+    for name, view in state.views().items():
+        if name not in tensors or tensors[name].shape != view.shape:
+            raise CheckpointError(f"--init-from {path} is of another model: {name} is missing or of another shape")
+        view.copy_(tensors[name])

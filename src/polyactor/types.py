@@ -1,0 +1,205 @@
+"""The data everyone speaks.
+
+Shapes are written ``[T, B, ...]``: time first, always; ``T`` steps of ``B`` environments. ``O`` is the shape of
+one observation, ``A`` of one action, ``P`` the number of parameters of the action distribution.
+
+Nothing here imports torch when it is loaded, and neither do `returns`, `losses`, `distributions`, `optim` or
+`algorithms`: their equations are written with tensor methods alone, so that reading flags stays fast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Metrics = dict[str, "Tensor"]
+"""Scalars by name, detached, as they were at this update."""
+
+CoreState = tuple["Tensor", ...]
+"""Recurrent state ``([B, H], ...)``; ``()`` when the model has no memory, so that one code path serves both."""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The range of a number in a configuration; annotate a field with it and the command line enforces it."""
+
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    """The low end itself is not allowed."""
+
+    def __contains__(self, value: float) -> bool:
+        """NaN is in no range."""
+        low_ok = self.low is None or (value > self.low if self.above else value >= self.low)
+        return math.isfinite(value) and low_ok and (self.high is None or value <= self.high)
+
+    def __str__(self) -> str:
+        """The sentence's end: 'a number from 0 to 1'."""
+        if self.low is not None and self.high is not None:
+            return f"a number {'above' if self.above else 'from'} {self.low} {'and up ' if self.above else ''}to {self.high}"
+        if self.low is not None:
+            return f"a number above {self.low}" if self.above else f"a number of at least {self.low}"
+        return "a finite number"
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and squared deviations of the values one rollout adds to a running statistic.
+
+    Attributes:
+        count: number of samples, a scalar.
+        mean: their mean, the statistic's shape.
+        m2: the sum of their squared deviations from that mean, same shape.
+    """
+
+    count: Tensor
+    mean: Tensor
+    m2: Tensor
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """T steps of B environments; it may span episodes.
+
+    Gymnasium's NEXT_STEP convention: the row after an episode's end holds the true final observation, and the
+    transition from it is a fake one (the environment ignores the action and resets). `mask` is 0 there.
+
+    Attributes:
+        observation: ``[T+1, B, *O]``; uint8 stays uint8 until the torso.
+        is_first: ``[T+1, B]`` bool, the observation is the first of an episode.
+        action: ``[T, B, *A]`` as sampled, before any clipping.
+        reward: ``[T, B]`` as the environment gave it.
+        terminated: ``[T, B]`` bool, nothing follows (or a life was lost and counts as an end).
+        behavior_log_prob: ``[T, B]`` log μ(a_t|x_t) of the policy that acted.
+        core_state: recurrent state before the first step, ``[B, ...]`` each.
+        version: ``[B]`` int64, the version of θ that acted.
+        steps: real environment steps in it (fake rows not counted).
+        moments: what it adds to the running statistics, by name.
+    """
+
+    observation: Tensor
+    is_first: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    behavior_log_prob: Tensor
+    core_state: CoreState
+    version: Tensor
+    steps: int
+    moments: Mapping[str, Moments] = field(default_factory=dict)
+
+    @property
+    def mask(self) -> Tensor:
+        """``[T, B]`` float: 1 for a real transition, 0 for the fake one after an episode's end."""
+        return (~self.is_first[1:]).to(self.reward.dtype)
+
+    def replace(self, **changes: object) -> Rollout:
+        """A copy with some fields replaced."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss sees: a rollout and what the algorithm computed once for it (targets, advantages)."""
+
+    rollout: Rollout
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The gradient of one batch.
+
+    Attributes:
+        vector: ``[θ]`` flat, aligned with the parameters of `State`.
+        metrics: scalars of the loss.
+        version: the version of θ it was computed at.
+        steps: environment steps it consumes (0 when a later batch of the same rollout).
+        moments: running statistics to merge when it is applied.
+    """
+
+    vector: Tensor
+    metrics: Metrics
+    version: int
+    steps: int
+    moments: Mapping[str, Moments] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model says of every row of a rollout.
+
+    Attributes:
+        policy: ``[T+1, B, P]`` parameters of the action distribution.
+        value: ``[T+1, B]`` V(x_t).
+    """
+
+    policy: Tensor
+    value: Tensor
+
+
+class Distribution(Protocol):
+    """π(·|x) for a batch of observations; leading shape ``[...]``, actions ``[..., *A]``."""
+
+    def sample(self, generator: torch.Generator | None) -> Tensor:
+        """a ~ π, ``[..., *A]``, drawn from the generator given."""
+
+    def mode(self) -> Tensor:
+        """The most likely action, ``[..., *A]``."""
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """log π(a|x), ``[...]``."""
+
+    def entropy(self) -> Tensor:
+        """H(π(·|x)) in nats, ``[...]``."""
+
+
+class Model(Protocol):
+    """What an algorithm may ask of an actor-critic."""
+
+    distribution: Callable[[Tensor], Distribution]
+    """Parameters ``[..., P]`` to the distribution they describe."""
+
+    def unroll(self, rollout: Rollout) -> Outputs:
+        """Policy and value of every row, from the rollout's initial recurrent state."""
+
+
+class Replay(Protocol):
+    """A memory of past trajectories (none of the on-policy algorithms has one)."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Hyper-parameters and the equation. Knows nothing of processes, optimizers or environments.
+
+    A new one is a frozen dataclass with a `loss`; everything else has a default.
+    """
+
+    outputs: ClassVar[tuple[str, ...]] = ("policy", "value")
+    """The heads its loss reads."""
+
+    def loss(self, model: Model, batch: Batch, average: Model | None = None) -> tuple[Tensor, Metrics]:
+        """The scalar whose gradient is descended, and metrics by name."""
+        raise NotImplementedError
+
+    def batches(
+        self, model: Model, rollout: Rollout, replay: Replay | None, generator: torch.Generator
+    ) -> Generator[Batch, Metrics, None]:
+        """The batches one rollout gives; each `yield` returns the metrics of the batch just applied."""
+        yield Batch(rollout)
+
+    def at(self, progress: float) -> Self:
+        """Itself with annealed coefficients; progress in [0, 1] is environment steps consumed ÷ total."""
+        return self
+
+
+def anneal(start: float, end: float | None, progress: float) -> float:
+    """Linear from start to end over progress in [0, 1]; constant when there is no end."""
+    return start if end is None else start + (end - start) * min(1.0, progress)

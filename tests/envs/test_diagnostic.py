@@ -1,0 +1,137 @@
+"""The diagnostic environments have the answers their docstrings claim."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import gymnasium
+import numpy as np
+import pytest
+
+from polyactor.envs import diagnostic, make_envs
+
+
+def test_registration_is_idempotent() -> None:
+    before = dict(gymnasium.registry)
+    diagnostic.register()
+    assert all(gymnasium.registry[env_id] is spec for env_id, spec in before.items())
+    assert {f"polyactor/{name}-v0" for name in ("Bandit", "Chain", "TimeLimit", "TMaze", "LQR")} <= set(before)
+
+
+@pytest.mark.parametrize("name", list(diagnostic.LIMITS))
+def test_environments_keep_to_gymnasiums_rules(name: str) -> None:
+    from gymnasium.utils.env_checker import check_env
+
+    check_env(getattr(diagnostic, name)(), skip_render_check=True)
+
+
+def test_bandit_pays_by_arm_and_ends() -> None:
+    envs = make_envs("polyactor/Bandit-v0", 3)
+    np.testing.assert_array_equal(envs.reset(0), np.ones((3, 1)))
+    step = envs.step(np.arange(3))
+    np.testing.assert_array_equal(step.reward, [1, 0.5, 0])
+    np.testing.assert_array_equal(step.observation, np.ones((3, 1)))
+    assert step.terminated.all() and step.done.all()
+
+
+def test_chain_has_the_published_values() -> None:
+    env = diagnostic.Chain()
+    observation, _ = env.reset()
+    np.testing.assert_array_equal(observation, [0, 1, 0, 0, 0])
+    gamma, rewards, following = 0.9, np.zeros((5, 2)), np.zeros((5, 2, 5))
+    for state, action in product(range(5), range(2)):
+        env.position = state
+        observation, rewards[state, action], terminated, truncated, _ = env.step(np.int64(action))
+        assert not truncated and observation.sum() == (0 if terminated else 1)
+        following[state, action] = observation
+    uniform = np.linalg.solve(np.eye(5) - gamma * following.mean(1), rewards.mean(1))
+    best = np.zeros(5)
+    for _ in range(100):
+        best = (rewards + gamma * following @ best).max(1)
+    np.testing.assert_allclose(best, [6.561, 7.29, 8.1, 9, 10])
+    np.testing.assert_allclose(uniform, [1.347473194, 1.883273766, 2.837579618, 4.422458719, 6.990106423], rtol=1e-9)
+
+
+def test_chain_walk_to_and_fro_is_truncated() -> None:
+    envs = make_envs("polyactor/Chain-v0", 1)
+    envs.reset(0)
+    steps = [envs.step(np.array([time % 2])) for time in range(1, 101)]
+    assert [time for time, step in enumerate(steps, 1) if step.done[0]] == [100]
+    assert not steps[-1].terminated[0]
+
+
+def test_time_limit_truncates_after_ten() -> None:
+    envs = make_envs("polyactor/TimeLimit-v0", 1)
+    envs.reset(0)
+    steps = [envs.step(np.zeros(1, np.int64)) for _ in range(22)]
+    assert [bool(step.done[0]) for step in steps] == ([False] * 9 + [True, False]) * 2
+    assert [float(step.reward[0]) for step in steps] == ([1] * 10 + [0]) * 2
+    assert not any(step.terminated[0] for step in steps)
+
+
+def maze(cue: int) -> diagnostic.TMaze:
+    env = diagnostic.TMaze()
+    for seed in range(50):
+        observation, _ = env.reset(seed=seed)
+        if observation[cue]:
+            np.testing.assert_array_equal(observation, np.eye(4)[cue] + np.eye(4)[2])
+            return env
+    raise AssertionError("the cue never came")
+
+
+@pytest.mark.parametrize(("cue", "turn"), list(product((0, 1), (1, 2))))
+def test_tmaze_pays_for_the_cued_turn(cue: int, turn: int) -> None:
+    env = maze(cue)
+    for _ in range(10):
+        observation, reward, terminated, _, _ = env.step(np.int64(0))
+        assert reward == 0 and not terminated
+    np.testing.assert_array_equal(observation, [0, 0, 0, 1])
+    observation, reward, terminated, _, _ = env.step(np.int64(0))  # forward goes nowhere at the junction
+    assert not terminated and observation[3] == 1
+    _, reward, terminated, _, _ = env.step(np.int64(turn))
+    assert terminated and reward == float(turn - 1 == cue)
+
+
+def test_tmaze_shows_nothing_of_the_cue_after_the_first_step() -> None:
+    actions = np.random.default_rng(0).choice(3, size=(20, 40), p=[0.5, 0.25, 0.25])
+    for sequence in actions:
+        left, right = maze(0), maze(1)
+        for action in sequence:
+            one, two = left.step(action), right.step(action)
+            if one[2]:
+                assert two[2] and {one[1], two[1]} == {0.0, 1.0}
+                break
+            np.testing.assert_array_equal(one[0], two[0])
+            assert one[0][:2].sum() == 0 and one[1] == two[1] == 0
+
+
+def test_tmaze_turning_in_the_corridor_stays_and_the_limit_ends_it() -> None:
+    envs = make_envs("polyactor/TMaze-v0", 2)
+    assert 2 < make_envs("polyactor/TMaze-v0", 20).reset(0)[:, 0].sum() < 18  # both cues come
+    envs.reset(0)
+    steps = [envs.step(np.array([1, 2])) for _ in range(50)]
+    assert all((step.observation[:, 2] == 1).all() for step in steps)
+    assert [time for time, step in enumerate(steps, 1) if step.done.any()] == [50]
+    assert not steps[-1].terminated.any()
+
+
+def test_lqr_costs_what_the_riccati_equation_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnostic.LQR, "noise", 0.0)
+    env = diagnostic.LQR()
+    env.reset(seed=0)
+    gain, total = np.array([2.431279548, 3.363814799]), 0.0
+    for time in range(2000):
+        _, reward, terminated, truncated, _ = env.step(np.array([-gain @ env.x]))
+        assert not terminated and not truncated
+        total += 0.99**time * reward
+    assert total == pytest.approx(-12.52826813, rel=1e-8)
+
+
+def test_lqr_noise_and_spaces() -> None:
+    envs = make_envs("polyactor/LQR-v0", 400)
+    np.testing.assert_array_equal(envs.reset(0), [[1, 0]] * 400)
+    assert isinstance(envs.action_space, gymnasium.spaces.Box) and np.isinf(envs.action_space.high).all()
+    step = envs.step(np.full((400, 1), 20.0, np.float32))  # far beyond 1: an unbounded action is not clipped
+    np.testing.assert_allclose(step.reward, -(1 + 0.1 * 400), rtol=1e-6)
+    np.testing.assert_allclose(step.observation.mean(0), [1.1, 2.0], atol=0.003)
+    np.testing.assert_allclose(step.observation.std(0), [0.01, 0.01], rtol=0.15)

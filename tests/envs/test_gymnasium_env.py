@@ -1,0 +1,247 @@
+"""The contract on Gymnasium environments: NEXT_STEP, spaces, rescaling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.vector import SyncVectorEnv
+
+from polyactor.envs import VectorEnv, make_envs
+
+
+class Echo(gymnasium.Env[Any, Any]):
+    """Observes the action it was given; ends after `length` steps with reward 1 each."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(self, action_space: spaces.Space[Any], length: int = 100, render_mode: str | None = None) -> None:
+        self.action_space = action_space
+        self.observation_space = spaces.Box(-np.inf, np.inf, (int(np.prod(action_space.shape or (1,))),), np.float64)
+        self.length, self.time, self.render_mode = length, 0, render_mode
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(self.observation_space.shape), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        self.time += 1
+        return np.array(action, np.float64).reshape(-1), 1.0, self.time >= self.length, False, {}
+
+    def render(self) -> Any:
+        return np.full((2, 3, 3), self.time, np.uint8)
+
+
+def echo(space: spaces.Space[Any], num_envs: int = 2, **options: Any) -> VectorEnv:
+    envs = make_envs(lambda: Echo(space), num_envs, **options)
+    envs.reset(0)
+    return envs
+
+
+def test_cartpole_native_vector_gives_the_true_final_observation_and_then_a_reset_row() -> None:
+    envs = make_envs("CartPole-v1", 3, max_episode_steps=20)
+    assert not isinstance(envs._envs, SyncVectorEnv)  # type: ignore[attr-defined]
+    single: Any = CartPoleEnv()
+    single.reset()
+    rng = np.random.default_rng(0)
+    observation = envs.reset(7)
+    ended, steps, lengths = np.zeros(3, bool), np.zeros(3, int), []
+    seen = {"terminated": 0, "truncated": 0}
+    for _ in range(200):
+        action = rng.integers(0, 2, 3) if rng.random() < 0.9 else np.zeros(3, np.int64)
+        step = envs.step(action)
+        assert step.reward.dtype == step.observation.dtype == np.float32
+        for row in range(3):
+            if ended[row]:
+                assert step.reward[row] == 0 and not step.terminated[row] and not step.done[row]
+                assert np.abs(step.observation[row]).max() <= 0.05
+                steps[row] = 0
+                continue
+            steps[row] += 1
+            single.state = observation[row].astype(np.float64)
+            single.steps_beyond_terminated = None
+            by_hand, reward, terminated, _, _ = single.step(int(action[row]))
+            np.testing.assert_allclose(step.observation[row], by_hand, rtol=1e-4, atol=1e-6)
+            assert (step.reward[row], step.terminated[row]) == (reward, terminated)
+            assert step.done[row] == (terminated or steps[row] == 20)
+            if step.done[row]:
+                lengths.append(steps[row])
+                seen["terminated" if terminated else "truncated"] += 1
+        observation, ended = step.observation, step.done
+    assert min(seen.values()) > 0 and max(lengths) == 20
+
+
+def test_sync_vector_equals_single_environments_stepped_by_hand() -> None:
+    envs = make_envs("Acrobot-v1", 2, max_episode_steps=5)
+    singles = [gymnasium.make("Acrobot-v1", max_episode_steps=5) for _ in range(2)]
+    observation = envs.reset(3)
+    for row, single in enumerate(singles):
+        np.testing.assert_array_equal(observation[row], single.reset(seed=3 + row)[0])
+    rng = np.random.default_rng(0)
+    for time in range(1, 25):
+        action = rng.integers(0, 3, 2)
+        step = envs.step(action)
+        for row, single in enumerate(singles):
+            if time % 6 == 0:  # five steps, then the reset row
+                answer: tuple[Any, ...] = (single.reset()[0], 0.0, False, False)
+            else:
+                answer = single.step(action[row])[:4]
+                assert answer[3] == (time % 6 == 5)
+            np.testing.assert_array_equal(step.observation[row], answer[0])
+            assert (step.reward[row], step.terminated[row], step.done[row]) == (answer[1], False, answer[3])
+
+
+def test_termination_sets_both_flags_once() -> None:
+    envs = make_envs(lambda: Echo(spaces.Discrete(2), length=3), 2)
+    envs.reset(0)
+    steps = [envs.step(np.ones(2, np.int64)) for _ in range(8)]
+    assert [bool(step.terminated[0]) for step in steps] == [False, False, True, False] * 2
+    assert [bool(step.done[0]) for step in steps] == [False, False, True, False] * 2
+    assert [float(step.reward[0]) for step in steps] == [1, 1, 1, 0] * 2
+    assert [float(step.observation[0, 0]) for step in steps] == [1, 1, 1, 0] * 2
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Acrobot-v1"])
+def test_returned_arrays_are_the_callers_to_keep(env: str) -> None:
+    envs = make_envs(env, 2)
+    kept = [envs.reset(0)]
+    copies = [kept[0].copy()]
+    for _ in range(5):
+        step = envs.step(np.ones(2, np.int64))
+        kept += list(step)
+        copies += [array.copy() for array in step]
+    for array, copy in zip(kept, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_max_episode_steps_of_a_callable() -> None:
+    envs = make_envs(lambda: Echo(spaces.Discrete(2)), 1, max_episode_steps=4)
+    envs.reset(0)
+    steps = [envs.step(np.zeros(1, np.int64)) for _ in range(4)]
+    assert [bool(step.done[0]) for step in steps] == [False, False, False, True]
+    assert not steps[-1].terminated[0]
+
+
+def test_pendulum_action_is_rescaled_and_clipped() -> None:
+    envs = make_envs("Pendulum-v1", 4)
+    assert envs.action_space == spaces.Box(-1.0, 1.0, (1,), np.float32)
+    envs.reset(5)
+    step = envs.step(np.array([[0.5], [-1.0], [7.0], [0.0]], np.float32))
+    for row, torque in enumerate([1.0, -2.0, 2.0, 0.0]):
+        single: Any = gymnasium.make("Pendulum-v1")
+        single.reset(seed=5 + row)
+        by_hand, reward, *_ = single.step(np.array([torque], np.float32))
+        np.testing.assert_allclose(step.observation[row], by_hand, rtol=1e-6)
+        np.testing.assert_allclose(step.reward[row], reward, rtol=1e-6)
+
+
+def test_box_dimensions_without_two_bounds_pass_through() -> None:
+    space = spaces.Box(np.array([0.0, -np.inf, 1.0]), np.array([10.0, np.inf, np.inf]), dtype=np.float64)
+    envs = echo(space, 1)
+    assert isinstance(envs.action_space, spaces.Box)
+    np.testing.assert_array_equal(envs.action_space.high, [1, np.inf, np.inf])
+    np.testing.assert_array_equal(envs.action_space.low, [-1, -np.inf, -np.inf])
+    np.testing.assert_array_equal(envs.step(np.array([[0.5, 50.0, 3.0]])).observation, [[7.5, 50.0, 3.0]])
+    np.testing.assert_array_equal(envs.step(np.array([[-3.0, -50.0, -3.0]])).observation, [[0.0, -50.0, 1.0]])
+
+
+def test_discrete_actions_count_from_zero_whatever_their_start() -> None:
+    envs = echo(spaces.Discrete(3, start=5))
+    assert envs.action_space == spaces.Discrete(3)
+    np.testing.assert_array_equal(envs.step(np.array([0, 2])).observation, [[5], [7]])
+    envs = echo(spaces.MultiDiscrete([3, 4], start=[1, -2]))
+    assert envs.action_space == spaces.MultiDiscrete([3, 4])
+    np.testing.assert_array_equal(envs.step(np.array([[0, 0], [2, 3]])).observation, [[1, -2], [3, 1]])
+
+
+class Observes(gymnasium.Env[Any, Any]):
+    """Observes samples of a space."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        self.observation_space = space
+        self.history: list[Any] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.history.append(self.observation_space.sample())
+        return self.history[-1], {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.reset()[0], 0.0, False, False, {}
+
+
+NESTED = spaces.Dict(
+    {
+        "where": spaces.Box(-1.0, 1.0, (2, 2), np.float64),
+        "what": spaces.Tuple((spaces.Discrete(3, start=1), spaces.MultiBinary(2))),
+        "which": spaces.MultiDiscrete([2, 3]),
+    }
+)
+
+
+@pytest.mark.parametrize("space", [NESTED, spaces.Discrete(4), spaces.MultiBinary(3), spaces.Box(0, 9, (), np.float32)])
+def test_structured_observations_are_flattened_to_float32(space: spaces.Space[Any]) -> None:
+    made: list[Observes] = []
+    envs = make_envs(lambda: made.append(Observes(space)) or made[-1], 2)  # type: ignore[func-returns-value]
+    observations = [envs.reset(0), envs.step(np.zeros(2, np.int64)).observation]
+    for time, observation in enumerate(observations):
+        assert observation.dtype == np.float32
+        assert observation.shape[1:] == envs.observation_space.shape == (spaces.flatdim(space),)
+        for row, env in enumerate(made):
+            expected: Any = spaces.flatten(space, env.history[time])
+            np.testing.assert_allclose(observation[row], expected, rtol=1e-6)
+
+
+def test_box_observations_keep_their_shape_and_uint8() -> None:
+    pixels = make_envs(lambda: Observes(spaces.Box(0, 255, (3, 4, 5), np.uint8)), 2)
+    assert pixels.reset(0).dtype == np.uint8 and pixels.reset(0).shape == (2, 3, 4, 5)
+    wide = make_envs(lambda: Observes(spaces.Box(-1.8e308, 1.0, (2, 3), np.float64)), 2)
+    assert wide.reset(0).dtype == np.float32 and wide.reset(0).shape == (2, 2, 3)
+    assert wide.observation_space.dtype == np.float32 and np.isneginf(wide.observation_space.low).all()
+
+
+def test_same_seed_same_trajectory() -> None:
+    def run(seed: int) -> list[np.ndarray]:
+        envs = make_envs("Acrobot-v1", 2, max_episode_steps=6)
+        return [envs.reset(seed)] + [envs.step(np.array([0, 2])).observation for _ in range(15)]
+
+    np.testing.assert_array_equal(run(4), run(4))
+    assert not np.array_equal(run(4), run(5))
+
+
+def test_render_shows_environment_zero_only_when_asked() -> None:
+    space = spaces.Discrete(2)
+
+    def factory(render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+        return Echo(space, render_mode=render_mode)
+
+    silent = make_envs(factory, 2)
+    silent.reset(0)
+    assert silent.render() is None
+    shown = make_envs(factory, 2, render=True)
+    shown.reset(0)
+    shown.step(np.zeros(2, np.int64))
+    picture = shown.render()
+    assert picture is not None
+    assert picture.dtype == np.uint8 and picture.shape == (2, 3, 3) and (picture == 1).all()
+    assert echo(space, render=True).render() is None  # a factory that takes no render_mode
+    shown.close()
+
+
+def test_render_by_id_draws_without_changing_the_trajectory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CartPoleEnv, "render", lambda self: np.zeros((4, 5, 3), np.uint8))
+    acrobot = make_envs("polyactor/Chain-v0", 1, render=True)  # draws nothing, which is no error
+    acrobot.reset(0)
+    assert acrobot.render() is None
+    plain, shown = make_envs("CartPole-v1", 2), make_envs("CartPole-v1", 2, render=True)
+    np.testing.assert_array_equal(plain.reset(1), shown.reset(1))
+    monkeypatch.setattr(type(shown._envs), "render", lambda self: (np.ones((4, 5, 3)),) * 2)  # type: ignore[attr-defined]
+    picture = shown.render()
+    assert picture is not None and picture.shape == (4, 5, 3) and plain.render() is None

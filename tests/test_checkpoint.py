@@ -10,17 +10,21 @@ import os
 import pickle
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors.torch import save as serialize
 
 from polyactor import checkpoint
-from polyactor.checkpoint import META, STATE, exists, load, newest_good, save
+from polyactor.checkpoint import META, STATE, exists, load, newest_good, point, save
 from polyactor.errors import CheckpointError, OutOfResources, RunDirectoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 
 def tensors(value: int) -> dict[str, torch.Tensor]:
@@ -69,9 +73,12 @@ def test_round_trip_keeps_every_dtype_shape_and_bit(tmp_path: Path) -> None:
     path = save(tmp_path, given, meta, 1234)
     assert path == tmp_path / "checkpoints" / "000000001234"
     for found in (load(tmp_path), load(path)):
-        assert found.path == path and found.meta == meta and set(found.tensors) == set(given)
+        assert found.path == path
+        assert found.meta == meta
+        assert set(found.tensors) == set(given)
         for name, tensor in given.items():
-            assert found.tensors[name].dtype == tensor.dtype and found.tensors[name].shape == tensor.shape
+            assert found.tensors[name].dtype == tensor.dtype
+            assert found.tensors[name].shape == tensor.shape
             assert torch.equal(found.tensors[name].nan_to_num(99), tensor.nan_to_num(99)), name
     found.tensors["float32"].zero_()  # its own memory, writable
 
@@ -146,17 +153,20 @@ def test_the_message_names_the_file_the_fault_and_the_newest_good_checkpoint(tmp
     assert message == (
         f"{new / STATE} is damaged: its SHA-256 is not the one in manifest.json (newest good checkpoint: {old})"
     )
-    assert newest_good(tmp_path) == old and value_of(old) == 1
+    assert newest_good(tmp_path) == old
+    assert value_of(old) == 1
     (old / META).unlink()
     with pytest.raises(CheckpointError) as caught:
         load(tmp_path)
-    assert "newest good" not in str(caught.value) and newest_good(tmp_path) is None
+    assert "newest good" not in str(caught.value)
+    assert newest_good(tmp_path) is None
 
 
 def test_newest_good_orders_by_number_and_by_repeated_save(tmp_path: Path) -> None:
     for value in range(1, 12):
         newest = write(tmp_path, value, steps=5)
-    assert newest.name == "000000000005.11" and newest_good(tmp_path) == newest
+    assert newest.name == "000000000005.11"
+    assert newest_good(tmp_path) == newest
 
 
 @pytest.mark.parametrize(
@@ -282,7 +292,9 @@ def test_what_is_no_checkpoint_is_refused_in_one_sentence(tmp_path: Path) -> Non
 def test_exists(tmp_path: Path) -> None:
     assert not exists(tmp_path)
     path = write(tmp_path, 1)
-    assert exists(tmp_path) and exists(path) and not exists(tmp_path, tag="best")
+    assert exists(tmp_path)
+    assert exists(path)
+    assert not exists(tmp_path, tag="best")
 
 
 def test_prune_keeps_what_is_pointed_at_and_the_previous_last(tmp_path: Path) -> None:
@@ -290,11 +302,28 @@ def test_prune_keeps_what_is_pointed_at_and_the_previous_last(tmp_path: Path) ->
     for value in (2, 3, 4):
         write(tmp_path, value)
     assert names(tmp_path) == ["000000000001", "000000000003", "000000000004", "best.json", "last.json"]
-    assert value_of(tmp_path) == 4 and value_of(tmp_path, "best") == 1
+    assert value_of(tmp_path) == 4
+    assert value_of(tmp_path, "best") == 1
     write(tmp_path, 5, tags=("best",))
-    assert value_of(tmp_path) == 4 and value_of(tmp_path, "best") == 5
+    assert "000000000003" in names(tmp_path)  # still the one before last
+    assert value_of(tmp_path) == 4
+    assert value_of(tmp_path, "best") == 5
     write(tmp_path, 6, tags=("last", "best"))
     assert names(tmp_path) == ["000000000004", "000000000006", "best.json", "last.json"]
+
+
+def test_point_moves_one_pointer_and_what_it_names_is_kept(tmp_path: Path) -> None:
+    write(tmp_path, 1, tags=("last", "candidate", "best"))
+    write(tmp_path, 2, tags=("last", "candidate"))
+    point(tmp_path, "best", at="candidate")
+    for value in (3, 4, 5):
+        write(tmp_path, value)
+    assert [value_of(tmp_path, tag) for tag in ("last", "candidate", "best")] == [5, 2, 2]
+    with pytest.raises(CheckpointError, match=r"nothing\.json is missing"):
+        point(tmp_path, "best", at="nothing")
+    with pytest.raises(ValueError, match="tag"):
+        point(tmp_path, "../best", at="last")
+    assert value_of(tmp_path, "best") == 2
 
 
 def test_prune_leaves_strangers_alone_and_stops_at_a_pointer_it_cannot_read(tmp_path: Path) -> None:
@@ -310,7 +339,8 @@ def test_the_same_step_twice(tmp_path: Path) -> None:
     assert write(tmp_path, 1, steps=7) != write(tmp_path, 2, steps=7)
     assert value_of(tmp_path) == 2
     write(tmp_path, 3, steps=7)
-    assert value_of(tmp_path) == 3 and names(tmp_path) == ["000000000007.2", "000000000007.3", "last.json"]
+    assert value_of(tmp_path) == 3
+    assert names(tmp_path) == ["000000000007.2", "000000000007.3", "last.json"]
 
 
 @pytest.mark.parametrize(
@@ -321,10 +351,29 @@ def test_meta_that_cannot_be_read_back_is_refused_before_anything_is_written(tmp
     before = names(tmp_path)
     with pytest.raises((TypeError, ValueError)):
         save(tmp_path, tensors(2), meta, 2)
-    assert names(tmp_path) == before and value_of(tmp_path) == 1
+    assert names(tmp_path) == before
+    assert value_of(tmp_path) == 1
     for options in ({"steps": -1}, {"tags": ("../x",)}):
         with pytest.raises(ValueError, match="steps"):
             write(tmp_path, 2, **options)  # type: ignore[arg-type]
+
+
+def test_everything_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+
+    def note(function: Callable[..., Any], say: Callable[..., str]) -> Callable[..., Any]:
+        return lambda *arguments: (log.append(say(*arguments)), function(*arguments))[1]
+
+    monkeypatch.setattr(os, "fsync", note(os.fsync, lambda fd: f"sync {Path(os.readlink(f'/proc/self/fd/{fd}')).name}"))
+    monkeypatch.setattr(os, "rename", note(os.rename, lambda _, to: f"name {Path(to).name}"))
+    monkeypatch.setattr(os, "replace", note(os.replace, lambda _, to: f"name {Path(to).name}"))
+    write(tmp_path, 1)
+    saving = f".saving-{os.getpid()}"
+    assert log[1:] == [
+        *(f"sync {name}" for name in (STATE, META, "manifest.json", saving)),
+        *("name 000000000001", "sync checkpoints"),
+        *("sync .last.json.tmp", "name last.json", "sync checkpoints"),
+    ]
 
 
 # ---- cut short -------------------------------------------------------------------------------------------------
@@ -426,12 +475,13 @@ def test_a_failing_call_gives_one_sentence_and_keeps_the_old(
         before = files(root)
         with monkeypatch.context() as patch:
             patch.setattr(module, name, failing)
+            message = ""
             try:
                 write(root, 2, tags=("last", "best"))
             except kind as error:
-                assert str(error) == f"cannot write {root / 'checkpoints'}: {os.strerror(number)}"
-            else:
-                assert calls < failing_call, "the error was swallowed"
+                message = str(error)
+        sentence = f"cannot write {root / 'checkpoints'}: {os.strerror(number)}"
+        assert message == (sentence if calls >= failing_call else "")
         if calls >= failing_call:
             old, new = value_of(root), value_of(root, "best")
             assert (old, new) in [(1, 1), (2, 1), (2, 2)]
@@ -439,7 +489,8 @@ def test_a_failing_call_gives_one_sentence_and_keeps_the_old(
                 after = files(root)
                 assert all(before[file] == data for file, data in after.items())
                 assert {file.parent.name for file in after} == {"checkpoints", "000000000000", "000000000001"}
-    assert failing_call > 1 and value_of(root) == value_of(root, "best") == 2
+    assert failing_call > 1
+    assert value_of(root) == value_of(root, "best") == 2
 
 
 def files(root: Path) -> dict[Path, bytes]:
@@ -464,7 +515,8 @@ def test_a_full_disk(tmp_path: Path) -> None:
         with pytest.raises(OutOfResources, match="No space left on device"):
             save(disk, {"big": torch.zeros(100_000)}, {}, 2)
         assert hashes == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in path.iterdir()}
-        assert names(disk) == ["000000000001", "last.json"] and value_of(disk) == 1
+        assert names(disk) == ["000000000001", "last.json"]
+        assert value_of(disk) == 1
         assert value_of(write(disk, 3)) == 3
     finally:
         os.system(f"umount {disk}")

@@ -9,8 +9,7 @@ import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,6 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from polyactor import metrics
 from polyactor.errors import OutOfResources, RunDirectoryError
 from polyactor.metrics import MetricsLog, cpu_name, read_rows, resident_mb, versions
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 KEYS = (
     "agent_steps updates games games_per_worker wall_s steps_per_s score_mean100 score_last length_mean100 policy_lag "

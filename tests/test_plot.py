@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.figure
 import pytest
@@ -14,6 +13,9 @@ from matplotlib.image import imread
 
 from polyactor.errors import UsageError
 from polyactor.plot import curve
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture

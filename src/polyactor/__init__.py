@@ -36,8 +36,27 @@ _HOMES = {
 """Where each public name lives; loaded on first use, so that the command line starts without torch."""
 
 __all__ = [
-    "A2C", "Adam", "Algorithm", "AtariOptions", "Batch", "Config", "Evaluation", "Hogwild", "ModelSpec", "Normalize",
-    "Policy", "PolyactorError", "RMSprop", "Rollout", "Run", "SGD", "Sync", "curve", "load", "make_envs", "resume",
+    "A2C",
+    "SGD",
+    "Adam",
+    "Algorithm",
+    "AtariOptions",
+    "Batch",
+    "Config",
+    "Evaluation",
+    "Hogwild",
+    "ModelSpec",
+    "Normalize",
+    "Policy",
+    "PolyactorError",
+    "RMSprop",
+    "Rollout",
+    "Run",
+    "Sync",
+    "curve",
+    "load",
+    "make_envs",
+    "resume",
     "train",
 ]  # fmt: skip
 

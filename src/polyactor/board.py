@@ -65,7 +65,7 @@ class Board:
     def share_(self) -> None:
         """Move to shared memory, in place."""
         for tensor in (self._counters, self._metrics, self._games, self._word):
-            tensor.share_memory_()
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
 
     # -- what a worker writes --------------------------------------------------------------------------------------
 
@@ -100,7 +100,7 @@ class Board:
     @property
     def counters(self) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
         """``[W, Counter]``, the live memory."""
-        return self._counters.numpy()  # type: ignore[no-any-return]
+        return self._counters.numpy()
 
     @property
     def version(self) -> int:

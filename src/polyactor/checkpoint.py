@@ -26,7 +26,6 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -36,6 +35,8 @@ from typing import TYPE_CHECKING, Any
 from polyactor.errors import CheckpointError, OutOfResources, PolyactorError, RunDirectoryError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
     from torch import Tensor
 
 FORMAT = "polyactor-checkpoint"
@@ -117,6 +118,22 @@ def save(
     if "last" in tags:
         _prune(folder, keep={previous, target.name})
     return target
+
+
+def point(root: Path, tag: str, *, at: str) -> None:
+    """Let ``tag`` name the checkpoint that the tag ``at`` names, in one step; nothing is copied or removed.
+
+    Raises:
+        CheckpointError: the run in ``root`` has no readable pointer ``at``.
+        OutOfResources, RunDirectoryError: the pointer cannot be written; the old one is untouched.
+        ValueError: ``tag`` is no plain lower-case name.
+    """
+    if not _TAG.fullmatch(tag):
+        raise ValueError(f"the tag {tag!r} must be a plain lower-case name")
+    folder = Path(root) / FOLDER
+    name = _named(folder, at)
+    with writing(folder):
+        replace_file(_pointer(folder, tag), _dump({"checkpoint": name}))
 
 
 def load(path: Path, *, tag: str = "last") -> Checkpoint:

@@ -1,4 +1,4 @@
-"""The command line: reads flags into a config and calls the library. Nothing heavy is imported before flags are right."""
+"""The command line: flags to a config, and a call of the library. Nothing heavy is imported before flags are right."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import difflib
 import io
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,7 +26,7 @@ usage: polyactor VERB ...
   compare RUN...                  the same, and a table
   presets                         every name that train takes
   check --env ID                  is this environment fit for training?
-  bench [--env ID]                speed on this machine, against the emulator alone
+  bench [PRESET] [--seconds S]    speed on this machine, against the environments alone
 """
 
 
@@ -234,15 +234,17 @@ def _check(args: list[str]) -> int:
 
 
 def _bench(args: list[str]) -> int:
-    options = _options(args, {"env": str, "seconds": float}, "bench [--env ID] [--seconds S]", runs=False)
+    seconds, args = _take(args, "seconds")
+    config = read_config(args or ["pong-a3c"])
+    options = _options(["--seconds", seconds or "15"], {"seconds": float}, "bench [PRESET]", runs=False)
     from polyactor.bench import bench
 
-    bench(options.get("env", "PongNoFrameskip-v4"), seconds=options.get("seconds", 20.0))
+    bench(config, seconds=options["seconds"])
     return 0
 
 
 def _options(
-    args: list[str], kinds: dict[str, Callable[[str], Any]], usage: str, *, runs: bool = True
+    args: list[str], kinds: Mapping[str, Callable[[str], Any]], usage: str, *, runs: bool = True
 ) -> dict[str, Any]:
     """Flags of the small verbs: ``--name value``, or ``--name`` alone for a bool; what is left are run directories."""
     options: dict[str, Any] = {}

@@ -76,7 +76,7 @@ def from_json(plain: Mapping[str, Any]) -> Config:
             values[kind] = _instance(known[name], options)
         for section, cls in SECTIONS.items():
             values[section] = _instance(cls, values[section])
-        return typing.cast(Config, _instance(Config, values))
+        return typing.cast("Config", _instance(Config, values))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"the config is not one of this version's: {error}") from None
 
@@ -96,7 +96,8 @@ def _from_file(name: str) -> type[Algorithm]:
         raise UsageError(f"algorithm {name} does not exist: there is no file {path}")
     module_name = file.stem
     spec = importlib.util.spec_from_file_location(module_name, file)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UsageError(f"algorithm {name} does not exist: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses and pickling look their module up here
     spec.loader.exec_module(module)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import gymnasium
 
@@ -27,11 +26,11 @@ if TYPE_CHECKING:
 class Scheme(Protocol):
     """Placement only: which process holds, collects, differentiates, applies. Knows no loss."""
 
-    name: str
-    single: bool
+    name: ClassVar[str]
+    single: ClassVar[bool]
     """One worker, in the run's own process."""
 
-    def run(self, config: Config, state: State, board: Board) -> Iterator[None]:
+    def run(self, config: Config, state: State, board: Board) -> Generator[None, None, None]:
         """Train; yields whenever the caller may look at the board and the state, or stop by closing it."""
 
     def paused(self, board: Board) -> AbstractContextManager[None]:
@@ -87,9 +86,9 @@ class Config:
     """Print nothing but errors."""
     per_worker: tuple[str, ...] = ()
     """Values by worker, such as algorithm.entropy-coef=.01,.02"""
-    model: ModelSpec = ModelSpec()
-    normalize: Normalize = Normalize()
-    atari: AtariOptions = AtariOptions()
+    model: ModelSpec = field(default_factory=ModelSpec)
+    normalize: Normalize = field(default_factory=Normalize)
+    atari: AtariOptions = field(default_factory=AtariOptions)
     preset: str = ""
 
     def for_worker(self, worker: int) -> Self:

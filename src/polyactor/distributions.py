@@ -6,8 +6,8 @@ Parameters always come as one tensor ``[..., P]``: logits for discrete spaces, m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from gymnasium import spaces
@@ -120,11 +120,12 @@ class ActionSpec:
     def distribution(self, params: Tensor) -> Distribution:
         """``[..., P]`` to the distribution."""
         if self.dims:
-            mean, log_std = params.split(self.dims, -1)
+            mean, log_std = params.tensor_split(2, -1)
             return Gaussian(mean, log_std)
         if not self.shape:
             return Categorical(params)
-        return MultiCategorical(tuple(Categorical(part) for part in params.split(self.sizes, -1)))
+        ends = tuple(accumulate(self.sizes))[:-1]
+        return MultiCategorical(tuple(Categorical(part) for part in params.tensor_split(ends, -1)))
 
 
 def action_spec(space: spaces.Space[object]) -> ActionSpec:

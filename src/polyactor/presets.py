@@ -67,7 +67,8 @@ _ACTOR_CRITIC: dict[Kind, Values] = {
     },
     "continuous": {
         "optimizer": "adam", "optimizer.lr": 1e-3, "rollout": 20, "envs": 8, "steps": 1_000_000,
-        "algorithm.gae_lambda": 0.95, "algorithm.entropy_coef": 0.0, "normalize.observation": True, "normalize.reward": True,
+        "algorithm.gae_lambda": 0.95, "algorithm.entropy_coef": 0.0, "normalize.observation": True,
+        "normalize.reward": True,
     },
 }  # fmt: skip
 
@@ -153,3 +154,24 @@ def _with(config: Config, path: str, value: Any) -> Config:
     if name not in {f.name for f in fields(section)}:
         return config
     return replace(config, **{group: replace(section, **{name: value})})
+
+
+def show() -> None:
+    """Print every name with its settings, its source's claim and what was measured."""
+    from rich.console import Console
+    from rich.table import Table
+
+    methods = Table(title="methods: polyactor train NAME --env ID", title_justify="left")
+    for column in ("name", "what it is", "algorithm", "scheme"):
+        methods.add_column(column)
+    for name, method in METHODS.items():
+        methods.add_row(name, method.about, method.algorithm, method.scheme)
+    presets = Table(title="presets: polyactor train NAME", title_justify="left")
+    for column in ("name", "what it is", "environment", "settings", "published", "measured"):
+        presets.add_column(column)
+    for name, preset in PRESETS.items():
+        settings = ", ".join(f"{path} {value}" for path, value in preset.values.items())
+        presets.add_row(name, preset.about, preset.env, f"{preset.method}, {settings}", preset.claim, preset.measured)
+    console = Console()
+    console.print(methods)
+    console.print(presets)

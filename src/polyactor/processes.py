@@ -32,7 +32,7 @@ def tune_allocator() -> bool:
     except (OSError, AttributeError):
         return False
     settings = {M_MMAP_THRESHOLD: 1 << 30, M_TRIM_THRESHOLD: (1 << 31) - 1, M_TOP_PAD: 1 << 26}
-    return all([mallopt(name, value) for name, value in settings.items()])
+    return all(mallopt(name, value) for name, value in settings.items())  # stops at the first refusal
 
 
 def die_with_parent(parent: int) -> None:
@@ -114,7 +114,7 @@ class Crew:
         return all(process.exitcode == 0 for process in self.processes)
 
     def _failure(self, i: int) -> errors.PolyactorError:
-        code = self.processes[i].exitcode
+        code = self.processes[i].exitcode or 0
         try:
             kind, sentence, trace = self.pipes[i].recv()
         except (EOFError, OSError):

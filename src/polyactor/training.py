@@ -10,7 +10,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,10 +25,10 @@ from polyactor.build import make_state, precision
 from polyactor.compose import from_json, to_json
 from polyactor.config import Config, check
 from polyactor.errors import CheckpointError, EnvironmentUnsupported, PolyactorError
+from polyactor.evaluate import Evaluator, evaluate
 from polyactor.metrics import MetricsLog, cpu_name, resident_mb, versions
 from polyactor.optim.flat import State
 from polyactor.plot import curve
-from polyactor.evaluate import Evaluator, evaluate
 from polyactor.policy import read
 from polyactor.processes import tune_allocator
 from polyactor.progress import Progress
@@ -168,7 +168,7 @@ class _Training:
             self.log.summary(summary)
         return Run(self.directory, status, summary)
 
-    def _watch(self, scheme: Iterator[None]) -> str:
+    def _watch(self, scheme: Generator[None, None, None]) -> str:
         for _ in scheme:
             if self.asked_to_stop is not None:
                 return "stopped"

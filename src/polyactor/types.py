@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
@@ -43,7 +43,8 @@ class Allowed:
     def __str__(self) -> str:
         """The sentence's end: 'a number from 0 to 1'."""
         if self.low is not None and self.high is not None:
-            return f"a number {'above' if self.above else 'from'} {self.low} {'and up ' if self.above else ''}to {self.high}"
+            start = f"above {self.low} and up" if self.above else f"from {self.low}"
+            return f"a number {start} to {self.high}"
         if self.low is not None:
             return f"a number above {self.low}" if self.above else f"a number of at least {self.low}"
         return "a finite number"
@@ -164,8 +165,8 @@ class Distribution(Protocol):
 class Model(Protocol):
     """What an algorithm may ask of an actor-critic."""
 
-    distribution: Callable[[Tensor], Distribution]
-    """Parameters ``[..., P]`` to the distribution they describe."""
+    def distribution(self, params: Tensor, /) -> Distribution:
+        """Parameters ``[..., P]`` to the distribution they describe."""
 
     def unroll(self, rollout: Rollout) -> Outputs:
         """Policy and value of every row, from the rollout's initial recurrent state."""

@@ -57,7 +57,8 @@ def test_sticky_actions_are_the_ids_own_unless_said_otherwise(env: str, sticky: 
 def test_preprocessing_options_reach_the_emulator() -> None:
     options = AtariOptions(frame_skip=3, frame_size=42, noop_max=5, fire_reset=False, stack=2)
     envs = make_envs("BreakoutNoFrameskip-v4", 2, atari=options, threads=2)
-    assert envs.observation_space.shape == (2, 42, 42) and envs.observation_space.dtype == np.uint8
+    assert envs.observation_space.shape == (2, 42, 42)
+    assert envs.observation_space.dtype == np.uint8
     raw = emulator(2, frameskip=3, img_height=42, img_width=42, noop_max=5, use_fire_reset=False, stack_num=2)
     assert same_game(envs, raw)
 
@@ -65,10 +66,19 @@ def test_preprocessing_options_reach_the_emulator() -> None:
 def test_spaces_and_dtypes() -> None:
     envs = make_envs("ALE/Pong-v5", 3)
     observation = envs.reset(0)
-    assert observation.dtype == np.uint8 and observation.shape == (3, *envs.observation_space.shape)
-    assert envs.observation_space.shape == (4, 84, 84) and envs.action_space == gymnasium.spaces.Discrete(6)
+    assert observation.dtype == np.uint8
+    assert observation.shape == (3, *envs.observation_space.shape)
+    assert envs.observation_space.shape == (4, 84, 84)
+    assert envs.action_space == gymnasium.spaces.Discrete(6)
     step = envs.step(np.zeros(3, np.int32))
-    assert step.reward.dtype == np.float32 and step.terminated.dtype == step.done.dtype == np.bool_
+    assert step.reward.dtype == np.float32
+    assert step.terminated.dtype == step.done.dtype == np.bool_
+
+
+def test_rewards_are_the_games_own() -> None:
+    envs = make_envs("ALE/SpaceInvaders-v5", 2)
+    envs.reset(0)
+    assert max(step.reward.max() for _, step in play(envs, 150)) >= 5  # an invader is worth 5 to 30 points
 
 
 def test_full_action_space_is_the_ids_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,16 +114,20 @@ def test_life_loss_marks_lost_lives_and_nothing_else() -> None:
         np.testing.assert_array_equal(other.done, terminated)
         # The stack goes on through a lost life and is emptied at the start of a game.
         np.testing.assert_array_equal(step.observation[~over, :-1], before[~over, 1:])
-        assert not step.observation[over, :-1].any() and not step.reward[over].any()
-        assert not step.terminated[over].any() and not step.done[over].any()
+        assert not step.observation[over, :-1].any()
+        assert not step.reward[over].any()
+        assert not step.terminated[over].any()
+        assert not step.done[over].any()
         score, raw_score = score + step.reward, raw_score + reward
         scores += list(score[step.done])
         raw_scores += list(raw_score[terminated])
         score[step.done] = raw_score[terminated] = 0
         lost, games = lost + int((fell & ~terminated).sum()), games + int(terminated.sum())
         before, lives, over = step.observation, info["lives"], step.done
-    assert games >= 2 and lost >= 4 * games  # Breakout has five lives: four lost on the way, the fifth ends it
-    assert scores == raw_scores and max(scores) > 0
+    assert games >= 2
+    assert lost >= 4 * games
+    assert scores == raw_scores
+    assert max(scores) > 0
 
 
 class Scripted:
@@ -144,7 +158,8 @@ def test_one_life_ends_the_episode_and_restarts_the_game() -> None:
     for _, step in play(envs, 200):
         np.testing.assert_array_equal(step.terminated, step.done)
         assert (envs._lives[step.done] == 4).all()  # the first of five lives
-        assert (envs._lives[over] == 5).all() and not step.observation[over, :-1].any()
+        assert (envs._lives[over] == 5).all()
+        assert not step.observation[over, :-1].any()
         episodes += int(step.done.sum())
         over = step.done
     assert episodes >= 6
@@ -182,7 +197,8 @@ def test_same_seed_same_trajectory_and_none_draws_one() -> None:
         return np.stack([envs.reset(seed)] + [step.observation for _, step in play(envs, 80)])
 
     first = run(5)
-    assert np.array_equal(first, run(5)) and not np.array_equal(first, run(6))
+    assert np.array_equal(first, run(5))
+    assert not np.array_equal(first, run(6))
     assert not np.array_equal(run(None), run(None))
     assert np.array_equal(run(2**40 + 5), run(2**40 + 5))  # beyond what the emulator takes
 
@@ -211,7 +227,9 @@ def test_render_stays_in_step_with_environment_zero() -> None:
     envs._twin.step = recorded
     np.testing.assert_array_equal(envs.reset(3), silent.reset(3))
     first = envs.render()
-    assert first.shape == (210, 160, 3) and first.dtype == np.uint8 and first.any()
+    assert first.shape == (210, 160, 3)
+    assert first.dtype == np.uint8
+    assert first.any()
     games = 0
     for action, step in play(envs, 700):
         colour, reward, terminated, truncated, info = answers.pop()
@@ -220,6 +238,7 @@ def test_render_stays_in_step_with_environment_zero() -> None:
         assert info["lives"][0] == envs._lives[0]
         assert silent.step(action).reward[0] == step.reward[0]
         games += int(step.done[0])
-    assert games >= 2 and not np.array_equal(first, envs.render())
+    assert games >= 2
+    assert not np.array_equal(first, envs.render())
     assert silent.render() is None
     envs.close()

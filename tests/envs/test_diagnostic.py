@@ -18,6 +18,8 @@ def test_registration_is_idempotent() -> None:
     assert {f"polyactor/{name}-v0" for name in ("Bandit", "Chain", "TimeLimit", "TMaze", "LQR")} <= set(before)
 
 
+@pytest.mark.filterwarnings("ignore:.*Box (action|observation) space")  # LQR is unbounded, as it must be
+@pytest.mark.filterwarnings("ignore:.*For Box action spaces")
 @pytest.mark.parametrize("name", list(diagnostic.LIMITS))
 def test_environments_keep_to_gymnasiums_rules(name: str) -> None:
     from gymnasium.utils.env_checker import check_env
@@ -31,7 +33,8 @@ def test_bandit_pays_by_arm_and_ends() -> None:
     step = envs.step(np.arange(3))
     np.testing.assert_array_equal(step.reward, [1, 0.5, 0])
     np.testing.assert_array_equal(step.observation, np.ones((3, 1)))
-    assert step.terminated.all() and step.done.all()
+    assert step.terminated.all()
+    assert step.done.all()
 
 
 def test_chain_has_the_published_values() -> None:
@@ -42,7 +45,8 @@ def test_chain_has_the_published_values() -> None:
     for state, action in product(range(5), range(2)):
         env.position = state
         observation, rewards[state, action], terminated, truncated, _ = env.step(np.int64(action))
-        assert not truncated and observation.sum() == (0 if terminated else 1)
+        assert not truncated
+        assert observation.sum() == (0 if terminated else 1)
         following[state, action] = observation
     uniform = np.linalg.solve(np.eye(5) - gamma * following.mean(1), rewards.mean(1))
     best = np.zeros(5)
@@ -84,12 +88,15 @@ def test_tmaze_pays_for_the_cued_turn(cue: int, turn: int) -> None:
     env = maze(cue)
     for _ in range(10):
         observation, reward, terminated, _, _ = env.step(np.int64(0))
-        assert reward == 0 and not terminated
+        assert reward == 0
+        assert not terminated
     np.testing.assert_array_equal(observation, [0, 0, 0, 1])
     observation, reward, terminated, _, _ = env.step(np.int64(0))  # forward goes nowhere at the junction
-    assert not terminated and observation[3] == 1
+    assert not terminated
+    assert observation[3] == 1
     _, reward, terminated, _, _ = env.step(np.int64(turn))
-    assert terminated and reward == float(turn - 1 == cue)
+    assert terminated
+    assert reward == float(turn - 1 == cue)
 
 
 def test_tmaze_shows_nothing_of_the_cue_after_the_first_step() -> None:
@@ -99,10 +106,12 @@ def test_tmaze_shows_nothing_of_the_cue_after_the_first_step() -> None:
         for action in sequence:
             one, two = left.step(action), right.step(action)
             if one[2]:
-                assert two[2] and {one[1], two[1]} == {0.0, 1.0}
+                assert two[2]
+                assert {one[1], two[1]} == {0.0, 1.0}
                 break
             np.testing.assert_array_equal(one[0], two[0])
-            assert one[0][:2].sum() == 0 and one[1] == two[1] == 0
+            assert one[0][:2].sum() == 0
+            assert one[1] == two[1] == 0
 
 
 def test_tmaze_turning_in_the_corridor_stays_and_the_limit_ends_it() -> None:
@@ -122,7 +131,8 @@ def test_lqr_costs_what_the_riccati_equation_says(monkeypatch: pytest.MonkeyPatc
     gain, total = np.array([2.431279548, 3.363814799]), 0.0
     for time in range(2000):
         _, reward, terminated, truncated, _ = env.step(np.array([-gain @ env.x]))
-        assert not terminated and not truncated
+        assert not terminated
+        assert not truncated
         total += 0.99**time * reward
     assert total == pytest.approx(-12.52826813, rel=1e-8)
 
@@ -130,7 +140,8 @@ def test_lqr_costs_what_the_riccati_equation_says(monkeypatch: pytest.MonkeyPatc
 def test_lqr_noise_and_spaces() -> None:
     envs = make_envs("polyactor/LQR-v0", 400)
     np.testing.assert_array_equal(envs.reset(0), [[1, 0]] * 400)
-    assert isinstance(envs.action_space, gymnasium.spaces.Box) and np.isinf(envs.action_space.high).all()
+    assert isinstance(envs.action_space, gymnasium.spaces.Box)
+    assert np.isinf(envs.action_space.high).all()
     step = envs.step(np.full((400, 1), 20.0, np.float32))  # far beyond 1: an unbounded action is not clipped
     np.testing.assert_allclose(step.reward, -(1 + 0.1 * 400), rtol=1e-6)
     np.testing.assert_allclose(step.observation.mean(0), [1.1, 2.0], atol=0.003)

@@ -59,7 +59,9 @@ def test_cartpole_native_vector_gives_the_true_final_observation_and_then_a_rese
         assert step.reward.dtype == step.observation.dtype == np.float32
         for row in range(3):
             if ended[row]:
-                assert step.reward[row] == 0 and not step.terminated[row] and not step.done[row]
+                assert step.reward[row] == 0
+                assert not step.terminated[row]
+                assert not step.done[row]
                 assert np.abs(step.observation[row]).max() <= 0.05
                 steps[row] = 0
                 continue
@@ -74,7 +76,8 @@ def test_cartpole_native_vector_gives_the_true_final_observation_and_then_a_rese
                 lengths.append(steps[row])
                 seen["terminated" if terminated else "truncated"] += 1
         observation, ended = step.observation, step.done
-    assert min(seen.values()) > 0 and max(lengths) == 20
+    assert min(seen.values()) > 0
+    assert max(lengths) == 20
 
 
 def test_sync_vector_equals_single_environments_stepped_by_hand() -> None:
@@ -201,10 +204,13 @@ def test_structured_observations_are_flattened_to_float32(space: spaces.Space[An
 
 def test_box_observations_keep_their_shape_and_uint8() -> None:
     pixels = make_envs(lambda: Observes(spaces.Box(0, 255, (3, 4, 5), np.uint8)), 2)
-    assert pixels.reset(0).dtype == np.uint8 and pixels.reset(0).shape == (2, 3, 4, 5)
+    assert pixels.reset(0).dtype == np.uint8
+    assert pixels.reset(0).shape == (2, 3, 4, 5)
     wide = make_envs(lambda: Observes(spaces.Box(-1.8e308, 1.0, (2, 3), np.float64)), 2)
-    assert wide.reset(0).dtype == np.float32 and wide.reset(0).shape == (2, 2, 3)
-    assert wide.observation_space.dtype == np.float32 and np.isneginf(wide.observation_space.low).all()
+    assert wide.reset(0).dtype == np.float32
+    assert wide.reset(0).shape == (2, 2, 3)
+    assert wide.observation_space.dtype == np.float32
+    assert np.isneginf(wide.observation_space.low).all()
 
 
 def test_same_seed_same_trajectory() -> None:
@@ -230,7 +236,9 @@ def test_render_shows_environment_zero_only_when_asked() -> None:
     shown.step(np.zeros(2, np.int64))
     picture = shown.render()
     assert picture is not None
-    assert picture.dtype == np.uint8 and picture.shape == (2, 3, 3) and (picture == 1).all()
+    assert picture.dtype == np.uint8
+    assert picture.shape == (2, 3, 3)
+    assert (picture == 1).all()
     assert echo(space, render=True).render() is None  # a factory that takes no render_mode
     shown.close()
 
@@ -244,4 +252,6 @@ def test_render_by_id_draws_without_changing_the_trajectory(monkeypatch: pytest.
     np.testing.assert_array_equal(plain.reset(1), shown.reset(1))
     monkeypatch.setattr(type(shown._envs), "render", lambda self: (np.ones((4, 5, 3)),) * 2)  # type: ignore[attr-defined]
     picture = shown.render()
-    assert picture is not None and picture.shape == (4, 5, 3) and plain.render() is None
+    assert picture is not None
+    assert picture.shape == (4, 5, 3)
+    assert plain.render() is None

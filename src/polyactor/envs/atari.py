@@ -111,18 +111,18 @@ class AtariEnvs:
         else:
             frames = max_episode_steps * options.frame_skip
         sticky = spec.kwargs.get("repeat_action_probability", 0.25) if options.sticky is None else options.sticky
-        game: dict[str, Any] = dict(
-            game=spec.kwargs["game"],
-            max_num_frames_per_episode=frames,  # frames, although ale-py's documentation says steps
-            repeat_action_probability=sticky,
-            full_action_space=spec.kwargs.get("full_action_space", False),
-            frameskip=options.frame_skip,
-            noop_max=options.noop_max,
-            use_fire_reset=options.fire_reset,
-            episodic_life=options.one_life,
-            reward_clipping=False,
-            autoreset_mode=gymnasium.vector.AutoresetMode.NEXT_STEP,
-        )
+        game: dict[str, Any] = {
+            "game": spec.kwargs["game"],
+            "max_num_frames_per_episode": frames,  # frames, although ale-py's documentation says steps
+            "repeat_action_probability": sticky,
+            "full_action_space": spec.kwargs.get("full_action_space", False),
+            "frameskip": options.frame_skip,
+            "noop_max": options.noop_max,
+            "use_fire_reset": options.fire_reset,
+            "episodic_life": options.one_life,
+            "reward_clipping": False,
+            "autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP,
+        }
         self._emulators = AtariVectorEnv(
             num_envs=num_envs,
             num_threads=min(threads, num_envs),
@@ -144,6 +144,7 @@ class AtariEnvs:
         self._done = np.zeros(num_envs, np.bool_)
 
         self.num_envs = num_envs
+        self.frames_per_second = round(60 / options.frame_skip)
         shape = (options.stack, options.frame_size, options.frame_size)
         self.observation_space: gymnasium.spaces.Box = gymnasium.spaces.Box(0, 255, shape, np.uint8)
         self.action_space: ActionSpace = gymnasium.spaces.Discrete(len(self._emulators.ale.get_action_set()))
@@ -174,6 +175,14 @@ class AtariEnvs:
         if self._twin is not None:
             self._picture = self._twin.step(action[:1])[0][0, -1]
         return Step(observation, reward.astype(np.float32), terminated, done)
+
+    def encode(self, observation: Any) -> NDArray[Any]:
+        """A stack of frames, ``[stack, frame_size, frame_size]``, as it is."""
+        return np.asarray(observation, np.uint8)
+
+    def decode(self, action: NDArray[Any]) -> NDArray[Any]:
+        """Indices into the game's set of actions, as they are."""
+        return action
 
     def close(self) -> None:
         """Stop the emulators."""

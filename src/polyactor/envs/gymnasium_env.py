@@ -123,6 +123,10 @@ class GymnasiumEnvs:
                 autoreset_mode=AutoresetMode.NEXT_STEP,
             )
         self.num_envs = num_envs
+        self.frames_per_second = int(self._envs.metadata.get("render_fps", 30))
+        first = self._envs.envs[0] if isinstance(self._envs, SyncVectorEnv) else None
+        if isinstance(first, gymnasium.wrappers.FlattenObservation):
+            self._raw_space = first.env.observation_space
         self.observation_space = _observation_space(self._envs.single_observation_space, self._name)
         self.action_space, self._to_environment = _action_space(self._envs.single_action_space, self._name)
 
@@ -133,8 +137,18 @@ class GymnasiumEnvs:
 
     def step(self, action: NDArray[Any]) -> Step:
         """One step; `action` is ``[B]`` or ``[B, *A]`` in `action_space`."""
-        observation, reward, terminated, truncated, _ = self._envs.step(self._to_environment(np.asarray(action)))
+        observation, reward, terminated, truncated, _ = self._envs.step(self.decode(action))
         return Step(self._fresh(observation), np.asarray(reward, np.float32), terminated, terminated | truncated)
+
+    def encode(self, observation: Any) -> NDArray[Any]:
+        """One raw observation, flattened and cast like those of `step`."""
+        if self._raw_space is not None:
+            observation = spaces.flatten(self._raw_space, observation)
+        return self._fresh(observation)
+
+    def decode(self, action: NDArray[Any]) -> NDArray[Any]:
+        """Clipped and rescaled, or counted from the space's own start."""
+        return self._to_environment(np.asarray(action))
 
     def close(self) -> None:
         """Close the environments."""
@@ -185,7 +199,7 @@ def _action_space(space: spaces.Space[Any], name: str) -> tuple[ActionSpace, Cal
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
         starts = space.start
         return spaces.MultiDiscrete(space.nvec), lambda action: action.astype(np.int64) + starts
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+    if isinstance(space, spaces.Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating):
         low, high, dtype = space.low.astype(np.float64), space.high.astype(np.float64), space.dtype
         bounded = np.isfinite(low) & np.isfinite(high)
         # Stand-ins where there is no interval, so that the arithmetic below stays finite.

@@ -44,6 +44,8 @@ class VectorEnv(Protocol):
     num_envs: int
     observation_space: gymnasium.spaces.Box
     action_space: ActionSpace
+    frames_per_second: int
+    """Of a film at the speed of the real thing."""
 
     def reset(self, seed: int | None) -> NDArray[Any]:
         """First observations ``[B, *O]``. Environment i is seeded from `seed` and i; None leaves it to chance."""
@@ -54,6 +56,12 @@ class VectorEnv(Protocol):
         Args:
             action: ``[B]`` or ``[B, *A]``, in `action_space`.
         """
+
+    def encode(self, observation: Any) -> NDArray[Any]:
+        """One observation of the environment itself as `observation_space` has it, ``[*O]``."""
+
+    def decode(self, action: NDArray[Any]) -> NDArray[Any]:
+        """Actions ``[B]`` or ``[B, *A]`` in `action_space` as the environment's own ``step`` takes them."""
 
     def close(self) -> None:
         """Let go of windows, threads and emulators."""

@@ -121,10 +121,10 @@ class State:
 
     def share_(self) -> None:
         """Move everything to shared memory, in place."""
-        self.vector.share_memory_()
+        self.vector.share_memory_()  # type: ignore[no-untyped-call]
         for statistics in self.statistics:
             for tensor in statistics.values():
-                tensor.share_memory_()
+                tensor.share_memory_()  # type: ignore[no-untyped-call]
 
     def views(self) -> dict[str, Tensor]:
         """The model's parameters and buffers by name, sharing memory."""

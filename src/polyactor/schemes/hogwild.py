@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -31,7 +31,7 @@ class Hogwild:
     lock: Lock = "none"
     """none: no lock; update: applying is exclusive; both: reading the snapshot is exclusive too."""
 
-    def run(self, config: Config, state: State, board: Board) -> Iterator[None]:
+    def run(self, config: Config, state: State, board: Board) -> Generator[None, None, None]:
         """Starts the workers and yields while they train."""
         import cloudpickle  # here, so that reading flags needs no torch
 

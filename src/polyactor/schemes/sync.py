@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -26,7 +26,7 @@ class Sync:
     threads: Annotated[int, Allowed(0)] = 0
     """Threads of torch and of the emulators; 0 is all cores for images and 1 for vectors."""
 
-    def run(self, config: Config, state: State, board: Board) -> Iterator[None]:
+    def run(self, config: Config, state: State, board: Board) -> Generator[None, None, None]:
         """A turn of the loop per yield."""
         import torch  # here, so that reading flags needs no torch
 

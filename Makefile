@@ -1,0 +1,36 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: train test test-slow check bench setup clean
+
+train: setup  ## A3C on Pong, until the mean of the last 100 games is 18
+	$(BIN)/polyactor train pong-a3c
+
+test: setup  ## the fast suite
+	$(BIN)/python -m pytest
+
+test-slow: setup  ## learning curves and other minutes-long tests
+	$(BIN)/python -m pytest -m slow
+
+check: setup  ## what CI runs: format, lint, types, layers, tests
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+bench: setup  ## training speed as a share of what the emulator alone gives
+	$(BIN)/polyactor bench pong-a3c --precision fp32
+
+setup: $(READY)
+
+$(READY): pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV)

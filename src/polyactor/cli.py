@@ -30,6 +30,12 @@ usage: polyactor VERB ...
 """
 
 
+READ_FIRST = """\
+Read first, since they decide which flags there are:
+--env ID (any Gymnasium id, module:Env-v0 or module:callable), --scheme sync|hogwild, --optimizer sgd|rmsprop|adam.
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a verb and exit with the documented code."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -91,10 +97,10 @@ def read_config(args: list[str]) -> Any:
         if first_value is not None:
             first[flag] = first_value
     base = base_config(name, **first)
-    return _parse(Config, base, args, f"polyactor train {name}")
+    return _parse(Config, base, args, f"polyactor train {name}", READ_FIRST)
 
 
-def _parse(cls: type[Any], default: Any, args: list[str], prog: str) -> Any:
+def _parse(cls: type[Any], default: Any, args: list[str], prog: str, description: str) -> Any:
     """tyro's parse, its complaints as one sentence."""
     import tyro
 
@@ -109,7 +115,9 @@ def _parse(cls: type[Any], default: Any, args: list[str], prog: str) -> Any:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(cls, default=default, args=args, prog=prog, description="")
+            return tyro.cli(
+                cls, default=default, args=args, prog=prog, description=description, config=(tyro.conf.SuppressFixed,)
+            )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -207,10 +215,11 @@ def _plot(args: list[str]) -> int:
 
 def _compare(args: list[str]) -> int:
     options = _options(args, {"out": Path}, "compare RUN... [--out FILE]")
-    from polyactor.plot import curve, table
+    from polyactor.compare import compare
+    from polyactor.plot import curve
 
     runs = [Path(run) for run in options["runs"]]
-    table(runs)
+    compare(runs)
     print(curve(runs, options.get("out", Path("compare.png"))))
     return 0
 

@@ -6,7 +6,7 @@ import os
 import typing
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import gymnasium
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from polyactor.optim.flat import State
 
 
-class Scheme(Protocol):
+@dataclass(frozen=True)
+class Scheme:
     """Placement only: which process holds, collects, differentiates, applies. Knows no loss."""
 
     name: ClassVar[str]
@@ -32,9 +33,11 @@ class Scheme(Protocol):
 
     def run(self, config: Config, state: State, board: Board) -> Generator[None, None, None]:
         """Train; yields whenever the caller may look at the board and the state, or stop by closing it."""
+        raise NotImplementedError
 
     def paused(self, board: Board) -> AbstractContextManager[None]:
         """Nobody changes the state inside."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Config:
     normalize: Normalize = field(default_factory=Normalize)
     atari: AtariOptions = field(default_factory=AtariOptions)
     preset: str = ""
+    """The name this run is shown under."""
 
     def for_worker(self, worker: int) -> Self:
         """The config as one worker sees it, `per_worker` values in place (they repeat when workers are more)."""

@@ -51,6 +51,7 @@ class Progress:
         """A line that stays."""
         if not self.quiet:
             self.console.print(message)
+            self.console.file.flush()
 
     def show(self, row: Mapping[str, Any], *, new: bool) -> None:
         """The newest values.

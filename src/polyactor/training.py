@@ -24,7 +24,7 @@ from polyactor.board import Board, Counter
 from polyactor.build import make_state, precision
 from polyactor.compose import from_json, to_json
 from polyactor.config import Config, check
-from polyactor.errors import CheckpointError, EnvironmentUnsupported, PolyactorError
+from polyactor.errors import CheckpointError, EnvironmentUnsupported
 from polyactor.evaluate import Evaluator, evaluate
 from polyactor.metrics import MetricsLog, cpu_name, resident_mb, versions
 from polyactor.optim.flat import State
@@ -158,8 +158,8 @@ class _Training:
                 finally:
                     scheme.close()
                 self._finish(status)
-            except PolyactorError as error:
-                self.log.event("failed", str(error))
+            except Exception as error:
+                self.log.event("failed", str(error) or type(error).__name__)
                 self.log.summary(self._summary("failed"))
                 raise
             finally:

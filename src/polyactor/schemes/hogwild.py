@@ -13,16 +13,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from polyactor.config import Config, Scheme
+
 if TYPE_CHECKING:
     from polyactor.board import Board
-    from polyactor.config import Config
     from polyactor.optim.flat import State
 
 Lock = Literal["none", "update", "both"]
 
 
 @dataclass(frozen=True)
-class Hogwild:
+class Hogwild(Scheme):
     """θ in shared memory; every worker collects, differentiates and applies in place."""
 
     name: ClassVar[str] = "hogwild"

@@ -8,16 +8,16 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from polyactor.config import Config, Scheme
 from polyactor.types import Allowed
 
 if TYPE_CHECKING:
     from polyactor.board import Board
-    from polyactor.config import Config
     from polyactor.optim.flat import State
 
 
 @dataclass(frozen=True)
-class Sync:
+class Sync(Scheme):
     """One process holds θ, collects, differentiates and applies."""
 
     name: ClassVar[str] = "sync"

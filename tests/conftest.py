@@ -1,0 +1,76 @@
+"""What several test files share: the golden vectors and a made-up rollout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from polyactor.types import CoreState, Rollout
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors here are small: more threads only make sums depend on the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], tuple[dict[str, Any], dict[str, Any]]]:
+    """Inputs and outputs of a golden case, computed in float64 by independent numpy code."""
+    cases = json.loads((Path(__file__).parent / "vectors.json").read_text())["cases"]
+    return lambda name: (cases[name]["inputs"], cases[name]["outputs"])
+
+
+@pytest.fixture(scope="session")
+def make_rollout() -> Callable[..., Rollout]:
+    return _make_rollout
+
+
+def _make_rollout(
+    t: int,
+    b: int,
+    *,
+    observation: tuple[int, ...] = (3,),
+    actions: spaces.Space[Any] | None = None,
+    core_state: CoreState = (),
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    end: float = 0.2,
+) -> Rollout:
+    """Random numbers in the NEXT_STEP convention; every row begins an episode, and `end` is the chance of a last step.
+
+    Half of the ends terminate, half truncate. Fake rows carry reward 0 and an action nobody asked for.
+    """
+    rng = np.random.default_rng(seed)
+    actions = actions or spaces.Discrete(2)
+    actions.seed(seed)
+    is_first, terminated = np.zeros((t + 1, b), bool), np.zeros((t, b), bool)
+    is_first[0], ended = True, np.zeros(b, bool)
+    for row in range(t):
+        is_first[row + 1] = ended  # what follows a fake row
+        done = (rng.random(b) < end) & ~ended
+        terminated[row] = done & (rng.random(b) < 0.5)
+        ended = done
+    mask = ~is_first[1:]
+    action = np.stack([np.stack([np.asarray(actions.sample()) for _ in range(b)]) for _ in range(t)])
+    return Rollout(
+        observation=torch.from_numpy(rng.normal(size=(t + 1, b, *observation))).to(dtype),
+        is_first=torch.from_numpy(is_first),
+        action=torch.from_numpy(action).to(dtype if isinstance(actions, spaces.Box) else torch.int64),
+        reward=torch.from_numpy(rng.normal(size=(t, b)) * mask).to(dtype),
+        terminated=torch.from_numpy(terminated),
+        behavior_log_prob=torch.zeros(t, b, dtype=dtype),
+        core_state=core_state,
+        version=torch.zeros(b, dtype=torch.int64),
+        steps=int(mask.sum()),
+    )

@@ -1,0 +1,415 @@
+"""Several workers on one state: they share what they should, and none dies silently or outlives its run."""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from polyactor.algorithms import A2C
+from polyactor.board import METRICS, Board, Counter
+from polyactor.build import make_state
+from polyactor.config import Config
+from polyactor.errors import Diverged, PolyactorError, UsageError, WorkerFailed
+from polyactor.models.spec import ModelSpec
+from polyactor.optim import Adam
+from polyactor.optim.flat import State
+from polyactor.processes import Crew
+from polyactor.schemes import Hogwild
+from polyactor.schemes.hogwild import FileLock, Lock
+
+SOURCE = Path(__file__).parents[2] / "src"
+FOR_EVER = 10**9
+STARTED = 90.0
+"""Seconds within which workers must have started, however busy the machine is."""
+
+
+class Counting(gymnasium.Env[Any, Any]):
+    """Observations of noise, reward 1, games of 10 steps."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-1, 1, (2,), np.float32)
+        self.action_space = spaces.Discrete(2)
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return self._observation(), 1.0, self.steps == 10, False, {}
+
+    def _observation(self) -> Any:
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32)
+
+
+class Broken(Counting):
+    """Raises at its 20th step."""
+
+    total = 0
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.total += 1
+        if self.total == 20:
+            raise ArithmeticError("the wheel came off")
+        return super().step(action)
+
+
+class Verbose(Counting):
+    """Raises with more to say than a pipe holds."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        raise ArithmeticError("the wheel came off " + "again " * 100_000)
+
+
+def config_of(env: Any = Counting, **values: Any) -> Config:
+    standard = Config(
+        env=env,
+        algorithm=A2C(),
+        scheme=Hogwild(),
+        optimizer=Adam(lr=1e-3),
+        steps=4_000,
+        workers=2,
+        envs=2,
+        rollout=5,
+        model=ModelSpec(hidden=(8,)),
+    )
+    return replace(standard, **values)
+
+
+@contextmanager
+def training(config: Config) -> Iterator[tuple[Generator[None, None, None], State, Board]]:
+    state, board = make_state(config), Board(config.workers)
+    scheme = config.scheme.run(config, state, board)
+    try:
+        yield scheme, state, board
+    finally:
+        scheme.close()
+
+
+def trained(config: Config) -> tuple[State, Board]:
+    with training(config) as (scheme, state, board):
+        for _ in scheme:
+            pass
+    return state, board
+
+
+def until(condition: Callable[[], bool], go_on: Callable[[], object], deadline: float = STARTED) -> None:
+    """Go on until the condition holds; fail after so many seconds."""
+    end = time.monotonic() + deadline
+    while not condition():
+        assert time.monotonic() < end, f"not within {deadline} seconds"
+        go_on()
+
+
+def nap() -> None:
+    time.sleep(0.01)
+
+
+def all_update(board: Board) -> Callable[[], bool]:
+    return lambda: bool((board.counters[:, Counter.UPDATES] > 0).all())
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_process() -> Iterator[None]:
+    yield
+    assert multiprocessing.active_children() == []
+
+
+# ---- what is shared ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lock", ["none", "update", "both"])
+def test_two_workers_count_and_share_one_set_of_statistics(lock: Lock) -> None:
+    config = config_of(scheme=Hogwild(lock=lock), steps=20_000)
+    start = make_state(config).vector
+    state, board = trained(config)
+    updates, steps = board.counters[:, Counter.UPDATES], board.counters[:, Counter.STEPS]
+    assert (updates > 0).all()
+    assert (steps > 0).all()
+    assert (steps <= updates * 10).all()  # a rollout is 10 transitions, the fake ones not counted
+    assert config.steps <= board.steps < config.steps + 2 * 10  # each worker may have been in its last rollout
+    assert board.version == updates.sum()
+    assert len(state.statistics) == 1
+    counted = float(state.statistics[0]["step"])
+    if lock == "none":  # two workers may count at once, and one count is lost then
+        assert updates.max() < counted <= board.version
+    else:
+        assert counted == board.version
+    assert not torch.equal(start, state.vector)
+    games = board.new_games()
+    assert {game.worker for game in games} == {0, 1}
+    assert {(game.score, game.length) for game in games} == {(10.0, 10)}
+
+
+@pytest.fixture(scope="module")
+def unshared() -> tuple[State, Board]:
+    return trained(config_of(optimizer=Adam(shared=False), per_worker=("optimizer.lr=.001,.002",)))
+
+
+def test_unshared_statistics_are_one_set_per_worker(unshared: tuple[State, Board]) -> None:
+    state, board = unshared
+    assert len(state.statistics) == 2
+    own = [float(statistics["step"]) for statistics in state.statistics]
+    assert own == board.counters[:, Counter.UPDATES].tolist()
+    assert min(own) > 0
+    first, second = (statistics["exp_avg_sq"] for statistics in state.statistics)
+    assert first.any()
+    assert second.any()
+    assert not torch.equal(first, second)
+
+
+def test_per_worker_values_reach_the_workers(unshared: tuple[State, Board]) -> None:
+    _, board = unshared
+    assert board._metrics[:, METRICS.index("learning_rate")].tolist() == [0.001, 0.002]
+
+
+def test_per_worker_values_repeat_and_leave_the_rest_alone() -> None:
+    config = config_of(workers=3, per_worker=("algorithm.entropy-coef=.01,.02", "optimizer.lr=1e-4"))
+    seen = [config.for_worker(worker) for worker in range(3)]
+    assert [each.algorithm.entropy_coef for each in seen] == [0.01, 0.02, 0.01]  # type: ignore[attr-defined]
+    assert [each.optimizer.lr for each in seen] == [1e-4] * 3
+    assert [replace(each, algorithm=config.algorithm, optimizer=config.optimizer) for each in seen] == [config] * 3
+
+
+@pytest.mark.parametrize("entry", ["lr=1", "optimizer.lr=fast", "optimizer.rl=1", "model.core_size=1", "optimizer.lr="])
+def test_per_worker_values_that_cannot_be(entry: str) -> None:
+    with pytest.raises(UsageError, match="--per-worker"):
+        config_of(per_worker=(entry,)).for_worker(0)
+
+
+# ---- a worker that dies ------------------------------------------------------------------------------------------
+
+
+def failure(config: Config) -> tuple[PolyactorError, float]:
+    """What the run raises, and how many seconds after its workers' first update (or their start)."""
+    with training(config) as (scheme, _, board):
+        begun = time.monotonic()
+        with pytest.raises(PolyactorError) as caught:  # noqa: PT012
+            for _ in scheme:
+                if not board.version:
+                    begun = time.monotonic()
+                assert time.monotonic() - begun < 30, "the run hangs"
+    return caught.value, time.monotonic() - begun
+
+
+def test_an_error_in_an_environment_is_the_runs_own_with_its_traceback() -> None:
+    error, seconds = failure(config_of(Broken, steps=FOR_EVER))
+    assert type(error) is WorkerFailed
+    assert re.match(r"worker [01] raised: the wheel came off\nTraceback", str(error))
+    assert 'raise ArithmeticError("the wheel came off")' in str(error)
+    assert Path(__file__).name in str(error)
+    assert seconds < 10
+
+
+def test_an_error_longer_than_a_pipe_does_not_hang_the_run() -> None:
+    error, _ = failure(config_of(Verbose, steps=FOR_EVER, workers=1))
+    assert type(error) is WorkerFailed
+    assert str(error).startswith("worker 0 raised: the wheel came off again")
+    assert str(error).rstrip().endswith("again")
+    assert len(str(error)) < 64_000
+
+
+def test_pause_stops_everything_resume_goes_on_and_a_killed_worker_is_named() -> None:
+    config = config_of(steps=FOR_EVER)
+    with training(config) as (scheme, state, board):
+        until(all_update(board), lambda: next(scheme))
+        begun, version = time.monotonic(), board.version
+        until(lambda: board.version >= version + 50, nap)
+        fifty_updates = time.monotonic() - begun
+
+        with config.scheme.paused(board):
+            assert board.counters[:, Counter.PAUSED].all()
+            counters, vector = board.counters.copy(), state.vector.clone()
+            time.sleep(max(0.2, fifty_updates))  # long enough for fifty, were they running
+            assert (board.counters == counters).all()
+            assert torch.equal(state.vector, vector)
+        until(lambda: bool((board.counters[:, Counter.UPDATES] > counters[:, Counter.UPDATES]).all()), nap)
+        assert not board.counters[:, Counter.PAUSED].any()
+
+        victim = next(child for child in multiprocessing.active_children() if child.name == "polyactor-worker-1")
+        assert victim.pid is not None
+        os.kill(victim.pid, signal.SIGKILL)
+        begun = time.monotonic()
+        with pytest.raises(WorkerFailed, match="worker 1 was killed by signal 9"):
+            until(lambda: False, lambda: next(scheme), deadline=20)
+        assert time.monotonic() - begun < 15  # the other worker was told to stop, and did
+        assert bool(torch.isfinite(state.vector).all())
+
+
+def test_a_run_that_is_closed_lets_its_workers_go() -> None:
+    with training(config_of(steps=FOR_EVER)) as (scheme, _, board):
+        until(all_update(board), lambda: next(scheme))
+        scheme.close()
+        assert multiprocessing.active_children() == []
+        assert board.counters[:, Counter.UPDATES].all()
+
+
+PARENT = """
+import multiprocessing
+from polyactor.board import Board
+from polyactor.build import make_state
+from polyactor.presets import base_config
+from dataclasses import replace
+
+if __name__ == "__main__":
+    config = replace(base_config("a3c", env="polyactor/Chain-v0"), workers=2, envs=2, steps=10**9)
+    state, board = make_state(config), Board(2)
+    for _ in config.scheme.run(config, state, board):
+        if (board.counters[:, 0] > 0).all():
+            print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+            break
+    input()  # the generator is not closed: workers train on
+"""
+
+
+def alive(pid: int) -> bool:
+    """Running; a zombie that nobody has waited for is dead."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@contextmanager
+def program(path: Path, text: str, *args: object) -> Iterator[subprocess.Popen[str]]:
+    path.write_text(text)
+    process = subprocess.Popen(
+        [sys.executable, str(path), *map(str, args)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(SOURCE)},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+def test_workers_die_with_the_parent_however_it_dies(tmp_path: Path) -> None:
+    with program(tmp_path / "parent.py", PARENT.replace("    input()", "    globals()['keep'] = _; input()")) as parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        assert all(alive(pid) for pid in pids)
+        parent.kill()
+        until(lambda: not any(alive(pid) for pid in pids), nap, deadline=2.0)
+
+
+# ---- a worker's surroundings -------------------------------------------------------------------------------------
+
+
+def look_around(worker: int, seen: torch.Tensor) -> None:
+    seen[worker, 0] = torch.get_num_threads()
+    seen[worker, 1] = int(os.environ["OMP_NUM_THREADS"])
+    seen[worker, 2] = int(os.environ["MKL_NUM_THREADS"])
+    seen[worker, 3] = int(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
+
+
+def diverge(worker: int) -> None:
+    raise Diverged("nothing is finite any more")
+
+
+def finish(crew: Crew) -> None:
+    try:
+        until(lambda: crew.wait(0.1), lambda: None)
+    finally:
+        crew.stop()
+
+
+def test_a_worker_has_one_thread_and_leaves_ctrl_c_to_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    seen = torch.zeros(1, 4, dtype=torch.int64).share_memory_()
+    crew = Crew(look_around, 1, (seen,))
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert "MKL_NUM_THREADS" not in os.environ
+    finish(crew)
+    assert seen.tolist() == [[1, 1, 1, 1]]
+
+
+def test_an_error_of_ours_keeps_its_kind_and_so_its_exit_code() -> None:
+    with pytest.raises(Diverged, match="^worker 0: nothing is finite any more$"):
+        finish(Crew(diverge, 1, ()))
+
+
+# ---- the lock ----------------------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys
+from polyactor.schemes.hogwild import FileLock
+with FileLock(sys.argv[1]):
+    print("held", flush=True)
+    input()
+"""
+COUNTER = """
+import sys
+from pathlib import Path
+from polyactor.schemes.hogwild import FileLock
+lock, number = FileLock(sys.argv[1]), Path(sys.argv[2])
+print("ready", flush=True)
+input()
+for _ in range(int(sys.argv[3])):
+    with lock:
+        number.write_text(str(int(number.read_text()) + 1))
+"""
+
+
+def test_the_lock_excludes_and_a_dead_holder_lets_go(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    entered = threading.Event()
+
+    def enter() -> None:
+        with FileLock(str(path)):
+            entered.set()
+
+    with program(tmp_path / "holder.py", HOLDER, path) as holder, open(path) as file:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        threading.Thread(target=enter, daemon=True).start()
+        assert not entered.wait(0.2)
+        holder.send_signal(signal.SIGKILL)
+        assert entered.wait(5.0)
+
+
+def test_the_lock_makes_two_processes_take_turns(tmp_path: Path) -> None:
+    path, number, times = tmp_path / "lock", tmp_path / "number", 2000
+    path.touch()
+    number.write_text("0")
+    with program(tmp_path / "counter.py", COUNTER, path, number, times) as other:
+        assert other.stdout is not None
+        assert other.stdin is not None
+        assert other.stdout.readline() == "ready\n"
+        other.stdin.write("\n")
+        other.stdin.flush()
+        lock = FileLock(str(path))
+        for _ in range(times):
+            with lock:
+                number.write_text(str(int(number.read_text()) + 1))
+        assert other.wait(30) == 0
+    assert int(number.read_text()) == 2 * times

@@ -1,0 +1,171 @@
+"""Training on problems whose answers are known: the whole path from environment to parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from polyactor.algorithms import A2C
+from polyactor.board import Board
+from polyactor.build import make_model, make_state
+from polyactor.config import Config
+from polyactor.envs import make_envs
+from polyactor.models.actor_critic import ActorCritic
+from polyactor.models.spec import ModelSpec
+from polyactor.optim import Adam, RMSprop
+from polyactor.optim.flat import State, bind
+from polyactor.schemes import Sync
+from polyactor.types import Batch, Distribution, Metrics, Model, Outputs, Rollout
+
+Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
+
+
+def config(env: str, algorithm: A2C, **changes: Any) -> Config:
+    """Learning rates end at 0 and nothing is clipped, so that what is left is neither noise nor bias."""
+    given: dict[str, Any] = {
+        "optimizer": Adam(lr=1e-2, lr_end=0.0, eps=1e-8, max_grad_norm=None),
+        "workers": 1,
+        "model": ModelSpec(hidden=(32,)),
+    }
+    return Config(f"polyactor/{env}-v0", algorithm, Sync(threads=1), **given | changes)
+
+
+def train(config: Config, start: Callable[[State], None] = lambda state: None) -> ActorCritic:
+    """The model after the whole run; `start` may change the state before it."""
+    state, board = make_state(config), Board(1)
+    start(state)
+    for _ in config.scheme.run(config, state, board):
+        pass
+    assert config.steps <= board.steps < config.steps + config.envs * config.rollout
+    envs = make_envs(config.env, 1)
+    model = make_model(config, envs)
+    envs.close()
+    vector = torch.empty_like(state.vector)
+    bind(model, vector)
+    vector.copy_(state.vector)
+    return model
+
+
+@torch.no_grad()
+def outputs(model: ActorCritic, observations: Tensor) -> tuple[Tensor, Tensor]:
+    """Policy parameters and value of each observation ``[N, *O]``."""
+    n = len(observations)
+    params, value, _ = model(observations.unsqueeze(0), model.initial_state(n), torch.ones(1, n, dtype=torch.bool))
+    return params[0], value[0]
+
+
+# -- bandit ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reduction", "optimizer"),
+    [
+        ("mean", Adam(lr=1e-2, lr_end=0.0, eps=1e-8)),
+        # The sum of the about 40 real rows of a rollout, with the clip and ε that go with it.
+        ("sum", RMSprop(lr=5e-3, lr_end=0.0, eps=1e-5 * 40**2, max_grad_norm=0.5 * 40)),
+    ],
+    ids=["mean-adam", "sum-rmsprop"],
+)
+def test_bandit_policy_is_the_softmax_of_rewards_over_beta(golden: Golden, reduction: Any, optimizer: Any) -> None:
+    x, answer = golden("bandit_entropy")
+    a2c = A2C(gamma=0.9, entropy_coef=x["beta"], reduction=reduction)
+    model = train(config("Bandit", a2c, optimizer=optimizer, steps=40_000, envs=16, rollout=5))
+    policy, value = outputs(model, torch.ones(1, 1))
+    pi, best = policy[0].softmax(-1).double(), torch.tensor(answer["pi_star"], dtype=torch.float64)
+    assert 0.5 * (pi - best).abs().sum() < 0.02, pi
+    rewards = torch.tensor(x["r"], dtype=torch.float64)
+    assert value.item() == pytest.approx(float(best @ rewards), abs=0.05)
+    objective = float(pi @ rewards - x["beta"] * (pi * pi.log()).sum())
+    assert objective == pytest.approx(answer["objective"], abs=2e-3)
+
+
+# -- chain -------------------------------------------------------------------------------------------------------------
+
+
+class Uniform:
+    """A model whose policy is uniform and a constant to the loss; its values are those of the model inside."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def distribution(self, params: Tensor, /) -> Distribution:
+        return self.model.distribution(params)
+
+    def unroll(self, rollout: Rollout) -> Outputs:
+        out = self.model.unroll(rollout)
+        return Outputs(torch.zeros_like(out.policy), out.value)
+
+
+@dataclass(frozen=True)
+class Evaluation(A2C):
+    """A2C that only learns V of the uniform policy."""
+
+    def loss(self, model: Model, batch: Batch, average: Model | None = None) -> tuple[Tensor, Metrics]:
+        return super().loss(Uniform(model), batch)
+
+
+def act_uniformly(state: State) -> None:
+    for name in ("policy.weight", "policy.bias"):
+        state.views()[name].zero_()
+
+
+@pytest.mark.parametrize("gae_lambda", [1.0, 0.5])
+def test_chain_critic_finds_the_values_of_the_uniform_policy(golden: Golden, gae_lambda: float) -> None:
+    x, answer = golden("chain5")
+    evaluation = Evaluation(gamma=x["gamma"], gae_lambda=gae_lambda)
+    model = train(config("Chain", evaluation, steps=150_000, envs=32, rollout=10), act_uniformly)
+    policy, value = outputs(model, torch.eye(5))
+    assert (policy == 0).all()  # nothing but V was learned
+    np.testing.assert_allclose(value, answer["V_uniform_random"], rtol=0, atol=0.05)
+
+
+def test_chain_greedy_policy_goes_right_from_every_state(golden: Golden) -> None:
+    x, answer = golden("chain5")
+    a2c = A2C(gamma=x["gamma"], entropy_coef=0.05, entropy_coef_end=0.0)
+    model = train(config("Chain", a2c, steps=60_000, envs=16, rollout=5))
+    policy, value = outputs(model, torch.eye(5))
+    assert policy.argmax(-1).tolist() == [1] * 5
+    # From where the policy walks V is that of always going right; the leftmost state it no longer sees.
+    np.testing.assert_allclose(value[1:], answer["V_optimal"][1:], rtol=0, atol=0.3)
+
+
+# -- time limit --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TruncationIsTheEnd(A2C):
+    """The common fault: what ends for a time limit is taken for terminal."""
+
+    def loss(self, model: Model, batch: Batch, average: Model | None = None) -> tuple[Tensor, Metrics]:
+        x = batch.rollout
+        ended = torch.zeros_like(x.terminated)
+        ended[:-1] = x.is_first[2:]  # the row before a fake one
+        return super().loss(model, replace(batch, rollout=x.replace(terminated=x.terminated | ended)))
+
+
+def value_of_time_limit(algorithm: A2C) -> float:
+    # 10 steps and a fake row: with T = 11 every rollout is a whole episode.
+    model = train(config("TimeLimit", algorithm, steps=12_000, envs=4, rollout=11))
+    return outputs(model, torch.ones(1, 1))[1].item()
+
+
+def test_a_time_limit_does_not_end_the_return(golden: Golden) -> None:
+    x, answer = golden("time_limit_mdp")
+    for gae_lambda in (1.0, 0.0):
+        value = value_of_time_limit(A2C(gamma=x["gamma"], gae_lambda=gae_lambda))
+        assert value == pytest.approx(answer["V_correct"], abs=0.5)
+
+
+def test_taking_a_time_limit_for_an_end_would_be_noticed(golden: Golden) -> None:
+    """The wrong answers are the ones expected of the fault, so the test above can fail."""
+    x, answer = golden("time_limit_mdp")
+    for gae_lambda, kind in ((1.0, "mc"), (0.0, "td0")):
+        value = value_of_time_limit(TruncationIsTheEnd(gamma=x["gamma"], gae_lambda=gae_lambda))
+        assert value == pytest.approx(answer[f"V_if_truncation_is_terminal_{kind}"], abs=0.2)
+        assert value != pytest.approx(answer["V_correct"], abs=0.5)

@@ -126,7 +126,7 @@ def _parse(cls: type[Any], default: Any, args: list[str], prog: str, description
 
 def _one_sentence(box: str) -> str:
     """What tyro says in a box, in one line."""
-    text = re.sub(r"[╭╮╰╯│─]+", " ", box)
+    text = re.sub(r"[╭╮╰╯│─]+|Value error", " ", box)
     text = re.split(r"Argument helptext|For full helptext|Got errors", text)[0]
     return " ".join(text.split()) or "the flags were not understood"
 
@@ -169,10 +169,12 @@ def _report(run: Any) -> int:
 
 
 def _resume(args: list[str]) -> int:
-    options = _options(args, {"steps": int, "quiet": bool}, "resume RUN [--steps N] [--quiet]")
+    kinds = {"steps": int, "algorithm": str, "quiet": bool}
+    options = _options(args, kinds, "resume RUN [--steps N] [--algorithm FILE:CLASS] [--quiet]")
     from polyactor.training import resume
 
-    return _report(resume(_run(options), steps=options.get("steps"), quiet=options.get("quiet", False)))
+    path = _run(options)
+    return _report(resume(path, **{name: value for name, value in options.items() if name in kinds}))
 
 
 def _evaluate(args: list[str]) -> int:

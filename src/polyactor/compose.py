@@ -11,6 +11,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
+
 from polyactor.algorithms import ALGORITHMS
 from polyactor.config import Config, Normalize
 from polyactor.envs import AtariOptions
@@ -61,7 +63,10 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def from_json(plain: Mapping[str, Any]) -> Config:
-    """The config `to_json` wrote. Only built-in parts are loaded: a config is data, and imports no code.
+    """The config `to_json` wrote.
+
+    A config is data and imports no code: an algorithm from a file becomes the abstract `Algorithm`, which is enough to
+    play with the policy and not to train on.
 
     Raises:
         CheckpointError: it is not one, or names something this version does not have.
@@ -71,6 +76,9 @@ def from_json(plain: Mapping[str, Any]) -> Config:
         for kind, known in PARTS.items():
             options = dict(values[kind])
             name = options.pop("name")
+            if kind == "algorithm" and ".py:" in name:
+                values[kind] = Algorithm()
+                continue
             if name not in known:
                 raise CheckpointError(f"the config names {kind} {name!r}, which is none of {', '.join(known)}")
             values[kind] = _instance(known[name], options)
@@ -101,6 +109,7 @@ def _from_file(name: str) -> type[Algorithm]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses and pickling look their module up here
     spec.loader.exec_module(module)
+    cloudpickle.register_pickle_by_value(module)  # workers cannot import it by name
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, Algorithm) and is_dataclass(found)):
         known = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Algorithm)]

@@ -20,6 +20,8 @@ from polyactor import errors
 
 PR_SET_PDEATHSIG = 1
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+LAST_WORDS = 6_000
+"""Characters of an error's sentence and of its traceback: both fit a pipe (64 KiB) that nobody reads yet."""
 
 
 def tune_allocator() -> bool:
@@ -59,8 +61,14 @@ def _enter(target: Callable[..., None], pipe: Connection, parent: int, args: tup
         target(*args)
     except BaseException as error:
         kind = type(error).__name__ if isinstance(error, errors.PolyactorError) else ""
-        pipe.send((kind, str(error), traceback.format_exc()))
+        pipe.send((kind, _shortened(str(error)), _shortened(traceback.format_exc())))
         os._exit(1)  # skip the interpreter's teardown: an environment's own threads may never end
+
+
+def _shortened(text: str) -> str:
+    """Head and tail of a text that is too long: a write that blocks would leave the worker neither alive nor dead."""
+    half = LAST_WORDS // 2
+    return text if len(text) <= LAST_WORDS else f"{text[:half]} […] {text[-half:]}"
 
 
 class Crew:

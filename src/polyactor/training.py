@@ -22,9 +22,9 @@ import torch
 from polyactor import checkpoint
 from polyactor.board import Board, Counter
 from polyactor.build import make_state, precision
-from polyactor.compose import from_json, to_json
+from polyactor.compose import from_json, part, to_json
 from polyactor.config import Config, check
-from polyactor.errors import CheckpointError, EnvironmentUnsupported
+from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError
 from polyactor.evaluate import Evaluator, evaluate
 from polyactor.metrics import MetricsLog, cpu_name, resident_mb, versions
 from polyactor.optim.flat import State
@@ -34,6 +34,7 @@ from polyactor.processes import tune_allocator
 from polyactor.progress import Progress
 from polyactor.record import record
 from polyactor.rundir import new_directory, run_directory
+from polyactor.types import Algorithm
 
 GAMES = 100
 """A score is the mean of so many games."""
@@ -79,12 +80,13 @@ def train(config: Config) -> Run:
     return _Training(config, directory, state, Board(config.workers)).run()
 
 
-def resume(path: Path, *, steps: int | None = None, quiet: bool = False) -> Run:
+def resume(path: Path, *, steps: int | None = None, algorithm: str | None = None, quiet: bool = False) -> Run:
     """Go on with a run: counters, schedules, optimizer and running statistics continue; environments restart.
 
     Args:
         path: the run directory.
         steps: a new total.
+        algorithm: ``file.py:Class``, where the run's algorithm came from a file; a config alone loads no code.
 
     Raises:
         CheckpointError: there is nothing to go on from, or it does not fit.
@@ -92,6 +94,12 @@ def resume(path: Path, *, steps: int | None = None, quiet: bool = False) -> Run:
     found = checkpoint.load(path)
     config = replace(from_json(found.meta.get("config", {})), quiet=quiet)
     config = config if steps is None else replace(config, steps=steps)
+    if type(config.algorithm) is Algorithm:
+        options = dict(found.meta["config"]["algorithm"])
+        name = options.pop("name")
+        if algorithm is None:
+            raise UsageError(f"the run's algorithm is from a file, so name it: --algorithm {name}")
+        config = replace(config, algorithm=part("algorithm", algorithm)(**options))
     check(config)
     tune_allocator()
     state, board = make_state(config), Board(config.workers)

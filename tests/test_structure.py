@@ -1,0 +1,136 @@
+"""The design's own promises: short call stacks, imports that go down only, public names that exist."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import polyactor
+from polyactor import cli
+from polyactor.processes import Crew
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(polyactor.__file__).parent
+MOST_FILES, MOST_LINES = 9, 1_500
+
+PROBE = '''
+"""An environment that notes, in the workers, who calls the four verbs."""
+import json, multiprocessing, traceback
+from pathlib import Path
+import gymnasium, torch
+from polyactor.actor import Actor
+from polyactor.algorithms import A2C
+
+SEEN = Path(__file__).with_name("stacks")
+
+def watch(cls, name, verb):
+    original = getattr(cls, name)
+    code = getattr(getattr(original, "__wrapped__", original), "__code__", None)
+
+    def watched(*args, **kwargs):
+        stack = [frame.filename for frame in traceback.extract_stack()] + [code.co_filename] * (code is not None)
+        path = SEEN / f"{verb}.json"
+        if not path.exists():
+            path.write_text(json.dumps(stack))
+        return original(*args, **kwargs)
+
+    setattr(cls, name, watched)
+
+if multiprocessing.current_process().name.startswith("polyactor-worker"):
+    SEEN.mkdir(exist_ok=True)
+    watch(Actor, "collect", "collect")
+    watch(A2C, "loss", "loss")
+    watch(torch.Tensor, "backward", "backward")
+
+def make():
+    return gymnasium.make("polyactor/Chain-v0")
+'''
+
+
+def ours(stack: list[str]) -> set[Path]:
+    """The files of the package on a stack."""
+    return {Path(name) for name in stack if Path(name).is_relative_to(PACKAGE)}
+
+
+def test_from_the_command_line_to_the_gradient_in_few_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "probe_env.py").write_text(PROBE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    start, spawns = Crew.__init__, []
+
+    def watched(self: Crew, *args: Any) -> None:
+        spawns.append([frame.filename for frame in traceback.extract_stack()] + [start.__code__.co_filename])
+        start(self, *args)
+
+    monkeypatch.setattr(Crew, "__init__", watched)
+    flags = "--env probe_env:make --workers 1 --envs 2 --steps 200 --out run --quiet"
+    assert cli.run(["train", "a3c", *flags.split()]) == 0
+    capsys.readouterr()
+
+    assert len(spawns) == 1
+    stacks = {"spawn": ours(spawns[0])}
+    for verb in ("collect", "loss", "backward"):
+        stacks[verb] = ours(json.loads((tmp_path / "stacks" / f"{verb}.json").read_text()))
+    names = {verb: {str(path.relative_to(PACKAGE)) for path in files} for verb, files in stacks.items()}
+    assert {"cli.py", "schemes/hogwild.py", "processes.py"} <= names["spawn"]
+    assert {"schemes/hogwild.py", "actor.py"} <= names["collect"]
+    assert {"schemes/hogwild.py", "learner.py", "algorithms/a2c.py"} <= names["loss"]
+    assert {"schemes/hogwild.py", "learner.py"} <= names["backward"]
+
+    lines = {path: len(path.read_text().splitlines()) for path in set().union(*stacks.values())}
+    for path, count in sorted(lines.items()):
+        print(f"{count:>6} {path.relative_to(PACKAGE)}")
+    print(f"{sum(lines.values()):>6} in {len(lines)} files")
+    assert len(lines) <= MOST_FILES
+    assert sum(lines.values()) <= MOST_LINES
+
+
+def lint_imports(directory: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as lint; lint()", "--no-cache"],
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": str(directory / "src")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_imports_go_down_only() -> None:
+    pytest.importorskip("importlinter")
+    found = lint_imports(ROOT)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "wrong"),
+    [("actor.py", "import polyactor.cli"), ("algorithms/a2c.py", "import threading")],
+)
+def test_an_import_that_goes_up_is_found(tmp_path: Path, file: str, wrong: str) -> None:
+    pytest.importorskip("importlinter")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(PACKAGE, tmp_path / "src" / "polyactor", ignore=shutil.ignore_patterns("__pycache__"))
+    with open(tmp_path / "src" / "polyactor" / file, "a") as source:
+        source.write(f"\n{wrong}\n")
+    found = lint_imports(tmp_path)
+    assert found.returncode != 0
+    assert "BROKEN" in found.stdout
+
+
+def test_every_public_name_exists() -> None:
+    assert set(polyactor.__all__) == set(polyactor._HOMES)
+    assert len(polyactor.__all__) == len(set(polyactor.__all__))
+    for name in polyactor.__all__:
+        assert getattr(polyactor, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = polyactor.no_such_name

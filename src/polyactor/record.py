@@ -41,6 +41,7 @@ def record(
         import imageio_ffmpeg
     except ImportError:
         raise EnvironmentUnsupported('a video needs an encoder: pip install "polyactor[video]"') from None
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # Gymnasium's own environments draw with SDL: no window
     envs = make_envs(config.env, 1, atari=config.atari, max_episode_steps=config.max_episode_steps, render=True)
     temporary = out.with_name(f".{out.stem}.part{out.suffix}")
     writer = None

@@ -87,7 +87,7 @@ def config_of(env: Any = Counting, **values: Any) -> Config:
         algorithm=A2C(),
         scheme=Hogwild(),
         optimizer=Adam(lr=1e-3),
-        steps=4_000,
+        steps=FOR_EVER,
         workers=2,
         envs=2,
         rollout=5,
@@ -106,10 +106,10 @@ def training(config: Config) -> Iterator[tuple[Generator[None, None, None], Stat
         scheme.close()
 
 
-def trained(config: Config) -> tuple[State, Board]:
+def trained(config: Config, updates: int = 100) -> tuple[State, Board]:
+    """Until every worker has had so many updates; one may start seconds after another."""
     with training(config) as (scheme, state, board):
-        for _ in scheme:
-            pass
+        until(lambda: bool((board.counters[:, Counter.UPDATES] >= updates).all()), lambda: next(scheme))
     return state, board
 
 
@@ -140,14 +140,13 @@ def _leaves_no_process() -> Iterator[None]:
 
 @pytest.mark.parametrize("lock", ["none", "update", "both"])
 def test_two_workers_count_and_share_one_set_of_statistics(lock: Lock) -> None:
-    config = config_of(scheme=Hogwild(lock=lock), steps=20_000)
+    config = config_of(scheme=Hogwild(lock=lock))
     start = make_state(config).vector
     state, board = trained(config)
     updates, steps = board.counters[:, Counter.UPDATES], board.counters[:, Counter.STEPS]
-    assert (updates > 0).all()
-    assert (steps > 0).all()
-    assert (steps <= updates * 10).all()  # a rollout is 10 transitions, the fake ones not counted
-    assert config.steps <= board.steps < config.steps + 2 * 10  # each worker may have been in its last rollout
+    assert (updates * 8 <= steps).all()  # a rollout is 10 transitions,
+    assert (steps <= updates * 10).all()  # but those from a game's last observation are not counted
+    assert board.steps == steps.sum()
     assert board.version == updates.sum()
     assert len(state.statistics) == 1
     counted = float(state.statistics[0]["step"])
@@ -159,6 +158,13 @@ def test_two_workers_count_and_share_one_set_of_statistics(lock: Lock) -> None:
     games = board.new_games()
     assert {game.worker for game in games} == {0, 1}
     assert {(game.score, game.length) for game in games} == {(10.0, 10)}
+
+
+def test_workers_stop_at_the_total() -> None:
+    config = config_of(steps=2_000)
+    with training(config) as (scheme, _, board):
+        until(lambda: next(scheme, "over") == "over", lambda: None)
+        assert config.steps <= board.steps < config.steps + 2 * 10  # each may have been in its last rollout
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +219,7 @@ def failure(config: Config) -> tuple[PolyactorError, float]:
 
 
 def test_an_error_in_an_environment_is_the_runs_own_with_its_traceback() -> None:
-    error, seconds = failure(config_of(Broken, steps=FOR_EVER))
+    error, seconds = failure(config_of(Broken))
     assert type(error) is WorkerFailed
     assert re.match(r"worker [01] raised: the wheel came off\nTraceback", str(error))
     assert 'raise ArithmeticError("the wheel came off")' in str(error)
@@ -222,7 +228,7 @@ def test_an_error_in_an_environment_is_the_runs_own_with_its_traceback() -> None
 
 
 def test_an_error_longer_than_a_pipe_does_not_hang_the_run() -> None:
-    error, _ = failure(config_of(Verbose, steps=FOR_EVER, workers=1))
+    error, _ = failure(config_of(Verbose, workers=1))
     assert type(error) is WorkerFailed
     assert str(error).startswith("worker 0 raised: the wheel came off again")
     assert str(error).rstrip().endswith("again")
@@ -230,7 +236,7 @@ def test_an_error_longer_than_a_pipe_does_not_hang_the_run() -> None:
 
 
 def test_pause_stops_everything_resume_goes_on_and_a_killed_worker_is_named() -> None:
-    config = config_of(steps=FOR_EVER)
+    config = config_of()
     with training(config) as (scheme, state, board):
         until(all_update(board), lambda: next(scheme))
         begun, version = time.monotonic(), board.version
@@ -257,7 +263,7 @@ def test_pause_stops_everything_resume_goes_on_and_a_killed_worker_is_named() ->
 
 
 def test_a_run_that_is_closed_lets_its_workers_go() -> None:
-    with training(config_of(steps=FOR_EVER)) as (scheme, _, board):
+    with training(config_of()) as (scheme, _, board):
         until(all_update(board), lambda: next(scheme))
         scheme.close()
         assert multiprocessing.active_children() == []

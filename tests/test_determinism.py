@@ -29,7 +29,10 @@ def outcome(directory: Path, seed: int) -> tuple[list[dict[str, Any]], str]:
         out=str(directory),
         quiet=True,
     )
-    rows = [{name: value for name, value in row.items() if name not in TIMED} for row in read_rows(run.path / "metrics.jsonl")]
+    rows = [
+        {name: value for name, value in row.items() if name not in TIMED}
+        for row in read_rows(run.path / "metrics.jsonl")
+    ]
     digest = hashlib.sha256()
     for name, tensor in sorted(checkpoint.load(run.path).tensors.items()):
         digest.update(name.encode() + tensor.numpy().tobytes())

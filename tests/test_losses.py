@@ -63,6 +63,15 @@ def test_mean_is_over_real_rows_and_sum_skips_fake_ones() -> None:
     assert losses.reduce(x, mask, "sum") == 6.0
 
 
+def test_advantages_and_targets_are_constants_to_their_terms() -> None:
+    ours, given = torch.ones(2, 2, requires_grad=True), torch.full((2, 2), 3.0, requires_grad=True)
+    for term in (losses.policy_gradient, losses.squared_error):
+        (term(ours, given).sum()).backward()
+        assert given.grad is None
+    assert ours.grad is not None
+    assert (ours.grad == -3.0 + 2 * (1.0 - 3.0)).all()
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_mean_of_nothing_is_zero_and_so_is_its_gradient(reduction: losses.Reduction) -> None:
     x = torch.ones(2, 2, requires_grad=True)

@@ -115,7 +115,10 @@ class Crew:
         """
         running = [process for process in self.processes if process.exitcode is None]
         if running:
-            wait([process.sentinel for process in running], timeout)
+            ended = wait([process.sentinel for process in running], timeout)
+            for process in running:
+                if process.sentinel in ended:  # its files are closed; its exit code follows a moment later
+                    process.join(1.0)
         for i, process in enumerate(self.processes):
             if process.exitcode not in (None, 0):
                 raise self._failure(i)

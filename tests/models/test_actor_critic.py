@@ -213,9 +213,13 @@ def test_log_probs_stored_while_acting_are_those_learned_from(env: str, core: An
     actor = Actor(
         envs, model, length=7, seed=0, generator=torch.Generator().manual_seed(0), gamma=0.99, on_game=on_game
     )
-    resets = 0
+    resets, last = 0, None
     for _ in range(4):
         x = actor.collect(0)
+        if last is not None:  # a rollout goes on where the one before stopped
+            assert torch.equal(x.observation[0], last[0])
+            assert torch.equal(x.is_first[0], last[1])
+        last = x.observation[-1].clone(), x.is_first[-1].clone()
         with torch.no_grad():
             again = model.distribution(model.unroll(x).policy[:-1]).log_prob(x.action)
         torch.testing.assert_close(x.behavior_log_prob, again, rtol=0, atol=1e-6)

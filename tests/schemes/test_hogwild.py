@@ -280,11 +280,12 @@ from dataclasses import replace
 if __name__ == "__main__":
     config = replace(base_config("a3c", env="polyactor/Chain-v0"), workers=2, envs=2, steps=10**9)
     state, board = make_state(config), Board(2)
-    for _ in config.scheme.run(config, state, board):
+    scheme = config.scheme.run(config, state, board)  # kept, or it would be closed below
+    for _ in scheme:
         if (board.counters[:, 0] > 0).all():
             print(*[child.pid for child in multiprocessing.active_children()], flush=True)
             break
-    input()  # the generator is not closed: workers train on
+    input()
 """
 
 
@@ -306,22 +307,30 @@ def program(path: Path, text: str, *args: object) -> Iterator[subprocess.Popen[s
         text=True,
         env=os.environ | {"PYTHONPATH": str(SOURCE)},
     )
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_workers_die_with_the_parent_however_it_dies(tmp_path: Path) -> None:
-    with program(tmp_path / "parent.py", PARENT.replace("    input()", "    globals()['keep'] = _; input()")) as parent:
+    with program(tmp_path / "parent.py", PARENT) as parent:
         assert parent.stdout is not None
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(pids) == 2
         assert all(alive(pid) for pid in pids)
         parent.kill()
-        until(lambda: not any(alive(pid) for pid in pids), nap, deadline=2.0)
+        try:
+            until(lambda: not any(alive(pid) for pid in pids), nap, deadline=2.0)
+        finally:
+            for pid in filter(alive, pids):
+                os.kill(pid, signal.SIGKILL)
 
 
 # ---- a worker's surroundings -------------------------------------------------------------------------------------
@@ -336,6 +345,12 @@ def look_around(worker: int, seen: torch.Tensor) -> None:
 
 def diverge(worker: int) -> None:
     raise Diverged("nothing is finite any more")
+
+
+def linger(worker: int) -> None:
+    """As a process does on its way out when the machine is busy: its files are closed, and it is still there."""
+    os.closerange(3, 256)
+    time.sleep(0.3)
 
 
 def finish(crew: Crew) -> None:
@@ -357,8 +372,16 @@ def test_a_worker_has_one_thread_and_leaves_ctrl_c_to_the_run(monkeypatch: pytes
 
 
 def test_an_error_of_ours_keeps_its_kind_and_so_its_exit_code() -> None:
-    with pytest.raises(Diverged, match="^worker 0: nothing is finite any more$"):
+    with pytest.raises(Diverged, match=r"^worker 0: nothing is finite any more$"):
         finish(Crew(diverge, 1, ()))
+
+
+def test_one_wait_is_enough_to_know_that_a_worker_has_ended() -> None:
+    crew = Crew(linger, 1, ())
+    try:
+        assert crew.wait(STARTED)
+    finally:
+        crew.stop()
 
 
 # ---- the lock ----------------------------------------------------------------------------------------------------

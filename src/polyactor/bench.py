@@ -90,7 +90,7 @@ def _step(worker: int, env: str, atari: object, seconds: float, marks: torch.Ten
 def training_rate(config: Config, seconds: float) -> float:
     """Environment steps consumed by updates per second, from when every worker has applied its tenth update."""
     config = replace(config, steps=10**12)
-    state, board = make_state(config), Board(config.workers)
+    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
     run = config.scheme.run(config, state, board)
     start, steps = None, 0
     try:

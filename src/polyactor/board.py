@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polyactor.errors import UsageError
 from polyactor.types import Metrics
 
-METRICS = (
-    "policy_lag", "gradient_staleness", "grad_norm", "entropy", "value_loss", "policy_loss", "learning_rate",
-)  # fmt: skip
+METRICS = ("policy_lag", "gradient_staleness", "grad_norm", "entropy", "value_loss", "policy_loss", "learning_rate")
+"""Of every run; an algorithm may name more."""
 GAMES_KEPT = 4096
 """Finished games a worker's ring holds until the run has read them."""
 
@@ -52,12 +52,18 @@ class Game:
 
 
 class Board:
-    """Shared counters and slots for W workers."""
+    """Shared counters and slots for W workers.
 
-    def __init__(self, workers: int) -> None:
+    Args:
+        workers: W.
+        metrics: what an algorithm's loss reports besides `METRICS`.
+    """
+
+    def __init__(self, workers: int, metrics: tuple[str, ...] = ()) -> None:
         self.workers = workers
+        self.names = tuple(dict.fromkeys((*METRICS, *metrics)))
         self._counters = torch.zeros(workers, len(Counter), dtype=torch.int64)
-        self._metrics = torch.full((workers, len(METRICS)), float("nan"), dtype=torch.float64)
+        self._metrics = torch.full((workers, len(self.names)), float("nan"), dtype=torch.float64)
         self._games = torch.zeros(workers, GAMES_KEPT, 2, dtype=torch.float64)
         self._word = torch.zeros(1, dtype=torch.int64)
         self._read = [0] * workers
@@ -74,10 +80,16 @@ class Board:
         self.counters[worker, counter] += by
 
     def record(self, worker: int, metrics: dict[str, float]) -> None:
-        """Put the newest metrics into one's own slot."""
+        """Put the newest metrics into one's own slot.
+
+        Raises:
+            UsageError: a metric the algorithm did not announce, so there is no slot for it.
+        """
         row = self._metrics[worker].numpy()
         for name, value in metrics.items():
-            row[METRICS.index(name)] = value
+            if name not in self.names:
+                raise UsageError(f"the loss returned the metric '{name}': name it in the algorithm's `metrics` too")
+            row[self.names.index(name)] = value
 
     def game(self, worker: int, score: float, length: int) -> None:
         """Add a finished game; the count is raised last, so a reader never sees half of one."""
@@ -117,7 +129,9 @@ class Board:
         values = self._metrics.numpy()
         seen = ~np.isnan(values)
         sums = np.where(seen, values, 0.0).sum(0)
-        return {name: float(sums[i] / seen[:, i].sum()) if seen[:, i].any() else None for i, name in enumerate(METRICS)}
+        return {
+            name: float(sums[i] / seen[:, i].sum()) if seen[:, i].any() else None for i, name in enumerate(self.names)
+        }
 
     def new_games(self) -> list[Game]:
         """Games finished since the last call, oldest first within each worker."""

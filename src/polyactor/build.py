@@ -62,8 +62,9 @@ def make_model(config: Config, envs: VectorEnv) -> ActorCritic:
                 normalize_observation=config.normalize.observation,
                 normalize_return=config.normalize.reward,
             )
-        except ValueError as error:
-            raise UsageError(f"--model.torso {config.model.torso} does not fit: {error}") from None
+        except (ValueError, RuntimeError) as error:  # torch's own words for an image smaller than a kernel
+            why = str(error).splitlines()[0]
+            raise UsageError(f"--model.torso {config.model.torso} does not fit: {why}") from None
 
 
 def make_state(config: Config) -> State:

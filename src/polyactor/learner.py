@@ -132,11 +132,11 @@ class Updater:
         """θ ← θ + Δ(dθ), merge the running statistics, count; returns the new version.
 
         Raises:
-            Diverged: too many gradients in a row were not finite. Each such one is skipped and counted.
+            Diverged: too many gradients (or running statistics) in a row were not finite. Each is skipped and counted.
         """
         dtheta, count = gradients.vector, self.board.count
-        norm = float(dtheta.norm())
-        finite = math.isfinite(norm)
+        norm = float(torch.linalg.vector_norm(dtheta, dtype=torch.float64))  # squares of 1e20 overflow float32
+        finite = math.isfinite(norm) and all(bool(m.m2.isfinite().all()) for m in gradients.moments.values())
         lr = self.rule.lr_at(self.board.steps / self.total_steps)
         with self.applying:
             staleness = self.board.version - gradients.version

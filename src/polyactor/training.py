@@ -77,7 +77,7 @@ def train(config: Config) -> Run:
         _start_from(state, Path(config.init_from))
     new_directory(directory)
     checkpoint.replace_file(directory / "config.json", _json(to_json(config)))
-    return _Training(config, directory, state, Board(config.workers)).run()
+    return _Training(config, directory, state, Board(config.workers, config.algorithm.metrics)).run()
 
 
 def resume(path: Path, *, steps: int | None = None, algorithm: str | None = None, quiet: bool = False) -> Run:
@@ -102,7 +102,7 @@ def resume(path: Path, *, steps: int | None = None, algorithm: str | None = None
         config = replace(config, algorithm=part("algorithm", algorithm)(**options))
     check(config)
     tune_allocator()
-    state, board = make_state(config), Board(config.workers)
+    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
     mine = state.tensors()
     for name, tensor in mine.items():
         if name not in found.tensors or found.tensors[name].shape != tensor.shape:

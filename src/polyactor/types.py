@@ -34,17 +34,20 @@ class Allowed:
     high: float | None = None
     above: bool = False
     """The low end itself is not allowed."""
+    below: bool = False
+    """The high end itself is not allowed."""
 
     def __contains__(self, value: float) -> bool:
         """NaN is in no range."""
         low_ok = self.low is None or (value > self.low if self.above else value >= self.low)
-        return math.isfinite(value) and low_ok and (self.high is None or value <= self.high)
+        high_ok = self.high is None or (value < self.high if self.below else value <= self.high)
+        return math.isfinite(value) and low_ok and high_ok
 
     def __str__(self) -> str:
         """The sentence's end: 'a number from 0 to 1'."""
         if self.low is not None and self.high is not None:
             start = f"above {self.low} and up" if self.above else f"from {self.low}"
-            return f"a number {start} to {self.high}"
+            return f"a number {start} {'to below' if self.below else 'to'} {self.high}"
         if self.low is not None:
             return f"a number above {self.low}" if self.above else f"a number of at least {self.low}"
         return "a finite number"
@@ -185,6 +188,8 @@ class Algorithm:
 
     outputs: ClassVar[tuple[str, ...]] = ("policy", "value")
     """The heads its loss reads."""
+    metrics: ClassVar[tuple[str, ...]] = ("policy_loss", "value_loss", "entropy")
+    """The scalars its loss reports; each becomes a key of ``metrics.jsonl``."""
 
     def loss(self, model: Model, batch: Batch, average: Model | None = None) -> tuple[Tensor, Metrics]:
         """The scalar whose gradient is descended, and metrics by name."""

@@ -36,14 +36,9 @@ class Trunk(nn.Module):
         t, b = is_first.shape
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             features = self.torso(x)
-        features = features.to(is_first.device, self.dtype).unflatten(0, (t, b))
+        features = features.to(x.dtype).unflatten(0, (t, b))
         output: tuple[Tensor, CoreState] = self.core(features, state, is_first)
         return output
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the parameters."""
-        return next(self.parameters()).dtype
 
 
 class GaussianHead(nn.Module):
@@ -99,6 +94,7 @@ class ActorCritic(nn.Module):
         shape = observation_space.shape
         dtype = torch.from_numpy(observation_space.low[:0]).dtype
         self.image = is_image(shape, dtype)
+        self.bytes = dtype == torch.uint8
         self.actions = action_spec(action_space)
         self.trunk = Trunk(shape, dtype, spec, precision)
         self.critic = None if spec.share_torso else Trunk(shape, dtype, spec, precision)
@@ -106,8 +102,8 @@ class ActorCritic(nn.Module):
         self.value = orthogonal(nn.Linear(self.trunk.features, 1), 1.0)
         self.observation_moments = RunningMoments(shape) if normalize_observation else None
         self.return_moments = RunningMoments(()) if normalize_return else None
-        # One grey level of noise for images, next to none for vectors: keeps constant inputs finite.
-        self.variance_floor = 4.0 if self.image else 1e-8
+        # Two levels of noise for bytes, next to none for numbers: keeps constant inputs finite.
+        self.variance_floor = 4.0 if self.bytes else 1e-8
 
     def distribution(self, params: Tensor) -> Distribution:
         """``[..., P]`` to π."""
@@ -146,6 +142,6 @@ class ActorCritic(nn.Module):
         if stats is not None and stats.count > 0:
             scale = (stats.variance + self.variance_floor).rsqrt()
             x = (x - stats.mean).mul_(scale).clamp_(-CLIP_OBSERVATION, CLIP_OBSERVATION)
-        elif self.image:
-            x = x.to(self.trunk.dtype).mul_(1 / 255)
-        return to_channels_first(x) if self.image else x.to(self.trunk.dtype)
+        elif self.bytes:
+            x = x.to(self.value.weight.dtype).mul_(1 / 255)
+        return to_channels_first(x) if self.image else x.to(self.value.weight.dtype)

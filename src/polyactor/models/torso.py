@@ -81,10 +81,10 @@ def make_torso(shape: tuple[int, ...], dtype: torch.dtype, spec: ModelSpec) -> M
 
 
 def channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """``(C, H, W)`` of an image in either order; the channel axis is the shorter of the first and the last."""
-    return shape if shape[0] <= shape[-1] else (shape[-1], *shape[:-1])
+    """``(C, H, W)`` of an image in either order; a last axis of at most 4 is taken for the channels."""
+    return shape if shape[-1] > 4 else (shape[-1], *shape[:-1])
 
 
 def to_channels_first(images: Tensor) -> Tensor:
     """``[N, H, W, C]`` or ``[N, C, H, W]`` to the latter, a view."""
-    return images if images.shape[1] <= images.shape[-1] else images.permute(0, 3, 1, 2)
+    return images if images.shape[-1] > 4 else images.permute(0, 3, 1, 2)

@@ -58,7 +58,7 @@ class RMSprop(Rule):
     acts as a warm-up of about 1/(1−α) updates. PyTorch: θ − η Δ/(√g + ε), g starts at 0.
     """
 
-    alpha: Annotated[float, Allowed(0, 1)] = 0.99
+    alpha: Annotated[float, Allowed(0, 1, below=True)] = 0.99
     """Decay α of the running mean of squares."""
     eps: Annotated[float, Allowed(0, above=True)] = 1e-5
     """ε; note that sum and mean losses need different ones."""
@@ -83,9 +83,9 @@ class RMSprop(Rule):
 class Adam(Rule):
     """Adam (Kingma & Ba 2015) with its step count among the shared statistics, so that bias correction is right."""
 
-    beta1: Annotated[float, Allowed(0, 1)] = 0.9
+    beta1: Annotated[float, Allowed(0, 1, below=True)] = 0.9
     """Decay of the first moment."""
-    beta2: Annotated[float, Allowed(0, 1)] = 0.999
+    beta2: Annotated[float, Allowed(0, 1, below=True)] = 0.999
     """Decay of the second moment."""
     eps: Annotated[float, Allowed(0, above=True)] = 1e-5
     """ε, added to √v̂ (PyTorch)."""

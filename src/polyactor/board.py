@@ -145,7 +145,9 @@ class Board:
         return games
 
     def pause(self, deadline: float = 5.0) -> bool:
-        """Ask workers to wait between updates; True when all do so within the deadline (seconds)."""
+        """Ask workers to wait between updates; True when all do so within the deadline (seconds), or have stopped."""
+        if self._word[0] == Word.STOP:
+            return True
         self._word[0] = Word.PAUSE
         end = time.monotonic() + deadline
         while not self.counters[:, Counter.PAUSED].all():
@@ -156,7 +158,8 @@ class Board:
 
     def resume(self) -> None:
         """Let paused workers go on."""
-        self._word[0] = Word.RUN
+        if self._word[0] == Word.PAUSE:
+            self._word[0] = Word.RUN
 
     def stop(self) -> None:
         """Ask workers to end after their current update."""

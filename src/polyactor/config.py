@@ -35,8 +35,8 @@ class Scheme:
         """Train; yields whenever the caller may look at the board and the state, or stop by closing it."""
         raise NotImplementedError
 
-    def paused(self, board: Board) -> AbstractContextManager[None]:
-        """Nobody changes the state inside."""
+    def paused(self, board: Board) -> AbstractContextManager[bool]:
+        """Nobody changes the state inside; gives False when a worker did not heed that in time."""
         raise NotImplementedError
 
 
@@ -156,6 +156,11 @@ def check(config: Config) -> None:
         check(replace(config.for_worker(worker), per_worker=()))
     if config.device == "cuda":
         raise UsageError("--device cuda is not supported yet: use cpu")
+    if config.scheme.single and config.workers != 1:
+        raise UsageError(
+            f"--workers {config.workers} is not allowed: --scheme {config.scheme.name} has one worker; "
+            "give it more environments with --envs, or use --scheme hogwild"
+        )
     if config.scheme.single and config.per_worker:
         raise UsageError(f"--per-worker needs several workers, and --scheme {config.scheme.name} has one: use hogwild")
 

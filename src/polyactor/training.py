@@ -24,14 +24,14 @@ from polyactor.board import Board, Counter
 from polyactor.build import make_state, precision
 from polyactor.compose import from_json, part, to_json
 from polyactor.config import Config, check
-from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError
+from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError, WorkerFailed
 from polyactor.evaluate import Evaluator, evaluate
 from polyactor.metrics import MetricsLog, cpu_name, resident_mb, versions
 from polyactor.optim.flat import State
 from polyactor.plot import curve
 from polyactor.policy import read
 from polyactor.processes import tune_allocator
-from polyactor.progress import Progress
+from polyactor.progress import Progress, clock
 from polyactor.record import record
 from polyactor.rundir import new_directory, run_directory
 from polyactor.types import Algorithm
@@ -127,12 +127,13 @@ class _Training:
         self.best_evaluation: float | None = before.get("best_evaluation")
         self.evaluator = Evaluator(games=20, seed=config.seed)
         self.started = time.monotonic() - float(before.get("wall_s", 0.0))
+        self.ended: float | None = None
         self.row_every = max(1, config.steps // ROWS)
         self.next_row = board.steps + self.row_every
         self.next_evaluation = board.steps + (config.evaluate_every or 0)
         self.next_checkpoint = time.monotonic() + CHECKPOINT_EVERY
         self.next_show = 0.0
-        self.last_row = (self.wall, board.steps)
+        self.last_row, self.rate = (self.wall, board.steps), 0.0
         self.games_needed = GAMES
         self.reached: tuple[int, float] | None = None
         self.confirmation: float | None = None
@@ -143,8 +144,8 @@ class _Training:
 
     @property
     def wall(self) -> float:
-        """Seconds of training so far, those before a resume counted in."""
-        return time.monotonic() - self.started
+        """Seconds of training, those before a resume counted in; the clock stops when training does."""
+        return (self.ended or time.monotonic()) - self.started
 
     @property
     def mean100(self) -> float | None:
@@ -164,10 +165,12 @@ class _Training:
                 try:
                     status = self._watch(scheme)
                 finally:
+                    self.ended = time.monotonic()
                     scheme.close()
                 self._finish(status)
             except Exception as error:
-                self.log.event("failed", str(error) or type(error).__name__)
+                kind = "worker_lost" if isinstance(error, WorkerFailed) else "failed"
+                self.log.event(kind, str(error) or type(error).__name__)
                 self.log.summary(self._summary("failed"))
                 raise
             finally:
@@ -177,6 +180,9 @@ class _Training:
         return Run(self.directory, status, summary)
 
     def _watch(self, scheme: Generator[None, None, None]) -> str:
+        next(scheme, None)
+        for child in multiprocessing.active_children():
+            self.log.event("worker_started", pid=child.pid)
         for _ in scheme:
             if self.asked_to_stop is not None:
                 return "stopped"
@@ -209,6 +215,8 @@ class _Training:
         counters = self.board.counters
         wall, steps = self.wall, self.board.steps
         before_wall, before_steps = self.last_row
+        if steps > before_steps and wall > before_wall:
+            self.rate = (steps - before_steps) / (wall - before_wall)
         games = [int(n) for n in counters[:, Counter.GAMES]]
         return {
             "agent_steps": steps,
@@ -216,7 +224,7 @@ class _Training:
             "games": sum(games),
             "games_per_worker": games,
             "wall_s": round(wall, 3),
-            "steps_per_s": round((steps - before_steps) / max(1e-9, wall - before_wall), 1),
+            "steps_per_s": round(self.rate, 1),
             "score_mean100": self.mean100,
             "score_last": self.scores[-1] if self.scores else None,
             "length_mean100": statistics.fmean(self.lengths) if self.lengths else None,
@@ -243,8 +251,9 @@ class _Training:
         """Save a checkpoint, point `last` and these tags at it."""
         tags = tuple(dict.fromkeys(("last", *tags, *["best"] * self.best_is_unsaved)))
         self.best_is_unsaved = False
-        with self.config.scheme.paused(self.board):
+        with self.config.scheme.paused(self.board) as consistent:
             meta = self._summary("running") | {
+                "consistent": consistent,
                 "config": to_json(self.config),
                 "scores": list(self.scores),
                 "lengths": list(self.lengths),
@@ -253,7 +262,8 @@ class _Training:
             saved = checkpoint.save(
                 self.directory, self.state.tensors() | self.board.tensors(), meta, self.board.steps, tags=tags
             )
-        self.log.event("checkpoint_saved", path=saved.name, tags=list(tags))
+        reason = "" if consistent else "a worker did not pause in time, so it may hold half of an update"
+        self.log.event("checkpoint_saved", reason, path=saved.name, tags=list(tags))
         return saved
 
     def _evaluate_beside(self, steps: int) -> None:
@@ -324,6 +334,9 @@ class _Training:
             record(replace(config, env=self.config.env), tensors, self.directory / "replay.mp4", seed=self.config.seed)
         except EnvironmentUnsupported as error:
             self.log.event("video_skipped", str(error))
+        score = "–" if self.mean100 is None else f"{self.mean100:.2f}"
+        self.progress.say(f"{status}: score {score} after {self.board.steps:,} steps in {clock(self.wall)}")
+        self.progress.say(f"curve, film, checkpoints and numbers are in {self.directory}")
 
     def _summary(self, status: str) -> dict[str, Any]:
         row = self._row()

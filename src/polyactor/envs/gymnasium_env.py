@@ -124,6 +124,7 @@ class GymnasiumEnvs:
             )
         self.num_envs = num_envs
         self.frames_per_second = int(self._envs.metadata.get("render_fps", 30))
+        self._raw_space: spaces.Space[Any] | None = None
         first = self._envs.envs[0] if isinstance(self._envs, SyncVectorEnv) else None
         if isinstance(first, gymnasium.wrappers.FlattenObservation):
             self._raw_space = first.env.observation_space

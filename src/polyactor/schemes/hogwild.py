@@ -51,11 +51,10 @@ class Hogwild(Scheme):
                 crew.stop()
 
     @contextmanager
-    def paused(self, board: Board) -> Iterator[None]:
+    def paused(self, board: Board) -> Iterator[bool]:
         """Workers wait between two updates."""
-        board.pause()
         try:
-            yield
+            yield board.pause()
         finally:
             board.resume()
 

@@ -334,8 +334,8 @@ class _Training:
             record(replace(config, env=self.config.env), tensors, self.directory / "replay.mp4", seed=self.config.seed)
         except EnvironmentUnsupported as error:
             self.log.event("video_skipped", str(error))
-        score = "–" if self.mean100 is None else f"{self.mean100:.2f}"
-        self.progress.say(f"{status}: score {score} after {self.board.steps:,} steps in {clock(self.wall)}")
+        mean = "–" if self.mean100 is None else f"{self.mean100:.2f}"
+        self.progress.say(f"{status}: score {mean} after {self.board.steps:,} steps in {clock(self.wall)}")
         self.progress.say(f"curve, film, checkpoints and numbers are in {self.directory}")
 
     def _summary(self, status: str) -> dict[str, Any]:

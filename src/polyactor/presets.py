@@ -82,7 +82,8 @@ PRESETS: dict[str, Preset] = {
         "Pong to a mean score of 18 on a laptop",
         "a3c",
         "PongNoFrameskip-v4",
-        {"stop_at": 18.0, "steps": 8_000_000},
+        # With β = 0.01 to the end the policy stays so random that it wins by 17, not 18.
+        {"stop_at": 18.0, "steps": 3_000_000, "algorithm.entropy_coef_end": 0.0, "optimizer.lr_end": 1e-4},
     ),
     "cartpole-a2c": Preset("balance, one process", "a2c", "CartPole-v1"),
     "cartpole-a3c": Preset("balance, two workers", "a3c", "CartPole-v1", {"workers": 2}),

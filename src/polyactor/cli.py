@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -184,11 +185,9 @@ def _evaluate(args: list[str]) -> int:
     from polyactor.policy import read
 
     config, tensors = read(_run(options), options.get("tag"))
+    games, seed, cores = options.get("games", 100), options.get("seed", 0), len(os.sched_getaffinity(0))
     for deterministic in (True, False):
-        found = evaluate(
-            config, tensors, games=options.get("games", 100), deterministic=deterministic, seed=options.get("seed", 0)
-        )
-        print(found, flush=True)
+        print(evaluate(config, tensors, games=games, deterministic=deterministic, seed=seed, threads=cores), flush=True)
     return 0
 
 

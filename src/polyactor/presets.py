@@ -58,7 +58,7 @@ _ACTOR_CRITIC: dict[Kind, Values] = {
     # Per-pixel normalisation makes the few pixels that move stand out of the static background; with it Pong needs
     # well under a quarter of the steps. docs/performance.md has the comparison.
     "atari": {
-        "optimizer": "adam", "optimizer.lr": 1e-3, "rollout": 10, "envs": 16, "steps": 10_000_000,
+        "optimizer": "adam", "optimizer.lr": 1e-3, "rollout": 20, "envs": 8, "steps": 10_000_000,
         "algorithm.gae_lambda": 0.95, "normalize.observation": True, "normalize.clip_reward": 1.0,
     },
     "discrete": {
@@ -82,7 +82,6 @@ PRESETS: dict[str, Preset] = {
         "Pong to a mean score of 18 on a laptop",
         "a3c",
         "PongNoFrameskip-v4",
-        # With β = 0.01 to the end the policy stays so random that it wins by 17, not 18.
         {"stop_at": 18.0, "steps": 3_000_000, "algorithm.entropy_coef_end": 0.0, "optimizer.lr_end": 1e-4},
     ),
     "cartpole-a2c": Preset("balance, one process", "a2c", "CartPole-v1"),

@@ -296,3 +296,13 @@ def test_the_module_is_the_command(here: Path) -> None:
     assert found.stdout == ""
     assert found.stderr == "polyactor: --workers 0 is not allowed: it must be a number of at least 1\n"
     assert snapshot(here) == {}
+
+
+def test_none_means_no_value_only_where_there_may_be_none():
+    from polyactor.cli import read_config
+
+    flags = ["--model.core", "none", "--scheme.lock=none", "--optimizer.max-grad-norm", "none", "--stop-at=None"]
+    config = read_config(["tmaze-a3c-lstm", *flags])
+    assert (config.model.core, config.scheme.lock) == ("none", "none")
+    assert config.optimizer.max_grad_norm is None
+    assert config.stop_at is None

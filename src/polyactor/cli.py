@@ -8,7 +8,8 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -112,7 +113,7 @@ def _parse(cls: type[Any], default: Any, args: list[str], prog: str, description
             near = difflib.get_close_matches(flag[2:], known, n=1, cutoff=0.5)
             hint = f" (did you mean '--{near[0]}'?)" if near else ""
             raise UsageError(f"there is no flag {flag}{hint}")
-    args = ["None" if arg.lower() == "none" else arg for arg in args]
+    args = _with_none(args, optional=[flag for flag, optional in known.items() if optional])
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -132,15 +133,32 @@ def _one_sentence(box: str) -> str:
     return " ".join(text.split()) or "the flags were not understood"
 
 
-def _flags(part: Any, prefix: str = "") -> list[str]:
-    names = []
+def _with_none(args: list[str], optional: Collection[str]) -> list[str]:
+    """``none`` as tyro spells it, where it means no value (and not the lock or the core of that name)."""
+    flag, spelled = "", []
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if arg.startswith("--"):
+            flag = name[2:].replace("_", "-")
+        said = value if equals and arg.startswith("--") else arg
+        is_none = said.lower() == "none" and flag in optional
+        spelled.append(arg.removesuffix(said) + "None" if is_none else arg)
+    return spelled
+
+
+def _flags(part: Any, prefix: str = "") -> dict[str, bool]:
+    """Every flag, and whether it may be none."""
+    known: dict[str, bool] = {}
+    hints = typing.get_type_hints(type(part))
     for f in fields(part):
         flag = prefix + f.name.replace("_", "-")
         value = getattr(part, f.name)
-        names += _flags(value, f"{flag}.") if is_dataclass(value) else [flag]
+        known |= (
+            _flags(value, f"{flag}.") if is_dataclass(value) else {flag: type(None) in typing.get_args(hints[f.name])}
+        )
         if isinstance(value, bool):
-            names.append(f"{prefix}no-{f.name.replace('_', '-')}")
-    return names
+            known[f"{prefix}no-{f.name.replace('_', '-')}"] = False
+    return known
 
 
 def _take(args: list[str], flag: str) -> tuple[str | None, list[str]]:

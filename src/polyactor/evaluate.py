@@ -131,7 +131,7 @@ def evaluate(
     """
     envs = make_envs(
         config.env,
-        min(games, 20),
+        min(games, 50),
         atari=config.atari,
         max_episode_steps=config.max_episode_steps,
         threads=threads,

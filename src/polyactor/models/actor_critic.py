@@ -144,4 +144,8 @@ class ActorCritic(nn.Module):
             x = (x - stats.mean).mul_(scale).clamp_(-CLIP_OBSERVATION, CLIP_OBSERVATION)
         elif self.bytes:
             x = x.to(self.value.weight.dtype).mul_(1 / 255)
-        return to_channels_first(x) if self.image else x.to(self.value.weight.dtype)
+        if not self.image:
+            return x.to(self.value.weight.dtype)
+        x = to_channels_first(x)
+        # Convolutions train a fifth faster with channels last, and infer faster without.
+        return x.contiguous(memory_format=torch.channels_last) if torch.is_grad_enabled() else x

@@ -107,6 +107,10 @@ class Board:
             self.counters[worker, Counter.PAUSED] = 0
         return bool(word[0] == Word.RUN)
 
+    def leave(self, worker: int) -> None:
+        """This worker changes nothing any more, so a pause need not wait for it."""
+        self.counters[worker, Counter.PAUSED] = 1
+
     # -- what the run reads and says -------------------------------------------------------------------------------
 
     @property
@@ -144,7 +148,7 @@ class Board:
             self._read[worker] = last
         return games
 
-    def pause(self, deadline: float = 5.0) -> bool:
+    def pause(self, deadline: float = 30.0) -> bool:
         """Ask workers to wait between updates; True when all do so within the deadline (seconds), or have stopped."""
         if self._word[0] == Word.STOP:
             return True

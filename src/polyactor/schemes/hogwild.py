@@ -81,6 +81,7 @@ def work(worker: int, pickled: bytes, state: State, board: Board, lock_file: str
         rollout = actor.collect(learner.version)  # T steps in B environments with π(·; θ')
         for gradients in learner.gradients(rollout):  # dθ'
             updater.apply(gradients)  # θ ← θ + Δ(dθ'), in place
+    board.leave(worker)
 
 
 class FileLock(AbstractContextManager[None]):

@@ -83,14 +83,24 @@ PRESETS: dict[str, Preset] = {
         "a3c",
         "PongNoFrameskip-v4",
         {"stop_at": 18.0, "steps": 3_000_000, "algorithm.entropy_coef_end": 0.0, "optimizer.lr_end": 1e-4},
+        measured="18 after 1.06M steps, 6.6 min (1 seed)",
     ),
-    "cartpole-a2c": Preset("balance, one process", "a2c", "CartPole-v1"),
-    "cartpole-a3c": Preset("balance, two workers", "a3c", "CartPole-v1", {"workers": 2}),
+    "cartpole-a2c": Preset(
+        "balance, one process", "a2c", "CartPole-v1", measured="475 after 141k–185k steps (5 seeds)"
+    ),
+    "cartpole-a3c": Preset(
+        "balance, two workers",
+        "a3c",
+        "CartPole-v1",
+        {"workers": 2},
+        measured="475 after 170k–225k steps (5 seeds)",
+    ),
     "pendulum-a3c": Preset(
         "swing up with a Gaussian policy",
         "a3c",
         "Pendulum-v1",
         {"workers": 2, "rollout": 8, "algorithm.gamma": 0.9, "optimizer.lr": 2e-3, "optimizer.lr_end": 0.0},
+        measured="−300 after 176k–245k steps (3 seeds)",
     ),
     "tmaze-a3c-lstm": Preset(
         "remember a cue along a corridor of 10; without memory nobody expects more than 0.5",
@@ -105,6 +115,7 @@ PRESETS: dict[str, Preset] = {
             "algorithm.entropy_coef": 0.01,
             "normalize.reward": False,
         },
+        measured="0.996 over 2,000 games; 0.494 without memory (1 seed)",
     ),
     "paper-a3c-ff": Preset(
         "Mnih et al. 2016, feed-forward, as published: 16 workers of one environment",

@@ -64,7 +64,9 @@ def one(options: argparse.Namespace, seed: int, kept: Path) -> dict[str, float]:
             summary |= {"evaluation_mean": played.mean, "evaluation_games": len(played.scores)}
         kept.mkdir(parents=True, exist_ok=True)
         (kept / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        for name in ("config.json", "metrics.jsonl", "curve.png"):
+        config_json = json.loads((out / "config.json").read_text()) | {"out": None}  # the scratch folder is gone
+        (kept / "config.json").write_text(json.dumps(config_json, indent=1) + "\n")
+        for name in ("metrics.jsonl", "curve.png"):
             shutil.copy(out / name, kept / name)
     shown = {
         key: summary.get(key) for key in ("status", "agent_steps", "target_at_steps", "target_at_s", "evaluation_mean")

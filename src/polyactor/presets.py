@@ -83,7 +83,7 @@ PRESETS: dict[str, Preset] = {
         "a3c",
         "PongNoFrameskip-v4",
         {"stop_at": 18.0, "steps": 3_000_000, "algorithm.entropy_coef_end": 0.0, "optimizer.lr_end": 1e-4},
-        measured="18 after 1.06M steps, 6.6 min (1 seed)",
+        measured="18 after 1.09M steps, 8.5 min (1 seed)",
     ),
     "cartpole-a2c": Preset(
         "balance, one process", "a2c", "CartPole-v1", measured="475 after 141k–185k steps (5 seeds)"

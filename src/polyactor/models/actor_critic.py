@@ -147,5 +147,5 @@ class ActorCritic(nn.Module):
         if not self.image:
             return x.to(self.value.weight.dtype)
         x = to_channels_first(x)
-        # Convolutions train a fifth faster with channels last, and infer faster without.
+        # Convolutions train faster with channels last, and infer faster without.
         return x.contiguous(memory_format=torch.channels_last) if torch.is_grad_enabled() else x

@@ -72,5 +72,4 @@ def _make_rollout(
         behavior_log_prob=torch.zeros(t, b, dtype=dtype),
         core_state=core_state,
         version=torch.zeros(b, dtype=torch.int64),
-        steps=int(mask.sum()),
     )

@@ -91,7 +91,6 @@ class Actor:
             behavior_log_prob=self.log_prob,
             core_state=core_state,
             version=torch.full((self.envs.num_envs,), version),
-            steps=int(mask.sum()),
             moments=self._moments(mask),
         )
 

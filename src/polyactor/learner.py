@@ -69,14 +69,16 @@ class Learner:
         rollout = rollout.replace(reward=self._scaled(rollout.reward))
         batches = algorithm.batches(self.model, rollout, None, self.generator)
         steps, moments = rollout.steps, rollout.moments
-        batch: Batch | None = next(batches, None)
+        with torch.no_grad():  # what a batch needs of the model (targets) is not differentiated; its loss is
+            batch: Batch | None = next(batches, None)
         while batch is not None:
             metrics = differentiate(algorithm, self.model, batch, self.gradient)
             metrics["policy_lag"] = (self.version - rollout.version).double().mean()
             yield Gradients(self.gradient, metrics, self.version, steps, moments)
             steps, moments = 0, {}
             try:
-                batch = batches.send(metrics)
+                with torch.no_grad():
+                    batch = batches.send(metrics)
             except StopIteration:
                 return
             self.pull()

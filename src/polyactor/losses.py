@@ -35,3 +35,21 @@ def normalized(advantage: Tensor, mask: Tensor) -> Tensor:
     mean = (advantage * mask).sum() / count
     variance = ((advantage - mean) ** 2 * mask).sum() / count
     return (advantage - mean) * mask / (variance.sqrt() + 1e-8)
+
+
+def clipped_surrogate(rho: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """``−min(ρ A, clip(ρ, 1−ε, 1+ε) A)``, per row (Schulman et al. 2017, eq. 7).
+
+    Its gradient is 0 exactly where A > 0 and ρ > 1+ε, or A < 0 and ρ < 1−ε.
+    """
+    a = advantage.detach()
+    return -(rho * a).minimum(rho.clamp(1 - clip, 1 + clip) * a)
+
+
+def clipped_error(value: Tensor, target: Tensor, old_value: Tensor, clip: float | None) -> Tensor:
+    """``max((R − V)², (R − V_old − clip(V − V_old, ±ε))²)``, per row; without a clip ``(R − V)²``."""
+    error = squared_error(value, target)
+    if clip is None:
+        return error
+    near = old_value + (value - old_value).clamp(-clip, clip)
+    return error.maximum(squared_error(near, target))

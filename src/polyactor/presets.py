@@ -72,9 +72,17 @@ _ACTOR_CRITIC: dict[Kind, Values] = {
     },
 }  # fmt: skip
 
+_PPO: dict[Kind, Values] = {
+    "atari": {**_ACTOR_CRITIC["atari"], "rollout": 64, "algorithm.clip": 0.1, "optimizer.lr": 5e-4},
+    "discrete": {**_ACTOR_CRITIC["discrete"], "rollout": 32, "algorithm.entropy_coef": 0.0},
+    "continuous": {**_ACTOR_CRITIC["continuous"], "rollout": 64, "algorithm.entropy_coef": 0.0},
+}
+
 METHODS: dict[str, Method] = {
     "a2c": Method("synchronous advantage actor-critic", "a2c", "sync", _ACTOR_CRITIC),
     "a3c": Method("asynchronous advantage actor-critic: lock-free workers", "a2c", "hogwild", _ACTOR_CRITIC),
+    "ppo": Method("proximal policy optimisation", "ppo", "sync", _PPO),
+    "vtrace": Method("V-trace actor-critic in one process", "vtrace", "sync", _ACTOR_CRITIC),
 }
 
 PRESETS: dict[str, Preset] = {

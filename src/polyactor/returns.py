@@ -51,6 +51,53 @@ def n_step(reward: Tensor, value: Tensor, discount: Tensor, mask: Tensor) -> Est
     return gae(reward, value, discount, mask, gae_lambda=1.0)
 
 
+def vtrace(
+    reward: Tensor,
+    value: Tensor,
+    discount: Tensor,
+    mask: Tensor,
+    rho: Tensor,
+    *,
+    trace_lambda: float = 1.0,
+    rho_bar: float = 1.0,
+    c_bar: float = 1.0,
+    policy_rho_bar: float | None = 1.0,
+) -> Estimate:
+    """V-trace (Espeholt et al. 2018, eq. 1 and §4.2).
+
+    ``δ_t = min(ρ̄, ρ_t) (r_t + γ_t V(x_{t+1}) − V(x_t))``,
+    ``v_t − V(x_t) = δ_t + γ_t λ min(c̄, ρ_t) (v_{t+1} − V(x_{t+1}))``,
+    advantage ``min(ρ̄_π, ρ_t) (r_t + γ_t [λ v_{t+1} + (1 − λ) V(x_{t+1})] − V(x_t))``, target ``v_t``.
+
+    Its fixed point is the value of a policy between π and μ, not V^π, unless ρ̄ = ∞ or μ = π. At an episode's last
+    row v_{t+1} is V of the true final observation, never the next episode's target.
+
+    Args:
+        reward: ``[T, B]`` r_t.
+        value: ``[T+1, B]`` V(x_t), detached.
+        discount: ``[T, B]`` γ_t = γ (1 − terminated_t).
+        mask: ``[T, B]`` 0 at fake rows.
+        rho: ``[T, B]`` ρ_t = π(a_t|x_t) / μ(a_t|x_t), detached.
+        trace_lambda: λ; the paper's is 1.
+        rho_bar: ρ̄, at least `c_bar`.
+        c_bar: c̄.
+        policy_rho_bar: ρ̄_π; None leaves min(ρ̄_π, ρ_t) out of the advantage altogether.
+    """
+    _check(reward, value, discount, mask)
+    if rho_bar < c_bar:
+        raise ValueError(f"rho_bar {rho_bar} must be at least c_bar {c_bar}")
+    advantage, excess = reward.new_empty(reward.shape), reward.new_empty(reward.shape)
+    rho_pi = rho.new_ones(rho.shape) if policy_rho_bar is None else rho.clamp(max=policy_rho_bar)
+    excess_tp1 = reward.new_zeros(reward.shape[1:])  # v_{t+1} − V(x_{t+1})
+    for t in reversed(range(len(reward))):
+        q_t = reward[t] + discount[t] * (value[t + 1] + trace_lambda * excess_tp1)
+        advantage[t] = mask[t] * rho_pi[t] * (q_t - value[t])
+        delta_t = rho[t].clamp(max=rho_bar) * (reward[t] + discount[t] * value[t + 1] - value[t])
+        excess_tp1 = mask[t] * (delta_t + discount[t] * trace_lambda * rho[t].clamp(max=c_bar) * excess_tp1)
+        excess[t] = excess_tp1
+    return Estimate(advantage, excess + value[:-1])
+
+
 def _check(reward: Tensor, value: Tensor, discount: Tensor, mask: Tensor) -> None:
     t, b = reward.shape
     if value.shape != (t + 1, b) or discount.shape != (t, b) or mask.shape != (t, b):

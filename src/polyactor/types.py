@@ -55,11 +55,11 @@ class Allowed:
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and squared deviations of the values one rollout adds to a running statistic.
+    """Count, mean and squared deviations of new values of a running statistic; a row per source.
 
     Attributes:
-        count: number of samples, a scalar.
-        mean: their mean, the statistic's shape.
+        count: number of samples, ``[N]``.
+        mean: their mean, ``[N, *shape]`` with the statistic's shape.
         m2: the sum of their squared deviations from that mean, same shape.
     """
 
@@ -84,7 +84,6 @@ class Rollout:
         behavior_log_prob: ``[T, B]`` log μ(a_t|x_t) of the policy that acted.
         core_state: recurrent state before the first step, ``[B, ...]`` each.
         version: ``[B]`` int64, the version of θ that acted.
-        steps: real environment steps in it (fake rows not counted).
         moments: what it adds to the running statistics, by name.
     """
 
@@ -96,8 +95,12 @@ class Rollout:
     behavior_log_prob: Tensor
     core_state: CoreState
     version: Tensor
-    steps: int
     moments: Mapping[str, Moments] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Real environment steps in it; fake rows are not counted."""
+        return int((~self.is_first[1:]).sum())
 
     @property
     def mask(self) -> Tensor:
@@ -190,6 +193,10 @@ class Algorithm:
     """The heads its loss reads."""
     metrics: ClassVar[tuple[str, ...]] = ("policy_loss", "value_loss", "entropy")
     """The scalars its loss reports; each becomes a key of ``metrics.jsonl``."""
+    corrects_lag: ClassVar[bool] = False
+    """It learns rightly from rollouts of a policy older than the one that is improved."""
+    reuses: ClassVar[bool] = False
+    """It makes several batches of one rollout, each to be taken at the parameters the last one left."""
 
     def loss(self, model: Model, batch: Batch, average: Model | None = None) -> tuple[Tensor, Metrics]:
         """The scalar whose gradient is descended, and metrics by name."""

@@ -92,8 +92,8 @@ def test_bytes_are_summed_without_overflow() -> None:
     pixels = torch.full((1000, 2), 250, dtype=torch.uint8)
     pixels[::2] = 240
     new = moments(pixels)
-    assert new.mean.tolist() == [245.0, 245.0]
-    assert (new.m2 / new.count).tolist() == [25.0, 25.0]
+    assert new.mean[0].tolist() == [245.0, 245.0]
+    assert (new.m2[0] / new.count[0]).tolist() == [25.0, 25.0]
 
 
 def test_merge_changes_the_tensors_it_was_given_in_place() -> None:

@@ -28,27 +28,29 @@ class RunningMoments(nn.Module):
 
 
 def merge(buffers: Mapping[str, Tensor], name: str, new: Moments) -> None:
-    """Add a rollout's samples to the buffers ``{name}.count``, ``.mean`` and ``.variance``, in place.
+    """Add samples to the buffers ``{name}.count``, ``.mean`` and ``.variance``, in place, row by row.
 
     Arithmetic in float64: counts grow past the integers float32 can hold.
     """
     count, mean, variance = (buffers[f"{name}.{part}"] for part in ("count", "mean", "variance"))
-    n, m = count.double(), new.count.double()
-    total = n + m
-    if total == 0:
-        return
-    delta = new.mean.double() - mean.double()
-    m2 = variance.double() * n + new.m2.double() + delta**2 * (n * m / total)
-    mean.add_(delta * (m / total))
-    variance.copy_(m2 / total)
-    count.copy_(total)
+    for new_count, new_mean, new_m2 in zip(new.count, new.mean, new.m2, strict=True):
+        if new_count == 0:
+            continue
+        n, m = count.double(), new_count.double()
+        total = n + m
+        delta = new_mean.double() - mean.double()
+        m2 = variance.double() * n + new_m2.double() + delta**2 * (n * m / total)
+        mean.add_(delta * (m / total))
+        variance.copy_(m2 / total)
+        count.copy_(total)
 
 
 def moments(samples: Tensor, weight: Tensor | None = None) -> Moments:
-    """Moments of ``samples [N, *shape]`` over the first axis, rows weighted 0 or 1 by ``weight [N]``."""
+    """Moments of ``samples [N, *shape]`` over the first axis, rows weighted 0 or 1 by ``weight [N]``; one row."""
     x = samples.double()
     w = torch.ones(len(x), dtype=torch.double) if weight is None else weight.double()
     w_column = w.view(-1, *[1] * (x.dim() - 1))
     count = w.sum()
     mean = (x * w_column).sum(0) / count.clamp(min=1)
-    return Moments(count, mean, (((x - mean) ** 2) * w_column).sum(0))
+    m2 = (((x - mean) ** 2) * w_column).sum(0)
+    return Moments(count.unsqueeze(0), mean.unsqueeze(0), m2.unsqueeze(0))

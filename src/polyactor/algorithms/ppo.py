@@ -1,0 +1,151 @@
+"""Proximal policy optimisation: several epochs on a rollout, held near the policy that collected it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+
+from polyactor import losses, returns
+from polyactor.types import Algorithm, Allowed, Batch, Metrics, Model, Replay, Rollout, anneal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PPO(Algorithm):
+    """L = ⟨−min(ρ Â, clip(ρ, 1−ε, 1+ε) Â) + c ½ (R̂ − V)² − β H⟩  (Schulman et al. 2017, eq. 7 and 9).
+
+    ρ_t = π(a_t|x_t) / μ(a_t|x_t), where μ acted. Targets are computed once per rollout, with the parameters that are
+    newest when it arrives.
+    """
+
+    corrects_lag: ClassVar[bool] = True
+    reuses: ClassVar[bool] = True
+    metrics: ClassVar[tuple[str, ...]] = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction")
+
+    gamma: Annotated[float, Allowed(0, 1)] = 0.99
+    """Discount γ of one agent step."""
+    estimator: Literal["gae", "vtrace"] = "gae"
+    """Of advantages and targets; vtrace corrects both for μ being older than π when the rollout arrives."""
+    gae_lambda: Annotated[float, Allowed(0, 1)] = 0.95
+    """λ of the estimator."""
+    clip: Annotated[float, Allowed(0, above=True)] = 0.2
+    """ε, how far the ratio may go."""
+    clip_value: Annotated[float | None, Allowed(0, above=True)] = None
+    """Clip the change of V to ± this (OpenAI Baselines); none does not."""
+    epochs: Annotated[int, Allowed(1)] = 4
+    """Passes over each rollout."""
+    minibatches: Annotated[int, Allowed(1)] = 4
+    """Parts of each pass: over environments when the model has memory, over all rows otherwise."""
+    value_coef: Annotated[float, Allowed(0)] = 0.5
+    """Weight c of ½ (R̂ − V)²."""
+    entropy_coef: Annotated[float, Allowed(0, 1)] = 0.01
+    """Weight β of the entropy bonus."""
+    entropy_coef_end: Annotated[float | None, Allowed(0, 1)] = None
+    """β at the end of the run, reached linearly; none keeps β constant."""
+    normalize_advantage: bool = True
+    """Scale advantages to mean 0 and standard deviation 1 within the minibatch."""
+    target_kl: Annotated[float | None, Allowed(0, above=True)] = None
+    """Leave a rollout once the estimated KL from μ passes this; none does all epochs."""
+
+    def at(self, progress: float) -> Self:
+        """Itself with β annealed to this progress in [0, 1]."""
+        return replace(self, entropy_coef=anneal(self.entropy_coef, self.entropy_coef_end, progress))
+
+    def batches(
+        self, model: Model, rollout: Rollout, replay: Replay | None, generator: torch.Generator
+    ) -> Generator[Batch, Metrics, None]:
+        """Epochs × minibatches."""
+        batch = Batch(rollout, self.targets(model, rollout))
+        for _ in range(self.epochs):
+            for part in _parts(batch, self.minibatches, bool(rollout.core_state), generator):
+                metrics = yield part
+                if self.target_kl is not None and float(metrics["kl"]) > self.target_kl:
+                    return
+
+    def targets(self, model: Model, rollout: Rollout) -> dict[str, Tensor]:
+        """Advantage, return, V and mask of every row, ``[T, B]`` each, at the parameters of now."""
+        x = rollout
+        out = model.unroll(x)
+        v_t = out.value.detach()
+        discount_t = self.gamma * (~x.terminated).to(x.reward.dtype)
+        if self.estimator == "gae":
+            advantage_t, return_t = returns.gae(x.reward, v_t, discount_t, x.mask, self.gae_lambda)
+        else:
+            pi_t = model.distribution(out.policy[:-1])
+            rho_t = (pi_t.log_prob(x.action).detach() - x.behavior_log_prob).exp()
+            # The clipped surrogate carries the ratio of the policy gradient itself, so none is in the advantage.
+            advantage_t, return_t = returns.vtrace(
+                x.reward, v_t, discount_t, x.mask, rho_t, trace_lambda=self.gae_lambda, policy_rho_bar=None
+            )
+        return {"advantage": advantage_t, "return": return_t, "value": v_t[:-1], "mask": x.mask}
+
+    def loss(self, model: Model, batch: Batch, average: Model | None = None) -> tuple[Tensor, Metrics]:
+        """The equation above over a minibatch ``[T, B]``; its rows have no bootstrap row, targets are in the batch."""
+        x, mask_t, v_old = batch.rollout, batch.targets["mask"], batch.targets["value"]
+        advantage_t, return_t = batch.targets["advantage"], batch.targets["return"]
+        out = model.unroll(x)
+        pi_t, v_t = model.distribution(out.policy), out.value
+        if self.normalize_advantage:
+            advantage_t = losses.normalized(advantage_t, mask_t)
+
+        log_rho_t = pi_t.log_prob(x.action) - x.behavior_log_prob
+        rho_t = log_rho_t.exp()
+        policy = losses.reduce(losses.clipped_surrogate(rho_t, advantage_t, self.clip), mask_t, "mean")
+        value = losses.reduce(0.5 * losses.clipped_error(v_t, return_t, v_old, self.clip_value), mask_t, "mean")
+        entropy = losses.reduce(pi_t.entropy(), mask_t, "mean")
+        total = policy + self.value_coef * value - self.entropy_coef * entropy
+
+        outside = ((rho_t.detach() - 1).abs() > self.clip).to(mask_t.dtype)
+        metrics = {
+            "policy_loss": policy.detach(),
+            "value_loss": value.detach(),
+            "entropy": entropy.detach(),
+            # KL(μ‖π) without bias and of low variance: ρ − 1 − log ρ (Schulman 2020).
+            "kl": losses.reduce((rho_t - 1 - log_rho_t).detach(), mask_t, "mean"),
+            "clip_fraction": losses.reduce(outside, mask_t, "mean"),
+        }
+        return total, metrics
+
+
+def _parts(batch: Batch, count: int, memory: bool, generator: torch.Generator) -> Iterator[Batch]:
+    """The rows of a rollout in `count` random parts."""
+    x = batch.rollout
+    t, b = x.reward.shape
+    if memory:  # whole columns, so that the recurrent state stays whole
+        for index in _permutation(b, x.reward, generator).tensor_split(count):
+            if len(index):
+                part = x.replace(
+                    observation=x.observation[:t, index],
+                    is_first=x.is_first[:t, index],
+                    action=x.action[:, index],
+                    reward=x.reward[:, index],
+                    terminated=x.terminated[:, index],
+                    behavior_log_prob=x.behavior_log_prob[:, index],
+                    core_state=tuple(state[index] for state in x.core_state),
+                )
+                yield Batch(part, {name: target[:, index] for name, target in batch.targets.items()})
+        return
+    for index in _permutation(t * b, x.reward, generator).tensor_split(count):
+        if len(index):
+
+            def rows(tensor: Tensor, index: Tensor = index) -> Tensor:
+                """``[T(+1), B, ...]`` to ``[1, n, ...]``."""
+                return tensor[:t].flatten(0, 1)[index].unsqueeze(0)
+
+            part = x.replace(
+                observation=rows(x.observation),
+                is_first=rows(x.is_first),
+                action=rows(x.action),
+                reward=rows(x.reward),
+                terminated=rows(x.terminated),
+                behavior_log_prob=rows(x.behavior_log_prob),
+            )
+            yield Batch(part, {name: rows(target) for name, target in batch.targets.items()})
+
+
+def _permutation(n: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    return like.new_empty(n).uniform_(generator=generator).argsort()

@@ -1,0 +1,77 @@
+"""V-trace actor-critic: the loss of IMPALA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+
+from polyactor import losses, returns
+from polyactor.types import Algorithm, Allowed, Batch, Metrics, Model, anneal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VTrace(Algorithm):
+    """L = ⟨−log π(a_t|x_t) ρ̂_t (r_t + γ_t v_{t+1} − V(x_t)) + c ½ (v_t − V(x_t))² − β H⟩  (Espeholt et al. 2018, §4.2).
+
+    v_t are the V-trace targets, which correct for the policy μ that acted being older than π.
+    """
+
+    corrects_lag: ClassVar[bool] = True
+
+    gamma: Annotated[float, Allowed(0, 1)] = 0.99
+    """Discount γ of one agent step."""
+    trace_lambda: Annotated[float, Allowed(0, 1)] = 1.0
+    """λ of the traces; 1 is the paper's."""
+    rho_bar: Annotated[float, Allowed(0, above=True)] = 1.0
+    """ρ̄: truncates the weight of each temporal difference; decides the fixed point."""
+    c_bar: Annotated[float, Allowed(0, above=True)] = 1.0
+    """c̄: truncates the traces; decides the speed."""
+    policy_rho_bar: Annotated[float, Allowed(0, above=True)] = 1.0
+    """Truncates the weight of the policy gradient."""
+    value_coef: Annotated[float, Allowed(0)] = 0.5
+    """Weight c of ½ (v_t − V)²."""
+    entropy_coef: Annotated[float, Allowed(0, 1)] = 0.01
+    """Weight β of the entropy bonus."""
+    entropy_coef_end: Annotated[float | None, Allowed(0, 1)] = None
+    """β at the end of the run, reached linearly; none keeps β constant."""
+    reduction: losses.Reduction = "mean"
+    """Mean, or the paper's sum, over the rollout's real rows."""
+
+    def at(self, progress: float) -> Self:
+        """Itself with β annealed to this progress in [0, 1]."""
+        return replace(self, entropy_coef=anneal(self.entropy_coef, self.entropy_coef_end, progress))
+
+    def loss(self, model: Model, batch: Batch, average: Model | None = None) -> tuple[Tensor, Metrics]:
+        """The equation above over one rollout ``[T, B]``."""
+        x = batch.rollout
+        mask_t = x.mask
+        out = model.unroll(x)
+        pi_t, v_t = model.distribution(out.policy[:-1]), out.value[:-1]
+        discount_t = self.gamma * (~x.terminated).to(x.reward.dtype)
+        log_pi_t = pi_t.log_prob(x.action)
+        rho_t = (log_pi_t.detach() - x.behavior_log_prob).exp()
+
+        advantage_t, target_t = returns.vtrace(
+            x.reward,
+            out.value.detach(),
+            discount_t,
+            mask_t,
+            rho_t,
+            trace_lambda=self.trace_lambda,
+            rho_bar=self.rho_bar,
+            c_bar=self.c_bar,
+            policy_rho_bar=self.policy_rho_bar,
+        )
+        policy = losses.reduce(losses.policy_gradient(log_pi_t, advantage_t), mask_t, self.reduction)
+        value = losses.reduce(0.5 * losses.squared_error(v_t, target_t), mask_t, self.reduction)
+        entropy_t = pi_t.entropy()
+        entropy = losses.reduce(entropy_t, mask_t, self.reduction)
+        total = policy + self.value_coef * value - self.entropy_coef * entropy
+        return total, {
+            "policy_loss": policy.detach(),
+            "value_loss": value.detach(),
+            "entropy": losses.reduce(entropy_t.detach(), mask_t, "mean"),
+        }

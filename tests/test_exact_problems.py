@@ -137,7 +137,6 @@ def test_chain_critic_is_exact_where_every_transition_counts_once(golden: Golden
         behavior_log_prob=torch.full((1, 10), 0.5).log(),
         core_state=(),
         version=torch.zeros(10, dtype=torch.int64),
-        steps=10,
     )
     while board.steps < run.steps:
         learner.pull()

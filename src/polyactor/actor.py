@@ -8,12 +8,29 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from polyactor.models.normalizer import moments
+from polyactor.models.normalizer import blank_moments, moments
 from polyactor.types import Moments, Rollout
 
 if TYPE_CHECKING:
     from polyactor.envs import VectorEnv
     from polyactor.models.actor_critic import ActorCritic
+
+
+def blank(t: int, envs: VectorEnv, model: ActorCritic, b: int, actors: int = 1) -> Rollout:
+    """Memory for T steps of B environments of this kind, collected by so many actors."""
+    actions = model.actions
+    observation = torch.from_numpy(envs.observation_space.low[:0])
+    return Rollout(
+        observation=torch.zeros((t + 1, b, *envs.observation_space.shape), dtype=observation.dtype),
+        is_first=torch.zeros(t + 1, b, dtype=torch.bool),
+        action=torch.zeros((t, b, *actions.shape), dtype=torch.float32 if actions.dims else torch.int64),
+        reward=torch.zeros(t, b),
+        terminated=torch.zeros(t, b, dtype=torch.bool),
+        behavior_log_prob=torch.zeros(t, b),
+        core_state=tuple(torch.zeros(b, *part.shape[1:]) for part in model.initial_state(1)),
+        version=torch.zeros(b, dtype=torch.int64),
+        moments={name: blank_moments(actors, tuple(part.mean.shape)) for name, part in model.running.items()},
+    )
 
 
 class Actor:
@@ -26,8 +43,6 @@ class Actor:
         generator: samples the actions.
         gamma: discount of the return whose moments scale rewards, where the model keeps them.
         on_game: called with score and length (agent steps) of every finished game.
-
-    The tensors of a rollout are reused: they hold until the next `collect`.
     """
 
     def __init__(
@@ -42,57 +57,51 @@ class Actor:
         on_game: Callable[[float, int], None],
     ) -> None:
         self.envs, self.model, self.generator, self.gamma, self.on_game = envs, model, generator, gamma, on_game
-        t, b = length, envs.num_envs
-        first = torch.from_numpy(envs.reset(seed))
-        self.observation = torch.zeros((t + 1, *first.shape), dtype=first.dtype)
-        self.is_first = torch.zeros(t + 1, b, dtype=torch.bool)
-        self.reward = torch.zeros(t, b)
-        self.terminated = torch.zeros(t, b, dtype=torch.bool)
-        self.log_prob = torch.zeros(t, b)
-        actions = model.actions
-        self.action = torch.zeros((t, b, *actions.shape), dtype=torch.float32 if actions.dims else torch.int64)
-        self.observation[t] = first
-        self.is_first[t] = True
+        b = envs.num_envs
+        self.length = length
+        self.own: Rollout | None = None
+        self.observation = torch.from_numpy(envs.reset(seed))
+        self.is_first = torch.ones(b, dtype=torch.bool)
         self.ended = torch.zeros(b, dtype=torch.bool)
         self.state = model.initial_state(b)
         self.score, self.steps = np.zeros(b), np.zeros(b, dtype=np.int64)
         self.discounted_return = torch.zeros(b)
 
-    @torch.inference_mode()
-    def collect(self, version: int) -> Rollout:
-        """T steps with π(·; θ'), where θ' is the model's version now."""
-        length = len(self.reward)
-        self.observation[0] = self.observation[length]
-        self.is_first[0] = self.is_first[length]
-        start = tuple(part.clone() for part in self.state)
-        for t in range(length):
-            params, self.state = self.model.step(self.observation[t], self.state, self.is_first[t])
+    def collect(self, version: int, into: Rollout | None = None) -> Rollout:
+        """T steps with π(·; θ'), where θ' is the model's version now.
+
+        Args:
+            version: of the model's parameters.
+            into: memory to write to; by default the actor's own, which holds until the next `collect`.
+        """
+        if into is None:
+            into = self.own = self.own or blank(self.length, self.envs, self.model, self.envs.num_envs)
+        with torch.inference_mode():
+            self._collect(into)
+        into.version.fill_(version)
+        return into
+
+    def _collect(self, x: Rollout) -> None:
+        x.observation[0], x.is_first[0] = self.observation, self.is_first
+        for own, part in zip(x.core_state, self.state, strict=True):
+            own.copy_(part)
+        for t in range(len(x.reward)):
+            params, self.state = self.model.step(x.observation[t], self.state, x.is_first[t])
             pi_t = self.model.distribution(params)
             a_t = pi_t.sample(self.generator)
             observation, reward, terminated, done = self.envs.step(a_t.numpy())
-            self.action[t] = a_t
-            self.log_prob[t] = pi_t.log_prob(a_t)
-            self.reward[t] = torch.from_numpy(reward)
-            self.terminated[t] = torch.from_numpy(terminated)
-            self.observation[t + 1] = torch.from_numpy(observation)
+            x.action[t] = a_t
+            x.behavior_log_prob[t] = pi_t.log_prob(a_t)
+            x.reward[t] = torch.from_numpy(reward)
+            x.terminated[t] = torch.from_numpy(terminated)
+            x.observation[t + 1] = torch.from_numpy(observation)
             # The row after `done` holds the final observation; the row after that starts the next episode.
-            self.is_first[t + 1] = self.ended
+            x.is_first[t + 1] = self.ended
             self._count(reward, done)
             self.ended = torch.from_numpy(done.copy())
-        with torch.inference_mode(False):  # tensors made in inference mode could not be saved for backward
-            core_state = tuple(part.clone() for part in start)
-        mask = ~self.is_first[1:]
-        return Rollout(
-            observation=self.observation,
-            is_first=self.is_first,
-            action=self.action,
-            reward=self.reward,
-            terminated=self.terminated,
-            behavior_log_prob=self.log_prob,
-            core_state=core_state,
-            version=torch.full((self.envs.num_envs,), version),
-            moments=self._moments(mask),
-        )
+        self.observation, self.is_first = x.observation[-1], x.is_first[-1]
+        for name, new in self._moments(x).items():
+            x.moments[name].copy_(new)
 
     def _count(self, reward: np.ndarray, done: np.ndarray) -> None:
         """Scores are the environment's own: whole games, unclipped; a fake step counts nothing."""
@@ -102,19 +111,20 @@ class Actor:
             self.on_game(float(self.score[i]), int(self.steps[i]))
             self.score[i], self.steps[i] = 0.0, 0
 
-    def _moments(self, mask: torch.Tensor) -> dict[str, Moments]:
+    def _moments(self, x: Rollout) -> dict[str, Moments]:
         """What this rollout adds to the model's running statistics."""
         new: dict[str, Moments] = {}
         if self.model.observation_moments is not None:
             if self.model.image:  # one frame in T is sample enough, and T times cheaper
-                new["observation_moments"] = moments(self.observation[-1])
+                new["observation_moments"] = moments(x.observation[-1])
             else:
-                new["observation_moments"] = moments(self.observation[1:].flatten(0, 1))
+                new["observation_moments"] = moments(x.observation[1:].flatten(0, 1))
         if self.model.return_moments is not None:
-            returns = torch.zeros_like(self.reward)
-            for t, reward in enumerate(self.reward):
+            mask = ~x.is_first[1:]
+            returns = torch.zeros_like(x.reward)
+            for t, reward in enumerate(x.reward):
                 self.discounted_return = reward + self.gamma * self.discounted_return * mask[t]
                 returns[t] = self.discounted_return
-                self.discounted_return = self.discounted_return * ~self.terminated[t]
+                self.discounted_return = self.discounted_return * ~x.terminated[t]
             new["return_moments"] = moments(returns.flatten(), mask.flatten())
         return new

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from polyactor import transport
 from polyactor.board import Board
 from polyactor.build import make_state
 from polyactor.config import Config
@@ -91,12 +92,12 @@ def training_rate(config: Config, seconds: float) -> float:
     """Environment steps consumed by updates per second, from when every worker has applied its tenth update."""
     config = replace(config, steps=10**12)
     state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
-    run = config.scheme.run(config, state, board)
+    run = transport.run(config, state, board)
     start, steps = None, 0
     try:
         for _ in run:
             now = time.perf_counter()
-            if start is None and bool((board.counters[:, 0] >= 10).all()):
+            if start is None and board.version >= 10 * config.workers:
                 start, steps = now, board.steps
             if start is not None and now - start >= seconds:
                 return (board.steps - steps) / (now - start)

@@ -6,7 +6,10 @@ All of it is allocated once and lives in shared memory when workers are processe
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -15,7 +18,6 @@ import torch
 from torch import Tensor
 
 from polyactor.errors import UsageError
-from polyactor.types import Metrics
 
 METRICS = ("policy_lag", "gradient_staleness", "grad_norm", "entropy", "value_loss", "policy_loss", "learning_rate")
 """Of every run; an algorithm may name more."""
@@ -30,16 +32,15 @@ class Counter(IntEnum):
     STEPS = 1
     SKIPPED = 2
     SKIPPED_IN_A_ROW = 3
-    GAMES = 4
-    PAUSED = 5
+    DROPPED = 4
+    GAMES = 5
+    PAUSED = 6
 
 
-class Word(IntEnum):
-    """What the run tells its workers."""
-
-    RUN = 0
-    PAUSE = 1
-    STOP = 2
+RUN, STOP = 0, -1
+"""What the run tells its workers; a number above 0 is a pause, each with a number of its own."""
+LEFT = -1
+"""In the column PAUSED: this worker changes nothing any more."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,13 @@ class Board:
         self.workers = workers
         self.names = tuple(dict.fromkeys((*METRICS, *metrics)))
         self._counters = torch.zeros(workers, len(Counter), dtype=torch.int64)
-        self._metrics = torch.full((workers, len(self.names)), float("nan"), dtype=torch.float64)
+        self._metrics = torch.zeros(2, workers, len(self.names), dtype=torch.float64)  # sum and count of each
         self._games = torch.zeros(workers, GAMES_KEPT, 2, dtype=torch.float64)
-        self._word = torch.zeros(1, dtype=torch.int64)
+        self._word = torch.full((1,), RUN, dtype=torch.int64)
         self._read = [0] * workers
+        self._marked = self._metrics.numpy().sum(1)
+        self._means: dict[str, float | None] = dict.fromkeys(self.names)
+        self._pauses = 0
 
     def share_(self) -> None:
         """Move to shared memory, in place."""
@@ -80,16 +84,18 @@ class Board:
         self.counters[worker, counter] += by
 
     def record(self, worker: int, metrics: dict[str, float]) -> None:
-        """Put the newest metrics into one's own slot.
+        """Add the metrics of one update to one's own sums; a value that is not finite is left out.
 
         Raises:
-            UsageError: a metric the algorithm did not announce, so there is no slot for it.
+            UsageError: a metric the algorithm did not announce, so there is no place for it.
         """
-        row = self._metrics[worker].numpy()
+        total, count = self._metrics[:, worker].numpy()
         for name, value in metrics.items():
             if name not in self.names:
                 raise UsageError(f"the loss returned the metric '{name}': name it in the algorithm's `metrics` too")
-            row[self.names.index(name)] = value
+            if math.isfinite(value):
+                total[self.names.index(name)] += value
+                count[self.names.index(name)] += 1
 
     def game(self, worker: int, score: float, length: int) -> None:
         """Add a finished game; the count is raised last, so a reader never sees half of one."""
@@ -100,16 +106,14 @@ class Board:
     def proceed(self, worker: int) -> bool:
         """Whether to go on; waits here, between updates, while the run is paused."""
         word = self._word.numpy()
-        if word[0] == Word.PAUSE:
-            self.counters[worker, Counter.PAUSED] = 1
-            while word[0] == Word.PAUSE:
-                time.sleep(0.005)
-            self.counters[worker, Counter.PAUSED] = 0
-        return bool(word[0] == Word.RUN)
+        while (pause := word[0]) > RUN:
+            self.counters[worker, Counter.PAUSED] = pause
+            time.sleep(0.005)
+        return bool(word[0] == RUN)
 
     def leave(self, worker: int) -> None:
         """This worker changes nothing any more, so a pause need not wait for it."""
-        self.counters[worker, Counter.PAUSED] = 1
+        self.counters[worker, Counter.PAUSED] = LEFT
 
     # -- what the run reads and says -------------------------------------------------------------------------------
 
@@ -129,13 +133,17 @@ class Board:
         return int(self.counters[:, Counter.STEPS].sum())
 
     def metrics(self) -> dict[str, float | None]:
-        """Mean over the workers that have reported each."""
-        values = self._metrics.numpy()
-        seen = ~np.isnan(values)
-        sums = np.where(seen, values, 0.0).sum(0)
+        """Mean of each over the updates since the last `mark`, or what it was then when there were none."""
+        totals, counts = self._metrics.numpy().sum(1) - self._marked
         return {
-            name: float(sums[i] / seen[:, i].sum()) if seen[:, i].any() else None for i, name in enumerate(self.names)
+            name: float(total / count) if count else self._means[name]
+            for name, total, count in zip(self.names, totals, counts, strict=True)
         }
+
+    def mark(self) -> None:
+        """Begin a new mean."""
+        self._means = self.metrics()
+        self._marked = self._metrics.numpy().sum(1)
 
     def new_games(self) -> list[Game]:
         """Games finished since the last call, oldest first within each worker."""
@@ -149,25 +157,39 @@ class Board:
         return games
 
     def pause(self, deadline: float = 30.0) -> bool:
-        """Ask workers to wait between updates; True when all do so within the deadline (seconds), or have stopped."""
-        if self._word[0] == Word.STOP:
+        """Ask workers to wait between updates; True when all do so within the deadline (seconds), or have stopped.
+
+        Each pause has a number, which a worker repeats when it heeds it: one that is only just waking from the pause
+        before cannot be mistaken for one that waits.
+        """
+        if self._word[0] == STOP:
             return True
-        self._word[0] = Word.PAUSE
+        self._pauses += 1
+        self._word[0] = self._pauses
         end = time.monotonic() + deadline
-        while not self.counters[:, Counter.PAUSED].all():
+        paused = self.counters[:, Counter.PAUSED]
+        while not ((paused == self._pauses) | (paused == LEFT)).all():
             if time.monotonic() > end:
                 return False
-            time.sleep(0.005)
+            time.sleep(0.001)
         return True
+
+    @contextmanager
+    def paused(self) -> Iterator[bool]:
+        """All workers wait inside; gives what `pause` says."""
+        try:
+            yield self.pause()
+        finally:
+            self.resume()
 
     def resume(self) -> None:
         """Let paused workers go on."""
-        if self._word[0] == Word.PAUSE:
-            self._word[0] = Word.RUN
+        if self._word[0] > RUN:
+            self._word[0] = RUN
 
     def stop(self) -> None:
         """Ask workers to end after their current update."""
-        self._word[0] = Word.STOP
+        self._word[0] = STOP
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of it."""
@@ -184,6 +206,6 @@ class Board:
         self._read = [int(n) for n in self.counters[:, Counter.GAMES]]
 
 
-def scalars(metrics: Metrics) -> dict[str, float]:
+def scalars(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
     """Metrics as plain numbers."""
     return {name: float(value) for name, value in metrics.items()}

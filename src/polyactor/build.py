@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from polyactor.actor import Actor
+from polyactor.actor import Actor, blank
 from polyactor.board import Board
 from polyactor.config import Config
 from polyactor.envs import VectorEnv, make_envs
 from polyactor.errors import UsageError
-from polyactor.learner import Learner, Updater
+from polyactor.learner import Learner, Replica, Updater
 from polyactor.models.actor_critic import ActorCritic, Precision
+from polyactor.models.normalizer import blank_moments
 from polyactor.optim.flat import State
+from polyactor.parcel import Parcel
+from polyactor.types import Rollout
+
+T = TypeVar("T", Rollout, Parcel)
 
 PLAY = 1 << 20
 """Stream number of evaluations: far from any worker's."""
@@ -30,10 +36,10 @@ class Streams:
     learn: torch.Generator
 
     @classmethod
-    def of(cls, seed: int, worker: int, start: int = 0) -> Streams:
+    def of(cls, seed: int, worker: int, start: int = 0, *, device: str = "cpu") -> Streams:
         """Of this worker; `start` is the update count a run continues from, so that it does not repeat itself."""
         env, act, learn = np.random.SeedSequence([seed, start, worker]).generate_state(3, np.uint32).tolist()
-        return cls(env >> 1, torch.Generator().manual_seed(act), torch.Generator().manual_seed(learn))
+        return cls(env >> 1, torch.Generator().manual_seed(act), torch.Generator(device).manual_seed(learn))
 
 
 def precision(config: Config, *, images: bool) -> Precision:
@@ -76,7 +82,27 @@ def make_state(config: Config) -> State:
         envs.close()
 
 
-def make_roles(
+def make_replica(
+    config: Config,
+    state: State,
+    board: Board,
+    *,
+    envs: VectorEnv | None = None,
+    reading: AbstractContextManager[object] | None = None,
+    device: str = "cpu",
+) -> Replica:
+    """A model on a private copy of the state.
+
+    Args:
+        envs: what it acts in; by default made for a moment, to know their spaces.
+        reading: held while the copy is made.
+        device: where the copy lives.
+    """
+    with nullcontext(envs) if envs else closing(make_envs(config.env, 1, atari=config.atari)) as spaces:
+        return Replica(make_model(config, spaces), state, board, reading=reading, device=device)
+
+
+def make_actor(
     config: Config,
     worker: int,
     state: State,
@@ -84,39 +110,78 @@ def make_roles(
     *,
     threads: int = 1,
     reading: AbstractContextManager[object] | None = None,
-    applying: AbstractContextManager[object] | None = None,
-) -> tuple[Actor, Learner, Updater]:
-    """One worker's three roles on a shared state and board.
+) -> tuple[Replica, Actor]:
+    """Who collects, and the replica it acts with.
 
     Args:
         threads: of the environments, where those can use several.
-        reading: held while the snapshot of θ is copied.
-        applying: held while θ changes.
+        reading: held while the copy of θ is made.
     """
-    config = config.for_worker(worker)
     streams = Streams.of(config.seed, worker, board.version)
     envs = make_envs(
         config.env, config.envs, atari=config.atari, max_episode_steps=config.max_episode_steps, threads=threads
     )
-    model = make_model(config, envs)
-    learner = Learner(
-        config.algorithm,
-        model,
-        state,
-        board,
-        total_steps=config.steps,
-        clip_reward=config.normalize.clip_reward,
-        generator=streams.learn,
-        reading=reading,
-    )
+    replica = make_replica(config, state, board, envs=envs, reading=reading)
     actor = Actor(
         envs,
-        model,
+        replica.model,
         length=config.rollout,
         seed=streams.env,
         generator=streams.act,
         gamma=float(getattr(config.algorithm, "gamma", 0.99)),
         on_game=lambda score, length: board.game(worker, score, length),
     )
-    updater = Updater(state, config.optimizer, board, worker=worker, total_steps=config.steps, applying=applying)
-    return actor, learner, updater
+    return replica, actor
+
+
+def make_learner(config: Config, worker: int, replica: Replica) -> Learner:
+    """Who differentiates, with this worker's own values."""
+    return Learner(
+        config.for_worker(worker).algorithm,
+        replica,
+        total_steps=config.steps,
+        clip_reward=config.normalize.clip_reward,
+        generator=Streams.of(config.seed, worker, replica.board.version, device=replica.device).learn,
+    )
+
+
+def make_updater(
+    config: Config,
+    worker: int,
+    state: State,
+    board: Board,
+    *,
+    applying: AbstractContextManager[object] | None = None,
+) -> Updater:
+    """Who applies, with this worker's own values.
+
+    Args:
+        applying: held while θ changes.
+    """
+    rule = config.for_worker(worker).optimizer
+    return Updater(state, rule, board, worker=worker, total_steps=config.steps, applying=applying)
+
+
+def make_rounds(config: Config, rounds: int, actors: int) -> list[Rollout]:
+    """Shared memory for so many joined rollouts."""
+    with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
+        model = make_model(config, envs)
+        return [_shared(blank(config.rollout, envs, model, actors * config.envs, actors)) for _ in range(rounds)]
+
+
+def make_parcels(config: Config, state: State, board: Board, queue: int, accumulate: int) -> list[list[Parcel]]:
+    """Shared memory for gradients on their way to a server: by worker, by place in its queue."""
+    with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
+        shapes = {name: tuple(part.mean.shape) for name, part in make_model(config, envs).running.items()}
+
+    def parcel() -> Parcel:
+        moments = {name: blank_moments(accumulate, shape) for name, shape in shapes.items()}
+        return _shared(Parcel.blank(state.layout.theta, board.names, moments))
+
+    return [[parcel() for _ in range(queue)] for _ in range(config.workers)]
+
+
+def _shared(memory: T) -> T:
+    for tensor in memory.tensors():
+        tensor.share_memory_()  # type: ignore[no-untyped-call]
+    return memory

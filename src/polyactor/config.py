@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import typing
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -20,7 +20,31 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from polyactor.board import Board
+    from polyactor.channel import Bell
     from polyactor.optim.flat import State
+
+
+Role = Iterator["Bell | None"]
+"""What a process does, a turn per step: None when it did something, the bell it waits for when it could not."""
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who plays in a scheme; a transport decides where.
+
+    Attributes:
+        workers: how many play `work`.
+        work: called as ``work(worker, config, *shared)``; importable, so that it can be played in a process.
+        shared: the same for all workers; tensors in shared memory stay shared.
+        main: played in the run's own process; the run is over when it is. None where workers need nobody.
+        threads: workers are threads of the run's own process.
+    """
+
+    workers: int = 0
+    work: Callable[..., Role] | None = None
+    shared: tuple[Any, ...] = ()
+    main: Role | None = None
+    threads: bool = False
 
 
 @dataclass(frozen=True)
@@ -28,15 +52,25 @@ class Scheme:
     """Placement only: which process holds, collects, differentiates, applies. Knows no loss."""
 
     name: ClassVar[str]
-    single: ClassVar[bool]
+    single: ClassVar[bool] = False
     """One worker, in the run's own process."""
+    per_worker: ClassVar[bool] = False
+    """Workers may have values of their own."""
+    learns_on_gpu: ClassVar[bool] = False
 
-    def run(self, config: Config, state: State, board: Board) -> Generator[None, None, None]:
-        """Train; yields whenever the caller may look at the board and the state, or stop by closing it."""
-        raise NotImplementedError
+    def fits(self, config: Config) -> None:
+        """Whether this run can be right under it.
 
-    def paused(self, board: Board) -> AbstractContextManager[bool]:
-        """Nobody changes the state inside; gives False when a worker did not heed that in time."""
+        Raises:
+            UsageError: naming the flag, the value and the way out.
+        """
+
+    def columns(self, config: Config) -> int:
+        """Environments in one batch."""
+        return config.envs
+
+    def cast(self, config: Config, state: State, board: Board) -> AbstractContextManager[Cast]:
+        """Everything the roles share, for as long as they play."""
         raise NotImplementedError
 
 
@@ -75,6 +109,8 @@ class Config:
     """Stop when the mean of the last 100 games reaches this and a fresh evaluation of 100 games confirms it."""
     evaluate_every: Annotated[int | None, Allowed(1)] = None
     """Evaluate in a process of its own every so many steps, and keep the best by that."""
+    transport: Literal["local", "inline"] = "local"
+    """local: workers are processes; inline: all roles in one process, taking turns (to debug, or in a notebook)."""
     init_from: str | None = None
     """Start from the parameters of this run (or checkpoint)."""
     max_episode_steps: Annotated[int | None, Allowed(1)] = None
@@ -154,15 +190,20 @@ def check(config: Config) -> None:
             raise UsageError(f"--model.hidden {entry} is not allowed: it must be a number of at least 1")
     for worker in range(config.workers if config.per_worker else 0):
         check(replace(config.for_worker(worker), per_worker=()))
-    if config.device == "cuda":
-        raise UsageError("--device cuda is not supported yet: use cpu")
-    if config.scheme.single and config.workers != 1:
+    scheme, flag = config.scheme, f"--scheme {config.scheme.name}"
+    if config.device == "cuda" and not scheme.learns_on_gpu:
+        raise UsageError(f"--device cuda is not allowed with {flag}: only actor-learner can learn on a GPU; use cpu")
+    if scheme.single and config.workers != 1:
         raise UsageError(
-            f"--workers {config.workers} is not allowed: --scheme {config.scheme.name} has one worker; "
+            f"--workers {config.workers} is not allowed: {flag} has one worker; "
             "give it more environments with --envs, or use --scheme hogwild"
         )
-    if config.scheme.single and config.per_worker:
-        raise UsageError(f"--per-worker needs several workers, and --scheme {config.scheme.name} has one: use hogwild")
+    if config.per_worker and not scheme.per_worker:
+        raise UsageError(
+            f"--per-worker is not allowed with {flag}, where one learner serves all: use hogwild or param-server"
+        )
+    scheme.fits(config)
+    config.algorithm.fits(scheme.columns(config), memory=config.model.core != "none")
 
 
 def _ranges(part: Any, prefix: str) -> Iterator[tuple[str, Any, Allowed]]:

@@ -21,37 +21,31 @@ SKIPS_ALLOWED = 20
 """Updates in a row that may be skipped for a non-finite gradient before the run stops."""
 
 
-class Learner:
-    """A replica of the model with its own gradient vector.
+class Replica:
+    """θ', a private copy of the state that a model is bound to.
 
     Args:
-        algorithm: the loss, and which batches a rollout gives.
-        model: becomes the replica: re-pointed at a private copy of the state.
+        model: re-pointed at the copy.
         state: what `pull` copies.
-        board: progress and version are read from it.
-        clip_reward: learn from rewards clipped to ±this; none does not clip.
-        generator: the algorithm's own random stream.
-        reading: held while the snapshot is copied.
+        board: tells its version.
+        reading: held while the copy is made.
+        device: where the copy lives.
     """
 
     def __init__(
         self,
-        algorithm: Algorithm,
         model: ActorCritic,
         state: State,
         board: Board,
         *,
-        total_steps: int,
-        clip_reward: float | None,
-        generator: torch.Generator,
         reading: AbstractContextManager[object] | None = None,
+        device: str = "cpu",
     ) -> None:
-        self.algorithm, self.model, self.state, self.board = algorithm, model, state, board
-        self.total_steps, self.clip_reward, self.generator = total_steps, clip_reward, generator
+        self.model, self.state, self.board = model, state, board
         self.reading = reading or nullcontext()
-        self.vector = state.vector.clone()
-        self.gradient = torch.zeros(state.layout.theta, dtype=state.vector.dtype)
-        bind(model, self.vector, self.gradient)
+        self.device = device
+        self.vector = state.vector.clone().to(device)
+        bind(model, self.vector)
         self.version = 0
 
     def pull(self) -> None:
@@ -60,32 +54,61 @@ class Learner:
             self.version = self.board.version
             self.vector.copy_(self.state.vector)
 
+
+class Learner:
+    """Turns rollouts into gradients at a replica's parameters.
+
+    Args:
+        algorithm: the loss, and which batches a rollout gives.
+        replica: its model is differentiated; gets a gradient vector of its own.
+        total_steps: environment steps of the whole run; progress is steps consumed ÷ this.
+        clip_reward: learn from rewards clipped to ±this; none does not clip.
+        generator: the algorithm's own random stream, on the replica's device.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        replica: Replica,
+        *,
+        total_steps: int,
+        clip_reward: float | None,
+        generator: torch.Generator,
+    ) -> None:
+        self.algorithm, self.replica = algorithm, replica
+        self.total_steps, self.clip_reward, self.generator = total_steps, clip_reward, generator
+        vector = replica.vector
+        self.gradient = torch.zeros(replica.state.layout.theta, dtype=vector.dtype, device=vector.device)
+        bind(replica.model, vector, self.gradient)
+
     def gradients(self, rollout: Rollout) -> Iterator[Gradients]:
         """dθ of every batch the algorithm makes of a rollout.
 
-        The first is taken at the parameters that acted; before each later one the newest are pulled.
+        The first is taken at the replica's parameters of now; before each later one the newest are pulled.
         """
-        algorithm = self.algorithm.at(self.board.steps / self.total_steps)
+        replica, model = self.replica, self.replica.model
+        algorithm = self.algorithm.at(replica.board.steps / self.total_steps)
+        steps, moments, acted = rollout.steps, rollout.moments, rollout.version.double().mean()
+        rollout = rollout.to(replica.device)
         rollout = rollout.replace(reward=self._scaled(rollout.reward))
-        batches = algorithm.batches(self.model, rollout, None, self.generator)
-        steps, moments = rollout.steps, rollout.moments
+        batches = algorithm.batches(model, rollout, None, self.generator)
         with torch.no_grad():  # what a batch needs of the model (targets) is not differentiated; its loss is
             batch: Batch | None = next(batches, None)
         while batch is not None:
-            metrics = differentiate(algorithm, self.model, batch, self.gradient)
-            metrics["policy_lag"] = (self.version - rollout.version).double().mean()
-            yield Gradients(self.gradient, metrics, self.version, steps, moments)
+            metrics = differentiate(algorithm, model, batch, self.gradient)
+            metrics["policy_lag"] = replica.version - acted
+            yield Gradients(self.gradient.cpu(), metrics, replica.version, steps, moments)
             steps, moments = 0, {}
             try:
                 with torch.no_grad():
                     batch = batches.send(metrics)
             except StopIteration:
                 return
-            self.pull()
+            replica.pull()
 
     def _scaled(self, reward: Tensor) -> Tensor:
         """What is learned from; the score stays the environment's own."""
-        moments = self.model.return_moments
+        moments = self.replica.model.return_moments
         if moments is not None and moments.count > 0:
             reward = reward / (moments.variance + 1e-8).sqrt()
         return reward if self.clip_reward is None else reward.clamp(-self.clip_reward, self.clip_reward)

@@ -7,9 +7,11 @@ import faulthandler
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 import torch.multiprocessing
 
 from polyactor import errors
+from polyactor.channel import Bell
 
 PR_SET_PDEATHSIG = 1
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -49,6 +52,17 @@ def settle() -> None:
     """One torch thread: a worker keeps one core busy by itself, and two would wait for each other."""
     tune_allocator()
     torch.set_num_threads(1)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many torch threads in this process, inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _enter(target: Callable[..., None], pipe: Connection, parent: int, args: tuple[Any, ...]) -> None:
@@ -106,19 +120,22 @@ class Crew:
         """Process ids, for memory accounting."""
         return [process.pid for process in self.processes if process.pid is not None]
 
-    def wait(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds for news of a worker; True when all have ended well.
+    def wait(self, timeout: float, bell: Bell | None = None) -> bool:
+        """Wait up to `timeout` seconds for news of a worker, or for a bell; True when all have ended well.
 
         Raises:
             PolyactorError: the worker's own, with its traceback on stderr.
             WorkerFailed: it raised anything else, or was killed.
         """
         running = [process for process in self.processes if process.exitcode is None]
-        if running:
-            ended = wait([process.sentinel for process in running], timeout)
-            for process in running:
-                if process.sentinel in ended:  # its files are closed; its exit code follows a moment later
-                    process.join(1.0)
+        sentinels = [process.sentinel for process in running]
+        if bell is not None:
+            bell.wait(timeout, also=sentinels)
+            timeout = 0.0
+        ended = wait(sentinels, timeout) if running else []
+        for process in running:
+            if process.sentinel in ended:  # its files are closed; its exit code follows a moment later
+                process.join(1.0)
         for i, process in enumerate(self.processes):
             if process.exitcode not in (None, 0):
                 raise self._failure(i)
@@ -150,3 +167,48 @@ class Crew:
                 process.join(2.0)
         for pipe in self.pipes:
             pipe.close()
+
+
+class Threads:
+    """As `Crew`, with N threads of this process: they share its interpreter, and nothing travels."""
+
+    def __init__(self, target: Callable[..., None], workers: int, args: tuple[Any, ...]) -> None:
+        self.errors: list[BaseException | None] = [None] * workers
+        self.news = threading.Event()
+
+        def enter(i: int) -> None:
+            try:
+                target(i, *args)
+            except BaseException as error:
+                self.errors[i] = error
+            self.news.set()
+
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        names = [f"polyactor-worker-{i}" for i in range(workers)]
+        self.threads = [
+            threading.Thread(target=enter, args=(i,), name=name, daemon=True) for i, name in enumerate(names)
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def wait(self, timeout: float, bell: Bell | None = None) -> bool:
+        """As `Crew.wait`; what a worker raised is raised as it is."""
+        if bell is not None:
+            bell.wait(timeout)
+        elif self.news.wait(timeout):
+            self.news.clear()
+        for i, error in enumerate(self.errors):
+            if isinstance(error, errors.PolyactorError):
+                raise error
+            if error is not None:
+                trace = "".join(traceback.format_exception(error))
+                raise errors.WorkerFailed(f"worker {i} raised: {error or 'an error'}\n{trace}") from error
+        return not any(thread.is_alive() for thread in self.threads)
+
+    def stop(self, grace: float = 10.0) -> None:
+        """Join with a deadline (seconds); a thread cannot be killed, so one that never ends is left behind."""
+        end = time.monotonic() + grace
+        for thread in self.threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        torch.set_num_threads(self.before)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from polyactor import checkpoint
+from polyactor import checkpoint, transport
 from polyactor.board import Board, Counter
 from polyactor.build import make_state, precision
 from polyactor.compose import from_json, part, to_json
@@ -161,7 +161,7 @@ class _Training:
             self.progress.say(self._banner())
             self.log.event("started", precision=self.precision, workers=config.workers, envs=config.envs)
             try:
-                scheme = config.scheme.run(config, self.state, self.board)
+                scheme = transport.run(config, self.state, self.board)
                 try:
                     status = self._watch(scheme)
                 finally:
@@ -236,6 +236,7 @@ class _Training:
         children = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
         row = self._row() | {"rss_mb": round(resident_mb([os.getpid(), *children]), 1)}
         self.last_row = (self.wall, self.board.steps)
+        self.board.mark()
         self.log.row(row)
         self.progress.show(row, new=True)
         skipped = int(self.board.counters[:, Counter.SKIPPED].sum())
@@ -251,7 +252,7 @@ class _Training:
         """Save a checkpoint, point `last` and these tags at it."""
         tags = tuple(dict.fromkeys(("last", *tags, *["best"] * self.best_is_unsaved)))
         self.best_is_unsaved = False
-        with self.config.scheme.paused(self.board) as consistent:
+        with transport.paused(self.config, self.board) as consistent:
             meta = self._summary("running") | {
                 "consistent": consistent,
                 "config": to_json(self.config),
@@ -292,7 +293,7 @@ class _Training:
             return False
         steps, wall = self.board.steps, self.wall
         self.progress.say(f"mean of the last {GAMES} games is {mean:.2f}: playing {GAMES} fresh ones to confirm it")
-        with self.config.scheme.paused(self.board):
+        with transport.paused(self.config, self.board):
             fresh = self._fresh_games()
         self.log.event("confirmation", f"{GAMES} fresh games", agent_steps=steps, evaluation_score=fresh, wall_s=wall)
         if fresh < target:

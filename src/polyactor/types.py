@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
@@ -67,6 +67,15 @@ class Moments:
     mean: Tensor
     m2: Tensor
 
+    def __getitem__(self, rows: slice) -> Moments:
+        """Some rows, sharing memory."""
+        return Moments(self.count[rows], self.mean[rows], self.m2[rows])
+
+    def copy_(self, other: Moments) -> None:
+        """Overwrite in place."""
+        for mine, theirs in ((self.count, other.count), (self.mean, other.mean), (self.m2, other.m2)):
+            mine.copy_(theirs)
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -111,6 +120,40 @@ class Rollout:
         """A copy with some fields replaced."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
+    def block(self, i: int, width: int) -> Rollout:
+        """Columns ``i · width`` to ``(i + 1) · width`` and row i of the moments, sharing memory."""
+        own = slice(i * width, (i + 1) * width)
+        return Rollout(
+            observation=self.observation[:, own],
+            is_first=self.is_first[:, own],
+            action=self.action[:, own],
+            reward=self.reward[:, own],
+            terminated=self.terminated[:, own],
+            behavior_log_prob=self.behavior_log_prob[:, own],
+            core_state=tuple(part[own] for part in self.core_state),
+            version=self.version[own],
+            moments={name: moments[i : i + 1] for name, moments in self.moments.items()},
+        )
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor it is made of."""
+        yield from (self.observation, self.is_first, self.action, self.reward, self.terminated)
+        yield from (self.behavior_log_prob, *self.core_state, self.version)
+        for moments in self.moments.values():
+            yield from (moments.count, moments.mean, moments.m2)
+
+    def to(self, device: str) -> Rollout:
+        """Itself where the model is; what only the run's own books need (version, moments) stays."""
+        return self.replace(
+            observation=self.observation.to(device),
+            is_first=self.is_first.to(device),
+            action=self.action.to(device),
+            reward=self.reward.to(device),
+            terminated=self.terminated.to(device),
+            behavior_log_prob=self.behavior_log_prob.to(device),
+            core_state=tuple(part.to(device) for part in self.core_state),
+        )
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -133,7 +176,7 @@ class Gradients:
     """
 
     vector: Tensor
-    metrics: Metrics
+    metrics: Mapping[str, float | Tensor]
     version: int
     steps: int
     moments: Mapping[str, Moments] = field(default_factory=dict)
@@ -207,6 +250,17 @@ class Algorithm:
     ) -> Generator[Batch, Metrics, None]:
         """The batches one rollout gives; each `yield` returns the metrics of the batch just applied."""
         yield Batch(rollout)
+
+    def fits(self, columns: int, *, memory: bool) -> None:
+        """Whether it can be run so.
+
+        Args:
+            columns: environments in one batch.
+            memory: the model has a recurrent core.
+
+        Raises:
+            UsageError: naming the flag, the value and what is allowed.
+        """
 
     def at(self, progress: float) -> Self:
         """Itself with annealed coefficients; progress in [0, 1] is environment steps consumed ÷ total."""

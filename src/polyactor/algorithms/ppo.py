@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from polyactor import losses, returns
+from polyactor.errors import UsageError
 from polyactor.types import Algorithm, Allowed, Batch, Metrics, Model, Replay, Rollout, anneal
 
 if TYPE_CHECKING:
@@ -50,6 +51,14 @@ class PPO(Algorithm):
     """Scale advantages to mean 0 and standard deviation 1 within the minibatch."""
     target_kl: Annotated[float | None, Allowed(0, above=True)] = None
     """Leave a rollout once the estimated KL from μ passes this; none does all epochs."""
+
+    def fits(self, columns: int, *, memory: bool) -> None:
+        """With memory a minibatch is whole environments."""
+        if memory and self.minibatches > columns:
+            raise UsageError(
+                f"--algorithm.minibatches {self.minibatches} is not allowed: with --model.core lstm a minibatch is "
+                f"whole environments, and a batch has {columns}, so it must be at most {columns}"
+            )
 
     def at(self, progress: float) -> Self:
         """Itself with β annealed to this progress in [0, 1]."""

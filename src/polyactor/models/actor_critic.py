@@ -34,7 +34,7 @@ class Trunk(nn.Module):
     def forward(self, x: Tensor, state: CoreState, is_first: Tensor) -> tuple[Tensor, CoreState]:
         """Features and the state after the last row."""
         t, b = is_first.shape
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.torso(x)
         features = features.to(x.dtype).unflatten(0, (t, b))
         output: tuple[Tensor, CoreState] = self.core(features, state, is_first)
@@ -104,6 +104,12 @@ class ActorCritic(nn.Module):
         self.return_moments = RunningMoments(()) if normalize_return else None
         # Two levels of noise for bytes, next to none for numbers: keeps constant inputs finite.
         self.variance_floor = 4.0 if self.bytes else 1e-8
+
+    @property
+    def running(self) -> dict[str, RunningMoments]:
+        """Its running statistics by name."""
+        named = {"observation_moments": self.observation_moments, "return_moments": self.return_moments}
+        return {name: part for name, part in named.items() if part is not None}
 
     def distribution(self, params: Tensor) -> Distribution:
         """``[..., P]`` to π."""

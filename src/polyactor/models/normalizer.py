@@ -27,6 +27,12 @@ class RunningMoments(nn.Module):
         self.register_buffer("variance", torch.ones(shape))
 
 
+def blank_moments(rows: int, shape: tuple[int, ...]) -> Moments:
+    """Rows without a sample, in float64."""
+    zeros = torch.zeros(rows, *shape, dtype=torch.double)
+    return Moments(torch.zeros(rows, dtype=torch.double), zeros, zeros.clone())
+
+
 def merge(buffers: Mapping[str, Tensor], name: str, new: Moments) -> None:
     """Add samples to the buffers ``{name}.count``, ``.mean`` and ``.variance``, in place, row by row.
 

@@ -6,14 +6,12 @@ With the A2C loss this is A3C (Mnih et al. 2016, Algorithm S3); without a lock t
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from polyactor.config import Config, Scheme
+from polyactor.config import Cast, Config, Role, Scheme
 
 if TYPE_CHECKING:
     from polyactor.board import Board
@@ -27,75 +25,37 @@ class Hogwild(Scheme):
     """θ in shared memory; every worker collects, differentiates and applies in place."""
 
     name: ClassVar[str] = "hogwild"
-    single: ClassVar[bool] = False
+    per_worker: ClassVar[bool] = True
 
     lock: Lock = "none"
-    """none: no lock; update: applying is exclusive; both: reading the snapshot is exclusive too."""
-
-    def run(self, config: Config, state: State, board: Board) -> Generator[None, None, None]:
-        """Starts the workers and yields while they train."""
-        import cloudpickle  # here, so that reading flags needs no torch
-
-        from polyactor.processes import Crew
-
-        state.share_()
-        board.share_()
-        with tempfile.NamedTemporaryFile(prefix="polyactor-lock-") as file:
-            # cloudpickle, because an environment or algorithm may be defined in the user's own script.
-            crew = Crew(work, config.workers, (cloudpickle.dumps(config), state, board, file.name))
-            try:
-                while not crew.wait(timeout=0.05):
-                    yield
-            finally:
-                board.stop()
-                crew.stop()
+    """none: no lock; update: applying is exclusive; both: nobody reads θ meanwhile either."""
+    workers_as: Literal["process", "thread"] = "process"
+    """thread: workers share this process and its interpreter; slower, but nothing has to be pickled."""
 
     @contextmanager
-    def paused(self, board: Board) -> Iterator[bool]:
-        """Workers wait between two updates."""
-        try:
-            yield board.pause()
-        finally:
-            board.resume()
+    def cast(self, config: Config, state: State, board: Board) -> Iterator[Cast]:
+        """Workers alone; the run only watches."""
+        from polyactor.channel import lock_file
+
+        with lock_file() as path:
+            yield Cast(config.workers, work, (state, board, path), threads=self.workers_as == "thread")
 
 
-def work(worker: int, pickled: bytes, state: State, board: Board, lock_file: str) -> None:
+def work(worker: int, config: Config, state: State, board: Board, lock_path: str) -> Role:
     """A worker's life, line for line Algorithm S3."""
-    import cloudpickle
+    from polyactor.build import make_actor, make_learner, make_updater
+    from polyactor.channel import FileLock
 
-    from polyactor.build import make_roles
-
-    config: Config = cloudpickle.loads(pickled)
     assert isinstance(config.scheme, Hogwild)
     lock = config.scheme.lock
-    actor, learner, updater = make_roles(
-        config,
-        worker,
-        state,
-        board,
-        reading=FileLock(lock_file) if lock == "both" else nullcontext(),
-        applying=FileLock(lock_file) if lock != "none" else nullcontext(),
-    )
-    while board.proceed(worker) and board.steps < config.steps:
-        learner.pull()  # θ' ← θ
-        rollout = actor.collect(learner.version)  # T steps in B environments with π(·; θ')
+    reading = FileLock(lock_path, shared=True) if lock == "both" else None
+    applying = FileLock(lock_path) if lock != "none" else None
+    replica, actor = make_actor(config, worker, state, board, reading=reading)
+    learner = make_learner(config, worker, replica)
+    updater = make_updater(config, worker, state, board, applying=applying)
+    while board.steps < config.steps:
+        replica.pull()  # θ' ← θ
+        rollout = actor.collect(replica.version)  # T steps in B environments with π(·; θ')
         for gradients in learner.gradients(rollout):  # dθ'
+            yield None
             updater.apply(gradients)  # θ ← θ + Δ(dθ'), in place
-    board.leave(worker)
-
-
-class FileLock(AbstractContextManager[None]):
-    """Exclusive among processes; the kernel releases it when its holder dies, however that happens."""
-
-    def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDWR)
-
-    def __enter__(self) -> None:
-        import fcntl
-
-        fcntl.flock(self.descriptor, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        import fcntl
-
-        fcntl.flock(self.descriptor, fcntl.LOCK_UN)

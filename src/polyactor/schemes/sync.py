@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from polyactor.config import Config, Scheme
+from polyactor.config import Cast, Config, Role, Scheme
 from polyactor.types import Allowed
 
 if TYPE_CHECKING:
@@ -26,26 +26,24 @@ class Sync(Scheme):
     threads: Annotated[int, Allowed(0)] = 0
     """Threads of torch and of the emulators; 0 is all cores for images and 1 for vectors."""
 
-    def run(self, config: Config, state: State, board: Board) -> Generator[None, None, None]:
-        """A turn of the loop per yield."""
-        import torch  # here, so that reading flags needs no torch
+    @contextmanager
+    def cast(self, config: Config, state: State, board: Board) -> Iterator[Cast]:
+        """The run's own role alone."""
+        yield Cast(main=learn(config, state, board, self.threads))
 
-        from polyactor.build import make_roles
 
-        threads = self.threads or (len(os.sched_getaffinity(0)) if state.layout.convolutional else 1)
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            actor, learner, updater = make_roles(config, 0, state, board, threads=threads)
-            while board.steps < config.steps:
-                learner.pull()  # θ' ← θ
-                rollout = actor.collect(learner.version)  # T steps in B environments with π(·; θ')
-                for gradients in learner.gradients(rollout):  # dθ'
-                    updater.apply(gradients)  # θ ← θ + Δ(dθ')
-                yield
-        finally:
-            torch.set_num_threads(before)
+def learn(config: Config, state: State, board: Board, threads: int) -> Role:
+    """The loop of A2C."""
+    from polyactor.build import make_actor, make_learner, make_updater
+    from polyactor.processes import torch_threads
 
-    def paused(self, board: Board) -> AbstractContextManager[bool]:
-        """Nothing runs while the caller does."""
-        return nullcontext(True)
+    threads = threads or (len(os.sched_getaffinity(0)) if state.layout.convolutional else 1)
+    with torch_threads(threads):
+        replica, actor = make_actor(config, 0, state, board, threads=threads)
+        learner, updater = make_learner(config, 0, replica), make_updater(config, 0, state, board)
+        while board.steps < config.steps:
+            replica.pull()  # θ' ← θ
+            rollout = actor.collect(replica.version)  # T steps in B environments with π(·; θ')
+            for gradients in learner.gradients(rollout):  # dθ'
+                updater.apply(gradients)  # θ ← θ + Δ(dθ')
+            yield None

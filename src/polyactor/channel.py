@@ -1,0 +1,101 @@
+"""What crosses between processes: bounded rings of preallocated slots, and bells that wake whoever waits at them.
+
+Nothing here is a lock: each counter has one writer, and a process that dies leaves nothing held.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
+from tempfile import NamedTemporaryFile
+
+import torch
+
+
+class Bell:
+    """Wakes one waiting process. A ring is never lost; several may be heard as one."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = Pipe(duplex=False)
+        os.set_blocking(self.reader.fileno(), False)
+        os.set_blocking(self.writer.fileno(), False)
+
+    def ring(self) -> None:
+        """Wake whoever waits, now or later."""
+        with suppress(BlockingIOError):  # a full pipe wakes as well
+            os.write(self.writer.fileno(), b"!")
+
+    def wait(self, timeout: float, also: Sequence[int] = ()) -> None:
+        """Until it rings, one of `also` is ready, or so many seconds have passed."""
+        wait([self.reader, *also], timeout)
+        with suppress(BlockingIOError):
+            os.read(self.reader.fileno(), 1 << 16)
+
+
+class Ring:
+    """A bounded queue per worker, of so many slots each: the worker fills them in order, the run empties them in order.
+
+    Args:
+        workers: W.
+        slots: how many a worker may fill before it has to wait.
+    """
+
+    def __init__(self, workers: int, slots: int) -> None:
+        self.workers, self.slots = workers, slots
+        self._filled = torch.zeros(workers, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._freed = torch.zeros(workers, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self.main = Bell()
+        """Rung when a slot is filled."""
+        self.bells = [Bell() for _ in range(workers)]
+        """Each rung when one of its worker's slots is free again."""
+
+    def free(self, worker: int) -> int | None:
+        """The slot this worker fills next, or None while all are full."""
+        filled = int(self._filled[worker])
+        return filled % self.slots if filled - int(self._freed[worker]) < self.slots else None
+
+    def put(self, worker: int) -> None:
+        """The slot is filled."""
+        self._filled[worker] += 1
+        self.main.ring()
+
+    def waiting(self, worker: int) -> int:
+        """Slots filled and not yet released."""
+        return int(self._filled[worker]) - int(self._freed[worker])
+
+    def next(self, worker: int) -> int:
+        """The oldest filled slot."""
+        return int(self._freed[worker]) % self.slots
+
+    def release(self, worker: int, count: int = 1) -> None:
+        """The oldest `count` slots may be filled anew."""
+        self._freed[worker] += count
+        self.bells[worker].ring()
+
+
+class FileLock(AbstractContextManager[None]):
+    """Exclusive, or shared with other readers; the kernel releases it when its holder dies, however that happens.
+
+    Each instance is a holder of its own, so it serves threads as it does processes.
+    """
+
+    def __init__(self, path: str, *, shared: bool = False) -> None:
+        self.descriptor = os.open(path, os.O_RDWR)
+        self.how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+
+    def __enter__(self) -> None:
+        fcntl.flock(self.descriptor, self.how)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+
+
+@contextmanager
+def lock_file() -> Iterator[str]:
+    """The path of a file for `FileLock`, gone in the end."""
+    with NamedTemporaryFile(prefix="polyactor-lock-") as file:
+        yield file.name

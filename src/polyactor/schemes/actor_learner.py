@@ -1,0 +1,111 @@
+"""Actor-learner: actors collect; a learner differentiates and applies. Rollouts go up, parameters come down.
+
+With the V-trace loss this is IMPALA (Espeholt et al. 2018), with PPO's it is APPO, with A2C's in lockstep it is A2C
+over several processes. All actors write into one batch: each has its own columns of it, so nothing is copied to join.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from polyactor.config import Cast, Config, Role, Scheme
+from polyactor.errors import UsageError
+from polyactor.types import Allowed, Rollout
+
+if TYPE_CHECKING:
+    from polyactor.board import Board
+    from polyactor.channel import Ring
+    from polyactor.optim.flat import State
+
+
+@dataclass(frozen=True)
+class ActorLearner(Scheme):
+    """Actors collect; a learner differentiates and applies."""
+
+    name: ClassVar[str] = "actor-learner"
+    learns_on_gpu: ClassVar[bool] = True
+
+    max_lag: Annotated[int | None, Allowed(0)] = None
+    """Batches that may be learned from between acting and learning from it; 0 is lockstep. none: 1 where the loss
+    corrects for it, else 0."""
+    batch: Annotated[int, Allowed(1)] = 1
+    """Rollouts of each actor that make one batch."""
+    threads: Annotated[int, Allowed(0)] = 0
+    """Threads of the learner; 0 is one, or all cores where the actors wait for it (images in lockstep)."""
+
+    def fits(self, config: Config) -> None:
+        """The GPU has to be there."""
+        if config.device == "cuda":
+            import torch
+
+            if not torch.cuda.is_available():
+                raise UsageError("--device cuda is not allowed: this machine has no GPU that torch can use; use cpu")
+
+    def columns(self, config: Config) -> int:
+        """A batch joins the environments of all actors."""
+        return config.workers * self.batch * config.envs
+
+    def lag(self, config: Config) -> int:
+        """The bound that holds."""
+        return int(config.algorithm.corrects_lag) if self.max_lag is None else self.max_lag
+
+    @contextmanager
+    def cast(self, config: Config, state: State, board: Board) -> Iterator[Cast]:
+        """Actors, and the learner as the run's own role."""
+        from polyactor.build import make_rounds
+        from polyactor.channel import Ring, lock_file
+
+        lag = self.lag(config)
+        rounds = make_rounds(config, lag + 1, config.workers * self.batch)
+        ring = Ring(config.workers, (lag + 1) * self.batch)
+        with lock_file() as path:
+            shared = (state, board, ring, rounds, path)
+            yield Cast(config.workers, act, shared, main=learn(config, *shared))
+
+
+def act(worker: int, config: Config, state: State, board: Board, ring: Ring, rounds: list[Rollout], path: str) -> Role:
+    """An actor's life."""
+    from polyactor.build import make_actor
+    from polyactor.channel import FileLock
+
+    assert isinstance(config.scheme, ActorLearner)
+    batch = config.scheme.batch
+    replica, actor = make_actor(config, worker, state, board, reading=FileLock(path, shared=True))
+    while True:
+        while (slot := ring.free(worker)) is None:
+            yield ring.bells[worker]
+        replica.pull()  # θ' ← θ
+        block = worker * batch + slot % batch
+        actor.collect(replica.version, into=rounds[slot // batch].block(block, config.envs))
+        ring.put(worker)
+        yield None
+
+
+def learn(config: Config, state: State, board: Board, ring: Ring, rounds: list[Rollout], path: str) -> Role:
+    """The learner's life: a round is one batch of all actors."""
+    from polyactor.build import make_learner, make_replica, make_updater
+    from polyactor.channel import FileLock
+    from polyactor.processes import torch_threads
+
+    assert isinstance(config.scheme, ActorLearner)
+    scheme = config.scheme
+    idle = state.layout.convolutional and scheme.lag(config) == 0
+    threads = scheme.threads or (len(os.sched_getaffinity(0)) if idle else 1)
+    replica = make_replica(config, state, board, device="cuda" if config.device == "cuda" else "cpu")
+    learner = make_learner(config, 0, replica)
+    updater = make_updater(config, 0, state, board, applying=FileLock(path))
+    with torch_threads(threads):
+        while board.steps < config.steps:
+            while any(ring.waiting(worker) < scheme.batch for worker in range(config.workers)):
+                yield ring.main
+            replica.pull()
+            rollout = rounds[ring.next(0) // scheme.batch]
+            for gradients in learner.gradients(rollout):  # dθ
+                updater.apply(gradients)  # θ ← θ + Δ(dθ)
+            for worker in range(config.workers):
+                ring.release(worker, scheme.batch)
+            yield None

@@ -1,0 +1,165 @@
+"""Parameter server: workers collect and differentiate; a server applies. Gradients go up, parameters come down.
+
+With the A2C loss this is A3C over a server (the DistBelief arrangement; Dean et al. 2012, Nair et al. 2015).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from polyactor.config import Cast, Config, Role, Scheme
+from polyactor.errors import UsageError
+from polyactor.types import Allowed
+
+if TYPE_CHECKING:
+    from polyactor.board import Board
+    from polyactor.channel import Ring
+    from polyactor.optim.flat import State
+    from polyactor.parcel import Parcel
+
+    Parcels = list[list[Parcel]]  # by worker, by place in its queue
+
+
+@dataclass(frozen=True)
+class ParamServer(Scheme):
+    """Workers collect and differentiate; a server applies."""
+
+    name: ClassVar[str] = "param-server"
+    per_worker: ClassVar[bool] = True
+
+    accumulate: Annotated[int, Allowed(1)] = 1
+    """Rollouts whose gradients a worker joins into one before it sends that."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """How it joins them."""
+    pull_every: Annotated[int, Allowed(1)] = 1
+    """Rollouts between two looks of a worker at the newest parameters."""
+    apply: Literal["each", "mean"] = "each"
+    """One by one, or the mean of all that have arrived as one update."""
+    queue: Annotated[int, Allowed(1)] = 1
+    """Gradients of one worker that may await the server; with 1 it goes on when its own is applied."""
+    when_full: Literal["wait", "drop"] = "wait"
+    """A worker whose queue is full waits, or the server drops the older half of it."""
+    updaters: Annotated[int, Allowed(1)] = 1
+    """Threads of the server; what moves the parameters is exclusive."""
+    max_staleness: Annotated[int | None, Allowed(0)] = None
+    """Updates that may pass between differentiating and applying; the server holds back others so that it is kept."""
+
+    def fits(self, config: Config) -> None:
+        """Several batches of a rollout, and a bound on staleness, each rule out what would break them."""
+        own = {"accumulate": self.accumulate, "pull-every": self.pull_every, "queue": self.queue}
+        for flag, value in own.items():
+            if value > 1 and config.algorithm.reuses:
+                raise UsageError(
+                    f"--scheme.{flag} {value} is not allowed: the algorithm takes several batches from each rollout, "
+                    "each at the parameters the last one left, so it must be 1 (a2c and vtrace take one)"
+                )
+            if value > 1 and self.max_staleness is not None and flag != "accumulate":
+                raise UsageError(f"--scheme.{flag} {value} is not allowed with --max-staleness: it must be 1")
+        needed = config.workers - 1 if self.apply == "each" else 0
+        if self.max_staleness is not None and self.max_staleness < needed:
+            raise UsageError(
+                f"--max-staleness {self.max_staleness} is not allowed: of {config.workers} gradients applied one by "
+                f"one the last is {needed} behind, so allow {needed}, or use --scheme.apply mean"
+            )
+        if self.when_full == "drop" and self.queue == 1:
+            raise UsageError("--scheme.when-full drop is not allowed with --scheme.queue 1: allow at least 2")
+
+    @contextmanager
+    def cast(self, config: Config, state: State, board: Board) -> Iterator[Cast]:
+        """Workers, and the server as the run's own role."""
+        from polyactor.build import make_parcels
+        from polyactor.channel import Ring, lock_file
+
+        ring = Ring(config.workers, self.queue)
+        parcels = make_parcels(config, state, board, self.queue, self.accumulate)
+        with lock_file() as path:
+            shared = (state, board, ring, parcels, path)
+            yield Cast(config.workers, work, shared, main=serve(config, *shared))
+
+
+def work(worker: int, config: Config, state: State, board: Board, ring: Ring, parcels: Parcels, path: str) -> Role:
+    """A worker's life."""
+    from polyactor.build import make_actor, make_learner
+    from polyactor.channel import FileLock
+
+    assert isinstance(config.scheme, ParamServer)
+    scheme = config.scheme
+    replica, actor = make_actor(config, worker, state, board, reading=FileLock(path, shared=True))
+    learner = make_learner(config, worker, replica)
+    for n in itertools.count():
+        if n % scheme.pull_every == 0:
+            replica.pull()  # θ' ← θ
+        rollout = actor.collect(replica.version)  # T steps in B environments with π(·; θ')
+        for gradients in learner.gradients(rollout):  # dθ'
+            slot = ring.free(worker)
+            assert slot is not None, "a worker goes on only when it has a slot"
+            parcel = parcels[worker][slot]
+            if n % scheme.accumulate == 0:
+                parcel.put(gradients)
+            else:
+                parcel.add(gradients)
+            if (n + 1) % scheme.accumulate == 0:
+                ring.put(worker)
+            yield None
+            while ring.free(worker) is None:  # with a queue of 1: until it is applied
+                yield ring.bells[worker]
+
+
+def serve(config: Config, state: State, board: Board, ring: Ring, parcels: Parcels, path: str) -> Role:
+    """The server's life."""
+    from polyactor.board import Counter
+    from polyactor.build import make_updater
+    from polyactor.channel import FileLock
+    from polyactor.parcel import mean
+
+    assert isinstance(config.scheme, ParamServer)
+    scheme, workers = config.scheme, range(config.workers)
+    updaters = [make_updater(config, i, state, board, applying=FileLock(path)) for i in workers]
+    since = [board.version] * config.workers  # what a worker is differentiating was pulled at this version or later
+    with ThreadPoolExecutor(scheme.updaters) as pool:
+        while board.steps < config.steps:
+            for i in workers:
+                if scheme.when_full == "drop" and ring.waiting(i) == scheme.queue:
+                    ring.release(i, scheme.queue // 2)
+                    board.count(i, Counter.DROPPED, scheme.queue // 2)
+            arrived = {i: parcels[i][ring.next(i)] for i in workers if ring.waiting(i)}
+            chosen = choose(arrived, since, board.version, scheme)
+            if not chosen:
+                yield ring.main
+                continue
+            gradients = {i: arrived[i].gradients(scheme.reduction) for i in chosen}  # dθ
+            if scheme.apply == "mean":
+                updaters[chosen[0]].apply(mean(list(gradients.values())))  # θ ← θ + Δ(⟨dθ⟩)
+            else:
+                turns = [pool.submit(updaters[i].apply, dtheta) for i, dtheta in gradients.items()]
+                for turn in turns:
+                    turn.result()  # θ ← θ + Δ(dθ), one at a time
+            for i in chosen:
+                since[i] = board.version
+                ring.release(i)
+            yield None
+
+
+def choose(arrived: Mapping[int, Parcel], since: list[int], version: int, scheme: ParamServer) -> list[int]:
+    """Workers whose gradients are applied now: the oldest first, and none that would make another one too stale.
+
+    Args:
+        arrived: by worker.
+        since: by worker, the least version its next gradient can be of.
+        version: of θ now.
+        scheme: its `apply`, `updaters` and `max_staleness`.
+    """
+    oldest_first = sorted(arrived, key=lambda i: arrived[i].version)
+    chosen = oldest_first if scheme.apply == "mean" else oldest_first[: scheme.updaters]
+    if scheme.max_staleness is None:
+        return chosen
+    updates = 1 if scheme.apply == "mean" else len(chosen)
+    others = sorted(arrived[i].version if i in arrived else since[i] for i in range(len(since)) if i not in chosen)
+    each = scheme.apply == "each"  # then those that wait come one after the other, and the k-th is k updates staler
+    late = [version + updates + k * each - pulled for k, pulled in enumerate(others)]
+    return chosen if all(staleness <= scheme.max_staleness for staleness in late) else []

@@ -1,0 +1,29 @@
+"""Where the roles of a scheme play: each worker in a process or thread of its own, or all taking turns in this one."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import AbstractContextManager, nullcontext
+
+from polyactor.board import Board
+from polyactor.config import Config
+from polyactor.optim.flat import State
+from polyactor.transport import inline, local
+
+TRANSPORTS = {"local": local.play, "inline": inline.play}
+
+
+def run(config: Config, state: State, board: Board) -> Generator[None, None, None]:
+    """Train; yields whenever the caller may look at the board and the state, or stop by closing it."""
+    with config.scheme.cast(config, state, board) as cast:
+        play = TRANSPORTS[config.transport if cast.workers else "inline"]
+        yield from play(cast, config, state, board)
+
+
+def paused(config: Config, board: Board) -> AbstractContextManager[bool]:
+    """Nobody changes the state inside; gives False when a worker did not heed that in time."""
+    elsewhere = config.transport == "local" and not config.scheme.single
+    return board.paused() if elsewhere else nullcontext(True)
+
+
+__all__ = ["TRANSPORTS", "paused", "run"]

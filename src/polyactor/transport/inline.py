@@ -1,0 +1,43 @@
+"""All roles in this process, taking turns: to debug, in a notebook, and to force an order of events."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Iterable
+
+from polyactor.board import Board
+from polyactor.config import Cast, Config, Role
+from polyactor.optim.flat import State
+from polyactor.processes import torch_threads
+
+
+def play(
+    cast: Cast, config: Config, state: State, board: Board, *, order: Iterable[int] | None = None
+) -> Generator[None, None, None]:
+    """A turn per yield; a turn lasts until the role has done one thing (a rollout, an update) or has to wait.
+
+    Args:
+        cast: who plays.
+        config, state, board: of the run.
+        order: whose turn it is: workers are 0 to W−1, the run's own role is W. By default 0, 1, …, W, again and again.
+
+    Raises:
+        RuntimeError: every role waits for another.
+    """
+    roles: list[Role] = [cast.work(i, config, *cast.shared) for i in range(cast.workers)] if cast.work else []
+    main = cast.main
+    if main is not None:
+        roles.append(main)
+    over: set[int] = set()
+    waits = 0
+    with torch_threads(1):
+        for i in order or itertools.cycle(range(len(roles))):
+            try:
+                waits = waits + 1 if next(roles[i]) is not None else 0
+            except StopIteration:
+                over.add(i)
+                if roles[i] is main or len(over) == len(roles):
+                    return
+            if waits > 2 * len(roles):
+                raise RuntimeError("every role waits for another")
+            yield

@@ -1,0 +1,56 @@
+"""Each worker in a process of this machine, or in a thread; what the scheme keeps for the run itself plays here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Any
+
+import cloudpickle
+
+from polyactor.board import Board
+from polyactor.config import Cast, Config
+from polyactor.optim.flat import State
+from polyactor.processes import Crew, Threads, torch_threads
+
+LOOK_EVERY = 0.05
+"""Seconds between two looks for a worker that failed."""
+DEAF = 0.2
+"""Seconds a role waits at a bell before it looks by itself."""
+
+
+def play(cast: Cast, config: Config, state: State, board: Board) -> Generator[None, None, None]:
+    """Start the workers, play the run's own role, stop them in the end."""
+    state.share_()
+    board.share_()
+    crew_type = Threads if cast.threads else Crew
+    # cloudpickle, because an environment or algorithm may be defined in the user's own script.
+    crew = crew_type(perform, cast.workers, (cloudpickle.dumps((cast.work, config)), board, *cast.shared))
+    try:
+        if cast.main is None:
+            while not crew.wait(LOOK_EVERY):
+                yield
+            return
+        looked = time.monotonic()
+        with torch_threads(1):
+            for bell in cast.main:
+                if bell is not None:
+                    crew.wait(LOOK_EVERY, bell)
+                elif time.monotonic() - looked > LOOK_EVERY:
+                    crew.wait(0.0)
+                    looked = time.monotonic()
+                yield
+    finally:
+        board.stop()
+        crew.stop()
+
+
+def perform(worker: int, pickled: bytes, board: Board, *shared: Any) -> None:
+    """A worker's life."""
+    work, config = cloudpickle.loads(pickled)
+    for bell in work(worker, config, *shared):
+        if bell is not None:
+            bell.wait(DEAF)
+        if not board.proceed(worker):
+            break
+    board.leave(worker)

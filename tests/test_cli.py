@@ -123,7 +123,7 @@ TRAIN = "train a2c --env CartPole-v1"
         (f"{TRAIN} --optimizer.lr fast", "fast"),
         (f"{TRAIN} --steps", "--steps"),
         (f"{TRAIN} stray", "stray"),
-        (f"{TRAIN} --per-worker algorithm.entropy-coef=.1,.2", "--per-worker needs several workers"),
+        (f"{TRAIN} --per-worker algorithm.entropy-coef=.1,.2", "--per-worker is not allowed with --scheme sync"),
         (f"{TRAIN} --scheme hogwild --per-worker nonsense", "--per-worker nonsense is not understood"),
         (f"{TRAIN} --scheme hogwild --per-worker algorithm.gamma=.9,2", "--algorithm.gamma 2.0 is not allowed"),
         (f"{TRAIN} --model.torso a3c-cnn", "--model.torso a3c-cnn does not fit"),

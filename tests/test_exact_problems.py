@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from polyactor import transport
 from polyactor.algorithms import A2C
 from polyactor.board import Board
-from polyactor.build import make_model, make_roles, make_state
+from polyactor.build import make_actor, make_learner, make_model, make_state, make_updater
 from polyactor.config import Config
 from polyactor.envs import make_envs
 from polyactor.models.actor_critic import ActorCritic
@@ -40,7 +41,7 @@ def train(config: Config, start: Callable[[State], None] = lambda state: None) -
     """The model after the whole run; `start` may change the state before it."""
     state, board = make_state(config), Board(1)
     start(state)
-    for _ in config.scheme.run(config, state, board):
+    for _ in transport.run(config, state, board):
         pass
     assert config.steps <= board.steps < config.steps + config.envs * config.rollout
     envs = make_envs(config.env, 1)
@@ -121,7 +122,8 @@ def test_chain_critic_is_exact_where_every_transition_counts_once(golden: Golden
     run = config("Chain", Evaluation(gamma=x["gamma"]), steps=20_000, optimizer=Adam(lr=1e-2, lr_end=0.0, eps=1e-8))
     state, board = make_state(run), Board(1)
     act_uniformly(state)
-    actor, learner, updater = make_roles(run, 0, state, board)
+    replica, actor = make_actor(run, 0, state, board)
+    learner, updater = make_learner(run, 0, replica), make_updater(run, 0, state, board)
     actor.envs.close()
     position = torch.arange(5).repeat(2)
     action = torch.arange(2).repeat_interleave(5)
@@ -139,10 +141,10 @@ def test_chain_critic_is_exact_where_every_transition_counts_once(golden: Golden
         version=torch.zeros(10, dtype=torch.int64),
     )
     while board.steps < run.steps:
-        learner.pull()
+        replica.pull()
         for gradients in learner.gradients(rollout):
             updater.apply(gradients)
-    value = outputs(learner.model, eye)[1]
+    value = outputs(replica.model, eye)[1]
     np.testing.assert_allclose(value, answer["V_uniform_random"], rtol=0, atol=0.05)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from polyactor.algorithms import A2C
 from polyactor.board import METRICS, Board, Counter
 from polyactor.errors import Diverged
-from polyactor.learner import SKIPS_ALLOWED, Learner, Updater, differentiate
+from polyactor.learner import SKIPS_ALLOWED, Learner, Replica, Updater, differentiate
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.normalizer import moments
 from polyactor.models.spec import ModelSpec
@@ -41,9 +41,7 @@ class Setup:
         self.learners = [
             Learner(
                 A2C(),
-                make_model(**options),
-                self.state,
-                self.board,
+                Replica(make_model(**options), self.state, self.board),
                 total_steps=10_000,
                 clip_reward=None,
                 generator=torch.Generator().manual_seed(worker),
@@ -54,7 +52,7 @@ class Setup:
             Updater(self.state, rule, self.board, worker=worker, total_steps=10_000) for worker in range(workers)
         ]
         for learner in self.learners:
-            learner.pull()
+            learner.replica.pull()
 
     def gradient(self, x: Rollout, worker: int = 0) -> Tensor:
         """dθ of a rollout, taken and not applied."""
@@ -102,11 +100,11 @@ def test_after_an_update_nothing_of_its_gradient_is_left(batch: Callable[[int], 
 def test_a_stale_gradient_has_no_effect(batch: Callable[[int], Rollout], stale: float) -> None:
     setup, clean = Setup(SGD()), Setup(SGD()).gradient(batch(0))
     learner = setup.learners[0]
-    for parameter in learner.model.parameters():
+    for parameter in learner.replica.model.parameters():
         assert parameter.grad is not None
         parameter.grad.fill_(stale)
     learner.gradient.fill_(stale)  # the padding too
-    differentiate(A2C(), learner.model, Batch(batch(0)), learner.gradient)
+    differentiate(A2C(), learner.replica.model, Batch(batch(0)), learner.gradient)
     assert torch.equal(learner.gradient, clean)
 
 
@@ -121,10 +119,10 @@ def test_replicas_do_not_alias_each_other_or_the_state(batch: Callable[[int], Ro
     setup.updaters[0].apply(gradients)
     assert not torch.equal(setup.state.theta, theta)
     for learner in setup.learners:  # a snapshot is what it was until its worker pulls
-        assert torch.equal(learner.vector[: len(theta)], theta)
-        learner.pull()
-        assert torch.equal(learner.vector, setup.state.vector)
-        assert learner.version == 1
+        assert torch.equal(learner.replica.vector[: len(theta)], theta)
+        learner.replica.pull()
+        assert torch.equal(learner.replica.vector, setup.state.vector)
+        assert learner.replica.version == 1
 
 
 # -- shared statistics, counters ---------------------------------------------------------------------------------------
@@ -156,7 +154,7 @@ def test_two_workers_on_one_state_both_count(batch: Callable[[int], Rollout], sh
     expected = [0, 0]
     for i, worker in enumerate(schedule):
         x = batch(i)
-        setup.learners[worker].pull()
+        setup.learners[worker].replica.pull()
         for gradients in setup.learners[worker].gradients(x):
             versions.append(setup.updaters[worker].apply(gradients))
         expected[worker] += x.steps
@@ -176,7 +174,7 @@ def test_two_workers_in_turn_are_one_worker_that_does_all(batch: Callable[[int],
     for workers in (1, 2):
         setup = Setup(RMSprop(lr=0.01, lr_end=0.0), workers)
         for i in range(10):
-            setup.learners[i % workers].pull()
+            setup.learners[i % workers].replica.pull()
             for gradients in setup.learners[i % workers].gradients(batch(i)):
                 setup.updaters[i % workers].apply(gradients)
         thetas.append(setup.state.theta.clone())
@@ -189,11 +187,11 @@ def test_staleness_and_lag_are_counted_apart(batch: Callable[[int], Rollout]) ->
     x = batch(0)
     (late,) = setup.learners[0].gradients(x.replace(version=torch.zeros(3, dtype=torch.int64)))
     for _ in range(2):
-        setup.learners[1].pull()
+        setup.learners[1].replica.pull()
         (gradients,) = setup.learners[1].gradients(x.replace(version=torch.zeros(3, dtype=torch.int64)))
         setup.updaters[1].apply(gradients)
     assert setup.updaters[0].apply(late) == 3
-    row = setup.board._metrics.numpy()
+    row = setup.board._metrics[0].numpy()
     assert row[0, METRICS.index("gradient_staleness")] == 2
     assert row[0, METRICS.index("policy_lag")] == 0
     assert row[1, METRICS.index("gradient_staleness")] == 0

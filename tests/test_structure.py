@@ -82,7 +82,7 @@ def test_from_the_command_line_to_the_gradient_in_few_files(
     for verb in ("collect", "loss", "backward"):
         stacks[verb] = ours(json.loads((tmp_path / "stacks" / f"{verb}.json").read_text()))
     names = {verb: {str(path.relative_to(PACKAGE)) for path in files} for verb, files in stacks.items()}
-    assert {"cli.py", "schemes/hogwild.py", "processes.py"} <= names["spawn"]
+    assert {"cli.py", "transport/local.py", "processes.py"} <= names["spawn"]
     assert {"schemes/hogwild.py", "actor.py"} <= names["collect"]
     assert {"schemes/hogwild.py", "learner.py", "algorithms/a2c.py"} <= names["loss"]
     assert {"schemes/hogwild.py", "learner.py"} <= names["backward"]

@@ -24,7 +24,7 @@ import torch
 from gymnasium import spaces
 
 import polyactor as pa
-from polyactor import checkpoint
+from polyactor import checkpoint, transport
 from polyactor.board import Board, Counter
 from polyactor.build import make_model, make_state
 from polyactor.config import Config
@@ -172,13 +172,13 @@ def test_a_hogwild_run_leaves_the_same(tmp_path: Path) -> None:
 def starts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, dict[str, torch.Tensor], Any]]:
     """What a `sync` run is handed as it starts: its config and copies of its state and counters."""
     seen: list[tuple[Config, dict[str, torch.Tensor], Any]] = []
-    original = pa.Sync.run
+    original = transport.run
 
-    def run(self: pa.Sync, config: Config, state: State, board: Board) -> Any:
+    def run(config: Config, state: State, board: Board) -> Any:
         seen.append((config, {k: v.clone() for k, v in state.tensors().items()}, board.counters.copy()))
-        return original(self, config, state, board)
+        return original(config, state, board)
 
-    monkeypatch.setattr(pa.Sync, "run", run)
+    monkeypatch.setattr(transport, "run", run)
     return seen
 
 

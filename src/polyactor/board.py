@@ -136,7 +136,7 @@ class Board:
         """Mean of each over the updates since the last `mark`, or what it was then when there were none."""
         totals, counts = self._metrics.numpy().sum(1) - self._marked
         return {
-            name: float(total / count) if count else self._means[name]
+            name: float(f"{total / count:.9g}") if count else self._means[name]
             for name, total, count in zip(self.names, totals, counts, strict=True)
         }
 

@@ -48,6 +48,7 @@ class Ring:
         self.workers, self.slots = workers, slots
         self._filled = torch.zeros(workers, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._freed = torch.zeros(workers, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._left = torch.zeros(workers, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
         self.main = Bell()
         """Rung when a slot is filled."""
         self.bells = [Bell() for _ in range(workers)]
@@ -62,6 +63,15 @@ class Ring:
         """The slot is filled."""
         self._filled[worker] += 1
         self.main.ring()
+
+    def leave(self, worker: int) -> None:
+        """This worker fills no slot any more."""
+        self._left[worker] = True
+        self.main.ring()
+
+    def playing(self, worker: int) -> bool:
+        """It has not left, or has left something behind."""
+        return not bool(self._left[worker]) or self.waiting(worker) > 0
 
     def waiting(self, worker: int) -> int:
         """Slots filled and not yet released."""

@@ -171,6 +171,7 @@ def test_golden_delayed_gradient_descent_on_a_parabola(golden: Golden, delay: in
         version = max(0, t - delay)
         history.append(setup.apply([history[version]], version=version).item())  # d(θ²/2)/dθ at that version
         assert setup.board.metrics()["gradient_staleness"] == t - version
+        setup.board.mark()
     assert history == pytest.approx(outputs[str(delay)], abs=1e-12)
 
 
@@ -178,6 +179,7 @@ def test_learning_rate_anneals_with_the_steps_of_all_workers() -> None:
     setup = Setup([0.0], SGD(lr=1.0, lr_end=0.2, max_grad_norm=None), workers=2, total_steps=40)
     moved, last = [], 0.0
     for i in range(6):
+        setup.board.mark()
         theta = setup.apply([-1.0], worker=i % 2, steps=10).item()
         moved.append(theta - last)
         last = theta

@@ -23,9 +23,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from polyactor import transport
 from polyactor.algorithms import A2C
 from polyactor.board import METRICS, Board, Counter
 from polyactor.build import make_state
+from polyactor.channel import FileLock
 from polyactor.config import Config
 from polyactor.errors import Diverged, PolyactorError, UsageError, WorkerFailed
 from polyactor.models.spec import ModelSpec
@@ -33,7 +35,7 @@ from polyactor.optim import Adam
 from polyactor.optim.flat import State
 from polyactor.processes import Crew
 from polyactor.schemes import Hogwild
-from polyactor.schemes.hogwild import FileLock, Lock
+from polyactor.schemes.hogwild import Lock
 
 SOURCE = Path(__file__).parents[2] / "src"
 FOR_EVER = 10**9
@@ -99,7 +101,7 @@ def config_of(env: Any = Counting, **values: Any) -> Config:
 @contextmanager
 def training(config: Config) -> Iterator[tuple[Generator[None, None, None], State, Board]]:
     state, board = make_state(config), Board(config.workers)
-    scheme = config.scheme.run(config, state, board)
+    scheme = transport.run(config, state, board)
     try:
         yield scheme, state, board
     finally:
@@ -186,7 +188,8 @@ def test_unshared_statistics_are_one_set_per_worker(unshared: tuple[State, Board
 
 def test_per_worker_values_reach_the_workers(unshared: tuple[State, Board]) -> None:
     _, board = unshared
-    assert board._metrics[:, METRICS.index("learning_rate")].tolist() == [0.001, 0.002]
+    total, count = board._metrics[:, :, METRICS.index("learning_rate")].numpy()
+    assert (total / count).tolist() == pytest.approx([0.001, 0.002])
 
 
 def test_per_worker_values_repeat_and_leave_the_rest_alone() -> None:
@@ -243,14 +246,13 @@ def test_pause_stops_everything_resume_goes_on_and_a_killed_worker_is_named() ->
         until(lambda: board.version >= version + 50, nap)
         fifty_updates = time.monotonic() - begun
 
-        with config.scheme.paused(board):
-            assert board.counters[:, Counter.PAUSED].all()
+        with transport.paused(config, board) as heeded:
+            assert heeded
             counters, vector = board.counters.copy(), state.vector.clone()
             time.sleep(max(0.2, fifty_updates))  # long enough for fifty, were they running
             assert (board.counters == counters).all()
             assert torch.equal(state.vector, vector)
         until(lambda: bool((board.counters[:, Counter.UPDATES] > counters[:, Counter.UPDATES]).all()), nap)
-        assert not board.counters[:, Counter.PAUSED].any()
 
         victim = next(child for child in multiprocessing.active_children() if child.name == "polyactor-worker-1")
         assert victim.pid is not None
@@ -272,6 +274,7 @@ def test_a_run_that_is_closed_lets_its_workers_go() -> None:
 
 PARENT = """
 import multiprocessing
+from polyactor import transport
 from polyactor.board import Board
 from polyactor.build import make_state
 from polyactor.presets import base_config
@@ -280,7 +283,7 @@ from dataclasses import replace
 if __name__ == "__main__":
     config = replace(base_config("a3c", env="polyactor/Chain-v0"), workers=2, envs=2, steps=10**9)
     state, board = make_state(config), Board(2)
-    scheme = config.scheme.run(config, state, board)  # kept, or it would be closed below
+    scheme = transport.run(config, state, board)  # kept, or it would be closed below
     for _ in scheme:
         if (board.counters[:, 0] > 0).all():
             print(*[child.pid for child in multiprocessing.active_children()], flush=True)
@@ -388,7 +391,7 @@ def test_one_wait_is_enough_to_know_that_a_worker_has_ended() -> None:
 
 HOLDER = """
 import sys
-from polyactor.schemes.hogwild import FileLock
+from polyactor.channel import FileLock
 with FileLock(sys.argv[1]):
     print("held", flush=True)
     input()
@@ -396,7 +399,7 @@ with FileLock(sys.argv[1]):
 COUNTER = """
 import sys
 from pathlib import Path
-from polyactor.schemes.hogwild import FileLock
+from polyactor.channel import FileLock
 lock, number = FileLock(sys.argv[1]), Path(sys.argv[2])
 print("ready", flush=True)
 input()

@@ -6,7 +6,7 @@ With the A2C loss this is A3C over a server (the DistBelief arrangement; Dean et
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,6 +92,8 @@ def work(worker: int, config: Config, state: State, board: Board, ring: Ring, pa
     replica, actor = make_actor(config, worker, state, board, reading=FileLock(path, shared=True))
     learner = make_learner(config, worker, replica)
     for n in itertools.count():
+        if board.steps >= config.steps:
+            break
         if n % scheme.pull_every == 0:
             replica.pull()  # θ' ← θ
         rollout = actor.collect(replica.version)  # T steps in B environments with π(·; θ')
@@ -108,6 +110,7 @@ def work(worker: int, config: Config, state: State, board: Board, ring: Ring, pa
             yield None
             while ring.free(worker) is None:  # with a queue of 1: until it is applied
                 yield ring.bells[worker]
+    ring.leave(worker)
 
 
 def serve(config: Config, state: State, board: Board, ring: Ring, parcels: Parcels, path: str) -> Role:
@@ -122,13 +125,14 @@ def serve(config: Config, state: State, board: Board, ring: Ring, parcels: Parce
     updaters = [make_updater(config, i, state, board, applying=FileLock(path)) for i in workers]
     since = [board.version] * config.workers  # what a worker is differentiating was pulled at this version or later
     with ThreadPoolExecutor(scheme.updaters) as pool:
-        while board.steps < config.steps:
+        while any(ring.playing(i) for i in workers):
             for i in workers:
                 if scheme.when_full == "drop" and ring.waiting(i) == scheme.queue:
                     ring.release(i, scheme.queue // 2)
                     board.count(i, Counter.DROPPED, scheme.queue // 2)
             arrived = {i: parcels[i][ring.next(i)] for i in workers if ring.waiting(i)}
-            chosen = choose(arrived, since, board.version, scheme)
+            absent = [since[i] for i in workers if i not in arrived and ring.playing(i)]
+            chosen = choose({i: parcel.version for i, parcel in arrived.items()}, absent, board.version, scheme)
             if not chosen:
                 yield ring.main
                 continue
@@ -145,21 +149,21 @@ def serve(config: Config, state: State, board: Board, ring: Ring, parcels: Parce
             yield None
 
 
-def choose(arrived: Mapping[int, Parcel], since: list[int], version: int, scheme: ParamServer) -> list[int]:
+def choose(arrived: Mapping[int, int], absent: Sequence[int], version: int, scheme: ParamServer) -> list[int]:
     """Workers whose gradients are applied now: the oldest first, and none that would make another one too stale.
 
     Args:
-        arrived: by worker.
-        since: by worker, the least version its next gradient can be of.
+        arrived: the version of each gradient that waits, by worker.
+        absent: of each worker that is still at its own, the least version that can be of.
         version: of θ now.
         scheme: its `apply`, `updaters` and `max_staleness`.
     """
-    oldest_first = sorted(arrived, key=lambda i: arrived[i].version)
+    oldest_first = sorted(arrived, key=arrived.__getitem__)
     chosen = oldest_first if scheme.apply == "mean" else oldest_first[: scheme.updaters]
     if scheme.max_staleness is None:
         return chosen
     updates = 1 if scheme.apply == "mean" else len(chosen)
-    others = sorted(arrived[i].version if i in arrived else since[i] for i in range(len(since)) if i not in chosen)
-    each = scheme.apply == "each"  # then those that wait come one after the other, and the k-th is k updates staler
+    others = sorted([*(arrived[i] for i in oldest_first[len(chosen) :]), *absent])
+    each = scheme.apply == "each"  # then the others come one after another, and the k-th of them is k updates staler
     late = [version + updates + k * each - pulled for k, pulled in enumerate(others)]
     return chosen if all(staleness <= scheme.max_staleness for staleness in late) else []

@@ -11,7 +11,8 @@ import cloudpickle
 from polyactor.board import Board
 from polyactor.config import Cast, Config
 from polyactor.optim.flat import State
-from polyactor.processes import Crew, Threads, torch_threads
+from polyactor.processes import Crew, torch_threads
+from polyactor.threads import Threads
 
 LOOK_EVERY = 0.05
 """Seconds between two looks for a worker that failed."""

@@ -22,7 +22,7 @@ check: setup  ## what CI runs: format, lint, types, layers, tests
 	$(MAKE) test
 
 bench: setup  ## training speed as a share of what the emulator alone gives
-	$(BIN)/polyactor bench pong-a3c --precision fp32
+	$(BIN)/polyactor bench pong-a3c --precision fp32 --schemes sync,hogwild,param-server,actor-learner
 
 setup: $(READY)
 

@@ -6,16 +6,19 @@ speed drifts: only ratios within one run mean anything.
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from polyactor import transport
 from polyactor.board import Board
-from polyactor.build import make_state
+from polyactor.build import make_state, precision
 from polyactor.config import Config
 from polyactor.envs import make_envs
 from polyactor.metrics import cpu_name, versions
@@ -25,49 +28,43 @@ ENVIRONMENTS = 64
 """Per process, for the environments alone: enough for their best rate."""
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Agent steps per second, all processes together: one value per round."""
-
-    alone: tuple[float, ...]
-    training: tuple[float, ...]
-
-    @property
-    def ratios(self) -> tuple[float, ...]:
-        """Training ÷ the mean of the emulator's rates just before and just after it."""
-        around = [statistics.fmean(pair) for pair in zip(self.alone, self.alone[1:], strict=False)]
-        return tuple(rate / limit for rate, limit in zip(self.training, around, strict=True))
-
-
-def bench(config: Config, *, seconds: float, rounds: int = 3) -> Rates:
-    """Measure and print.
+def bench(configs: Sequence[Config], *, seconds: float, rounds: int = 3) -> list[tuple[float, ...]]:
+    """Measure and print training as a share of the environments alone, each config in turn, in rounds.
 
     Args:
-        config: what is trained; its workers are also the number of processes of the emulator alone.
+        configs: what is trained; a scheme of one process gets the environments of all workers of the others.
         seconds: of each measurement, start-up excluded.
-        rounds: of emulator and training in turn; one more of the emulator closes the last.
+        rounds: of the environments alone, then each config; one more of the environments closes the last.
+
+    Returns:
+        For each config its ratio in each round: its rate ÷ the mean of the environments' rates before and after.
     """
-    from polyactor.build import precision
-
-    v = versions()
-    print(f"{cpu_name()}, {config.workers} processes of one thread, torch {v['torch']}, {config.env}")
-    alone, training = [environments_alone(config, seconds)], []
+    processes = max(config.workers for config in configs)
+    processes = processes if processes > 1 else len(os.sched_getaffinity(0))
+    v, first = versions(), configs[0]
+    print(f"{cpu_name()}, {processes} processes, torch {v['torch']}, {first.env}")
+    alone = [environments_alone(first, processes, seconds)]
+    rates: list[list[float]] = [[] for _ in configs]
     for _ in range(rounds):
-        training.append(training_rate(config, seconds))
-        alone.append(environments_alone(config, seconds))
-    rates = Rates(tuple(alone), tuple(training))
-    shown = precision(config, images=make_state(config).layout.convolutional)
-    print(f"environments alone          {_median(rates.alone):>24} steps/s")
-    print(f"{config.preset} {config.scheme.name} {shown:<14}{_median(rates.training):>24} steps/s")
-    low, middle, high = min(rates.ratios), statistics.median(rates.ratios), max(rates.ratios)
-    print(f"ratio                       {middle:.3f} [{low:.3f}–{high:.3f}] in {rounds} rounds")
-    return rates
+        for own, config in zip(rates, configs, strict=True):
+            own.append(training_rate(config, seconds))
+        alone.append(environments_alone(first, processes, seconds))
+    print(f"{'environments alone':<44}{_median(alone):>24} steps/s")
+    around = [statistics.fmean(pair) for pair in pairwise(alone)]
+    ratios = []
+    for own, config in zip(rates, configs, strict=True):
+        shown = precision(config, images=make_state(config).layout.convolutional)
+        ratios.append(tuple(rate / limit for rate, limit in zip(own, around, strict=True)))
+        low, middle, high = min(ratios[-1]), statistics.median(ratios[-1]), max(ratios[-1])
+        name = f"{config.preset} {config.scheme.name} {config.workers} × {config.envs} {shown}"
+        print(f"{name:<44}{_median(own):>24} steps/s   ratio {middle:.3f} [{low:.3f}–{high:.3f}]")
+    return ratios
 
 
-def environments_alone(config: Config, seconds: float) -> float:
+def environments_alone(config: Config, processes: int, seconds: float) -> float:
     """One vector environment and one thread in each of W processes, random actions fixed beforehand."""
-    marks = torch.zeros(config.workers, 2, dtype=torch.float64).share_memory_()  # type: ignore[no-untyped-call]
-    crew = Crew(_step, config.workers, (config.env, config.atari, seconds, marks))
+    marks = torch.zeros(processes, 2, dtype=torch.float64).share_memory_()  # type: ignore[no-untyped-call]
+    crew = Crew(_step, processes, (config.env, config.atari, seconds, marks))
     try:
         while not crew.wait(0.1):
             pass
@@ -106,5 +103,5 @@ def training_rate(config: Config, seconds: float) -> float:
     raise RuntimeError("training ended before it was measured")
 
 
-def _median(values: tuple[float, ...]) -> str:
+def _median(values: Sequence[float]) -> str:
     return f"{statistics.median(values):,.0f} [{min(values):,.0f}–{max(values):,.0f}]"

@@ -28,14 +28,18 @@ usage: polyactor VERB ...
   compare RUN...                  the same, and a table
   presets                         every name that train takes
   check --env ID                  is this environment fit for training?
-  bench [PRESET] [--seconds S]    speed on this machine, against the environments alone
+  bench [PRESET] [--seconds S] [--schemes A,B,…]
+                                  speed on this machine, against the environments alone
 """
 
 
 READ_FIRST = """\
 Read first, since they decide which flags there are:
---env ID (any Gymnasium id, module:Env-v0 or module:callable), --scheme sync|hogwild, --optimizer sgd|rmsprop|adam.
+--env ID (any Gymnasium id, module:Env-v0 or module:callable), --scheme sync|hogwild|param-server|actor-learner,
+--optimizer sgd|rmsprop|adam.
 """
+SHORT = {"--max-lag": "--scheme.max-lag", "--max-staleness": "--scheme.max-staleness"}
+"""Flags with a short name."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -107,6 +111,7 @@ def _parse(cls: type[Any], default: Any, args: list[str], prog: str, description
     import tyro
 
     known = _flags(default)
+    args = [SHORT.get(name, name) + equals + value for name, equals, value in (arg.partition("=") for arg in args)]
     for arg in args:
         flag = arg.split("=")[0]
         if arg.startswith("--") and flag[2:].replace("_", "-") not in known and flag != "--help":
@@ -263,11 +268,17 @@ def _check(args: list[str]) -> int:
 
 def _bench(args: list[str]) -> int:
     seconds, args = _take(args, "seconds")
-    config = read_config(args or ["pong-a3c"])
+    schemes, args = _take(args, "schemes")
+    args = args or ["pong-a3c"]
     options = _options(["--seconds", seconds or "15"], {"seconds": float}, "bench [PRESET]", runs=False)
+    names = schemes.split(",") if schemes else [read_config(args).scheme.name]
+    configs = [read_config([*args, "--scheme", name]) for name in names]
     from polyactor.bench import bench
+    from polyactor.config import check
 
-    bench(config, seconds=options["seconds"])
+    for config in configs:
+        check(config)
+    bench(configs, seconds=options["seconds"])
     return 0
 
 

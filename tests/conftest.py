@@ -73,3 +73,7 @@ def _make_rollout(
         core_state=core_state,
         version=torch.zeros(b, dtype=torch.int64),
     )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-docs", action="store_true", help="put what slow tests measure into the pages of docs/")

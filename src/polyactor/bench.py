@@ -41,6 +41,7 @@ def bench(configs: Sequence[Config], *, seconds: float, rounds: int = 3) -> list
     """
     processes = max(config.workers for config in configs)
     processes = processes if processes > 1 else len(os.sched_getaffinity(0))
+    configs = [replace(c, envs=c.envs * processes) if c.scheme.single else c for c in configs]
     v, first = versions(), configs[0]
     print(f"{cpu_name()}, {processes} processes, torch {v['torch']}, {first.env}")
     alone = [environments_alone(first, processes, seconds)]

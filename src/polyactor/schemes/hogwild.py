@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from polyactor.config import Cast, Config, Role, Scheme
+from polyactor.errors import UsageError
 
 if TYPE_CHECKING:
     from polyactor.board import Board
@@ -31,6 +32,13 @@ class Hogwild(Scheme):
     """none: no lock; update: applying is exclusive; both: nobody reads θ meanwhile either."""
     workers_as: Literal["process", "thread"] = "process"
     """thread: workers share this process and its interpreter; slower, but nothing has to be pickled."""
+
+    def fits(self, config: Config) -> None:
+        """Inline there is nothing to share a process with."""
+        if self.workers_as == "thread" and config.transport == "inline":
+            raise UsageError(
+                "--scheme.workers-as thread is not allowed with --transport inline, where workers take turns: use local"
+            )
 
     @contextmanager
     def cast(self, config: Config, state: State, board: Board) -> Iterator[Cast]:

@@ -1,4 +1,4 @@
-"""Loss terms, and the A2C loss's gradient against formulas written down a second time."""
+"""Loss terms, and the gradients of the A2C and V-trace losses against formulas written down a second time."""
 
 from __future__ import annotations
 
@@ -11,17 +11,27 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from polyactor import losses
-from polyactor.algorithms import A2C
+from polyactor import losses, returns
+from polyactor.algorithms import A2C, ALGORITHMS, VTrace
 from polyactor.distributions import Categorical, action_spec
+from polyactor.errors import UsageError
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.types import Batch, Distribution, Outputs, Rollout
 
 MakeRollout = Callable[..., Rollout]
+Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
+
+quick = settings(max_examples=60, deadline=None)
+
+
+def close(a: Tensor, b: Any, atol: float = 1e-9) -> None:
+    torch.testing.assert_close(a, torch.as_tensor(b, dtype=torch.float64), rtol=0, atol=atol)
 
 
 class Table:
@@ -106,6 +116,62 @@ def test_normalized_advantages_have_mean_0_and_population_deviation_1_over_real_
     one[0, 0] = 1
     assert losses.normalized(x, one)[0, 0] == x[0, 0]  # one row has no deviation
     assert losses.normalized(torch.ones(3, 2), torch.ones(3, 2)).abs().max() == 0
+
+
+def test_golden_clipped_surrogate_and_error(golden: Golden) -> None:
+    x, outputs = golden("ppo_clip")
+    rho, advantage, v_old, v_new, target = (
+        torch.tensor(x[name], dtype=torch.float64) for name in ("ratio", "adv", "v_old", "v_new", "ret")
+    )
+    log_prob = rho.log().requires_grad_()  # of μ = 1
+    # exp(log ρ) may miss the kink by a rounding; the gradient there is half the test's point.
+    ratio = rho + (log_prob.exp() - log_prob.exp().detach())
+    loss = losses.clipped_surrogate(ratio, advantage, x["eps"])
+    loss.sum().backward()
+    close(loss, outputs["policy_loss_per_sample"])
+    ones = torch.ones_like(loss)
+    close(losses.reduce(loss, ones, "mean"), outputs["policy_loss_mean"])
+    assert log_prob.grad is not None
+    close(log_prob.grad, outputs["dloss_dlogp"])
+    assert (log_prob.grad == 0).tolist() == [bool(flat) for flat in outputs["in_flat_zone"]]
+    close(losses.normalized(advantage, ones), outputs["adv_norm_ddof0"], 1e-7)  # 1e-8 is added to the deviation
+    value = 0.5 * losses.clipped_error(v_new, target, v_old, x["eps"])
+    close(value, outputs["value_loss_per_sample"])
+    close(value.mean(), outputs["value_loss_mean"])
+
+
+@quick
+@given(st.floats(0.01, 5), st.floats(-3, 3), st.floats(0.05, 0.9))
+def test_clipped_surrogate_is_flat_exactly_where_it_should_not_go_further(rho: float, a: float, clip: float) -> None:
+    assume(min(abs(rho - 1 - clip), abs(rho - 1 + clip)) > 1e-4)
+    assume(abs(a) > 1e-3)
+    ratio, advantage = (torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (rho, a))
+    loss = losses.clipped_surrogate(ratio, advantage, clip)
+    loss.backward()
+    flat = rho > 1 + clip if a > 0 else rho < 1 - clip
+    assert ratio.grad is not None
+    assert ratio.grad.item() == (0 if flat else -a)
+    assert loss.item() == pytest.approx(-a * (1 + math.copysign(clip, a) if flat else rho), abs=1e-12)
+    assert loss.item() >= -rho * a - 1e-12  # a lower bound of what is maximised
+    assert advantage.grad is None
+    assert torch.autograd.gradcheck(lambda ratio: losses.clipped_surrogate(ratio, advantage, clip), ratio)
+
+
+@quick
+@given(st.floats(-3, 3), st.floats(-3, 3), st.floats(-3, 3), st.floats(0.05, 1))
+def test_clipped_error_never_rewards_a_change_beyond_the_clip(v: float, old: float, target: float, clip: float) -> None:
+    assume(abs(abs(v - old) - clip) > 1e-3)
+    value, v_old, r = (torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (v, old, target))
+    near = min(max(v, old - clip), old + clip)
+    assume(abs((target - near) ** 2 - (target - v) ** 2) > 1e-3 or near == pytest.approx(v))
+    loss = losses.clipped_error(value, r, v_old.detach(), clip)
+    loss.backward()
+    assert loss.item() == pytest.approx(max((target - v) ** 2, (target - near) ** 2), abs=1e-9)
+    flat = (target - near) ** 2 > (target - v) ** 2 and near != pytest.approx(v)
+    assert value.grad is not None
+    assert value.grad.item() == pytest.approx(0 if flat else 2 * (v - target), abs=1e-9)
+    assert r.grad is None
+    assert losses.clipped_error(value, r, v_old, None).item() == pytest.approx((target - v) ** 2)
 
 
 def test_golden_entropy_gradient_and_the_loss_descends_its_negative(
@@ -202,6 +268,126 @@ def test_loss_terms_gradcheck() -> None:
     x.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: losses.reduce(losses.policy_gradient(x, y), mask, "mean"), x)
     assert torch.autograd.gradcheck(lambda x: losses.reduce(losses.squared_error(x, y), mask, "mean"), x)
+
+
+# -- the V-trace loss --------------------------------------------------------------------------------------------------
+
+
+def test_golden_impala_losses(golden: Golden) -> None:
+    """Both streams have one end inside, so one fake row each, put in where the episode ends."""
+    x, policy = golden("vtrace_default")[0], golden("retrace_discrete")[0]
+    inputs, outputs = golden("impala_losses")
+    t, b = 6, 2
+    is_first, terminated = torch.zeros(t + 1, b, dtype=torch.bool), torch.zeros(t, b, dtype=torch.bool)
+    action, reward = torch.zeros(t, b, dtype=torch.int64), torch.full((t, b), 50.0, dtype=torch.float64)
+    value, log_rho = torch.zeros(t + 1, b, dtype=torch.float64), torch.ones(t, b, dtype=torch.float64)
+    logits = torch.randn(t + 1, b, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for j in range(b):
+        row = 0
+        for i in range(5):
+            action[row, j], reward[row, j], value[row, j] = policy["actions"][i][j], x["r"][i][j], x["v"][i][j]
+            logits[row, j] = torch.tensor(policy["logits"][i][j], dtype=torch.float64)
+            log_rho[row, j], terminated[row, j] = math.log(x["rho"][i][j]), bool(x["terminated"][i][j])
+            row += 1
+            if x["terminated"][i][j] or x["truncated"][i][j]:
+                value[row, j], is_first[row + 1, j] = x["v_next"][i][j], True
+                row += 1
+        value[row, j] = x["v_next"][4][j]
+    mu = Categorical(logits[:-1]).log_prob(action) - log_rho
+    rollout = Rollout(torch.zeros(t + 1, b, 1), is_first, action, reward, terminated, mu, (), torch.zeros(b))
+    assert rollout.steps == 10
+    model = Table(rollout, spaces.Discrete(3))
+    model.policy, model.value = logits.requires_grad_(), value.requires_grad_()
+
+    cost = {"value_coef": inputs["baseline_cost"], "entropy_coef": inputs["entropy_cost"]}
+    loss, metrics = VTrace(gamma=x["gamma"], **cost, reduction="sum").loss(model, Batch(rollout))
+    loss.backward()
+    close(loss, outputs["total"])
+    close(metrics["policy_loss"], outputs["pg_loss"])
+    close(metrics["value_loss"], outputs["baseline_loss"])
+    close(metrics["entropy"] * 10, -outputs["neg_entropy"])
+    assert value.grad is not None
+    real = rollout.mask.T.bool()
+    close(value.grad[:-1].T[real].view(b, 5).T, outputs["dtotal_dv"])
+    assert (value.grad[:-1].T[~real] == 0).all()
+    assert (value.grad[-1] == 0).all()
+    mean = VTrace(gamma=x["gamma"], **cost).loss(model, Batch(rollout))[0]
+    close(mean, outputs["total"] / 10)
+
+
+def lagged(x: Rollout, model: Table, seed: int = 0) -> Rollout:
+    """With the log-probabilities of another policy, about e^±½ away from the model's."""
+    noise = torch.randn(x.reward.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    log_pi = model.distribution(model.policy[:-1]).log_prob(x.action).detach()
+    return x.replace(behavior_log_prob=log_pi - 0.5 * noise)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_v_trace_gradient_by_formula(make_rollout: MakeRollout, reduction: losses.Reduction) -> None:
+    """dL/dz = [(π − 1_a) A + β π (log π + H)]/N and dL/dV = c (V − v)/N at real rows; ρ, A and v are constants."""
+    x = make_rollout(9, 4, actions=spaces.Discrete(3), seed=3)
+    model = Table(x, spaces.Discrete(3))
+    x = lagged(x, model)
+    bars = {"trace_lambda": 0.8, "rho_bar": 1.3, "c_bar": 0.9, "policy_rho_bar": 1.6}
+    algorithm = VTrace(gamma=0.9, value_coef=0.7, entropy_coef=0.3, reduction=reduction, **bars)
+    algorithm.loss(model, Batch(x))[0].backward()
+
+    z, v = model.policy.detach()[:-1], model.value.detach()
+    p = z.softmax(-1)
+    taken = torch.nn.functional.one_hot(x.action, 3)
+    rho = (p * taken).sum(-1) / x.behavior_log_prob.exp()
+    assert (rho > 1.6).any()
+    assert (rho < 0.9).any()
+    discount = 0.9 * (~x.terminated).double()
+    advantage, target = returns.vtrace(x.reward, v, discount, x.mask, rho, **bars)
+    n = x.mask.sum() if reduction == "mean" else 1.0
+    entropy = -(p * p.log()).sum(-1, keepdim=True)
+    dz = (p - taken) * advantage[..., None] + 0.3 * p * (p.log() + entropy)
+    assert model.policy.grad is not None
+    assert model.value.grad is not None
+    close(model.policy.grad[:-1], dz * x.mask[..., None] / n, 1e-12)
+    close(model.value.grad[:-1], 0.7 * (v[:-1] - target) * x.mask / n, 1e-12)
+    assert (model.policy.grad[-1] == 0).all()
+    assert (model.value.grad[-1] == 0).all()
+
+
+def test_v_trace_of_what_the_policy_itself_did_is_a2c_with_half_the_value_coefficient(
+    make_rollout: MakeRollout,
+) -> None:
+    x = make_rollout(9, 4, seed=3)
+    gradients = []
+    for algorithm in (VTrace(gamma=0.9, value_coef=1.0), A2C(gamma=0.9, value_coef=0.5)):
+        model = Table(x, spaces.Discrete(2))
+        log_pi = model.distribution(model.policy[:-1]).log_prob(x.action).detach()
+        algorithm.loss(model, Batch(x.replace(behavior_log_prob=log_pi)))[0].backward()
+        gradients.append((model.policy.grad, model.value.grad))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)
+
+
+def test_c_bar_above_rho_bar_is_refused_before_anything_runs() -> None:
+    VTrace(rho_bar=2.0, c_bar=2.0).fits(8, memory=False)
+    with pytest.raises(UsageError, match=r"--algorithm\.c-bar 2\.0 .* at most --algorithm\.rho-bar 1\.0"):
+        VTrace(c_bar=2.0).fits(8, memory=False)
+
+
+@pytest.mark.parametrize("drift", [3.0, 1e4], ids=["finite", "overflown"])
+def test_what_fake_rows_hold_does_not_change_the_v_trace_gradient(make_rollout: MakeRollout, drift: float) -> None:
+    x = make_rollout(8, 3, seed=3)
+    x, fake = lagged(x, Table(x, spaces.Discrete(2))), x.mask == 0
+    poisoned = x.replace(
+        reward=x.reward + 50.0 * fake,
+        action=torch.where(fake, 1 - x.action, x.action),
+        behavior_log_prob=x.behavior_log_prob - drift * fake,
+    )
+    results = []
+    for rollout in (x, poisoned):
+        model = Table(rollout, spaces.Discrete(2))
+        loss, metrics = VTrace().loss(model, Batch(rollout))
+        loss.backward()
+        results.append((model.policy.grad, model.value.grad, *metrics.values()))
+    for clean, dirty in zip(*results, strict=True):
+        assert torch.equal(clean, dirty)
 
 
 # -- the A2C loss through a network ------------------------------------------------------------------------------------
@@ -316,11 +502,23 @@ def test_what_fake_rows_hold_does_not_change_the_gradient(make_rollout: MakeRoll
         assert torch.equal(clean, dirty)
 
 
-def test_entropy_coefficient_anneals_with_progress() -> None:
-    a2c = A2C(entropy_coef=0.1, entropy_coef_end=0.02)
-    assert [a2c.at(p).entropy_coef for p in (0.0, 0.5, 1.0, 1.5)] == pytest.approx([0.1, 0.06, 0.02, 0.02])
-    assert replace(a2c, entropy_coef_end=None).at(0.7).entropy_coef == 0.1
-    assert a2c.at(0.5) == replace(a2c, entropy_coef=a2c.at(0.5).entropy_coef)
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_entropy_coefficient_anneals_with_progress(name: str) -> None:
+    algorithm: Any = ALGORITHMS[name](entropy_coef=0.1, entropy_coef_end=0.02)  # type: ignore[call-arg]
+    assert [algorithm.at(p).entropy_coef for p in (0.0, 0.5, 1.0, 1.5)] == pytest.approx([0.1, 0.06, 0.02, 0.02])
+    assert replace(algorithm, entropy_coef_end=None).at(0.7).entropy_coef == 0.1
+    assert algorithm.at(0.5) == replace(algorithm, entropy_coef=algorithm.at(0.5).entropy_coef)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_metrics_returned_are_those_announced_and_constants(make_rollout: MakeRollout, name: str) -> None:
+    algorithm, x, model = ALGORITHMS[name](), make_rollout(5, 2, dtype=torch.float32), tiny(spaces.Discrete(2)).float()
+    batch = next(algorithm.batches(model, x, None, torch.Generator().manual_seed(0)))
+    metrics = algorithm.loss(model, batch)[1]
+    assert tuple(metrics) == algorithm.metrics
+    for value in metrics.values():
+        assert value.shape == ()
+        assert not value.requires_grad
 
 
 def test_degenerate_logits_give_finite_loss_and_gradient(make_rollout: MakeRollout) -> None:

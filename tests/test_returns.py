@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from polyactor.returns import Estimate, gae, n_step
+from polyactor.returns import Estimate, gae, n_step, vtrace
 
 Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
 
@@ -117,13 +119,18 @@ def test_golden_next_step_autoreset_needs_no_insertion(golden: Golden) -> None:
 # -- the paper's loop, one episode at a time ---------------------------------------------------------------------------
 
 
-def paper(case: Case, lam: float) -> Tensor:
-    """Advantages ``[T, B]`` as a sum over the rest of each episode, Σ_l (γλ)^l δ_{t+l}; 0 at fake rows.
+class Episode(NamedTuple):
+    """What a rollout holds of one episode; V after a terminal row is 0."""
 
-    Episodes are cut out of the streams and done one by one; nothing is masked or multiplied by 0.
-    """
+    rows: slice
+    stream: int
+    reward: list[float]
+    value: list[float]
+
+
+def episodes(case: Case) -> Iterator[Episode]:
+    """Episodes cut out of the streams one by one; nothing is masked or multiplied by 0."""
     t, b = case.reward.shape
-    result = np.zeros((t, b))
     reward, value = case.reward.numpy(), case.value.numpy()
     for j in range(b):
         row = 0
@@ -137,12 +144,18 @@ def paper(case: Case, lam: float) -> Tensor:
                 if case.terminated[row - 1, j]:
                     terminal = True
                     break
-            rewards, values = reward[start:row, j], value[start : row + 1, j].copy()
+            values = value[start : row + 1, j].tolist()
             if terminal:
                 values[-1] = 0.0
-            deltas = [r + GAMMA * after - v for r, after, v in zip(rewards, values[1:], values[:-1], strict=True)]
-            for i in range(len(deltas)):
-                result[start + i, j] = sum((GAMMA * lam) ** k * d for k, d in enumerate(deltas[i:]))
+            yield Episode(slice(start, row), j, reward[start:row, j].tolist(), values)
+
+
+def paper(case: Case, lam: float) -> Tensor:
+    """Advantages ``[T, B]`` as a sum over the rest of each episode, Σ_l (γλ)^l δ_{t+l}; 0 at fake rows."""
+    result = np.zeros(case.reward.shape)
+    for rows, j, r, v in episodes(case):
+        deltas = [r_t + GAMMA * after - v_t for r_t, after, v_t in zip(r, v[1:], v[:-1], strict=True)]
+        result[rows, j] = [sum((GAMMA * lam) ** k * d for k, d in enumerate(deltas[i:])) for i in range(len(r))]
     return tensor(result)
 
 
@@ -315,3 +328,258 @@ def test_wrong_shapes_are_refused() -> None:
     case = case_of([[GO, GO]], [False, False], 0)
     with pytest.raises(ValueError, match=r"value \[T\+1, B\]"):
         case.gae(1.0, value=case.value[:-1])
+
+
+# -- V-trace -----------------------------------------------------------------------------------------------------------
+
+
+def v_trace(case: Case, rho: Tensor, **bars: Any) -> Estimate:
+    return vtrace(case.reward, case.value, case.discount, case.mask, rho, **bars)
+
+
+@pytest.mark.parametrize("name", ["vtrace_default", "vtrace_lam0.9_rhobar2"])
+def test_golden_v_trace(golden: Golden, name: str) -> None:
+    x, outputs = golden(name)
+    assert x["gamma"] == GAMMA
+    targets, advantages = [], []
+    for b in range(2):
+        case, real = with_fake_rows(x, b)
+        rho = torch.full_like(case.reward, 7.0)  # poison at fake rows
+        rho[real, 0] = tensor(x["rho"])[:, b]
+        bars = {"trace_lambda": x["lam"], "rho_bar": x["rho_bar"], "c_bar": x["c_bar"]}
+        advantage, target = v_trace(case, rho, **bars, policy_rho_bar=x["pg_rho_bar"])
+        advantages.append(advantage[real, 0])
+        targets.append(target[real, 0])
+    close(torch.stack(targets, 1), outputs["vs"])
+    close(torch.stack(advantages, 1), outputs["pg_advantages"])
+
+
+def paper_v_trace(
+    case: Case, rho: Tensor, trace_lambda: float, rho_bar: float, c_bar: float, policy_rho_bar: float | None
+) -> Estimate:
+    """Eq. 1 as printed, Σ_t γ^{t−s} (Π_{i=s}^{t−1} c_i) δ_t V for every s of every episode."""
+    advantage, target = np.zeros(case.reward.shape), case.value[:-1].clone().numpy()
+    for rows, j, r, v in episodes(case):
+        n, w = len(r), rho[rows, j].tolist()
+        c = [trace_lambda * min(c_bar, w_t) for w_t in w]
+        delta = [min(rho_bar, w[t]) * (r[t] + GAMMA * v[t + 1] - v[t]) for t in range(n)]
+        vs = [v[s] + sum(GAMMA ** (t - s) * math.prod(c[s:t]) * delta[t] for t in range(s, n)) for s in range(n)]
+        vs.append(v[n])
+        for s in range(n):
+            q = r[s] + GAMMA * (trace_lambda * vs[s + 1] + (1 - trace_lambda) * v[s + 1])
+            advantage[rows.start + s, j] = (1.0 if policy_rho_bar is None else min(policy_rho_bar, w[s])) * (q - v[s])
+        target[rows, j] = vs[:-1]
+    return Estimate(tensor(advantage), tensor(target))
+
+
+@st.composite
+def ratios(draw: st.DrawFn, case: Case) -> Tensor:
+    """ρ ``[T, B]`` from hundredths to tens, some 0."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    return tensor(np.exp(rng.normal(size=case.reward.shape)) * (rng.random(case.reward.shape) > 0.1))
+
+
+@st.composite
+def weighted(draw: st.DrawFn) -> tuple[Case, Tensor]:
+    case = draw(cases())
+    return case, draw(ratios(case))
+
+
+@st.composite
+def some_bars(draw: st.DrawFn) -> dict[str, Any]:
+    c_bar = draw(st.sampled_from([0.3, 1.0, 1.7, math.inf]))
+    return {
+        "trace_lambda": draw(lambdas),
+        "rho_bar": max(c_bar, draw(st.sampled_from([0.5, 1.0, 2.0, math.inf]))),
+        "c_bar": c_bar,
+        "policy_rho_bar": draw(st.sampled_from([0.5, 1.0, 3.0, math.inf, None])),
+    }
+
+
+@quick
+@given(weighted(), some_bars())
+def test_v_trace_equals_the_papers_sum_of_products(drawn: tuple[Case, Tensor], bars: dict[str, Any]) -> None:
+    case, rho = drawn
+    fast, slow = v_trace(case, rho, **bars), paper_v_trace(case, rho, **bars)
+    torch.testing.assert_close(fast.advantage, slow.advantage, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(fast.target, slow.target, rtol=1e-10, atol=1e-10)
+
+
+@quick
+@given(cases(), lambdas, st.sampled_from([1.0, 2.0, math.inf]))
+def test_v_trace_on_policy_is_gae_and_with_lambda_1_the_n_step_return(case: Case, lam: float, bar: float) -> None:
+    ones = torch.ones_like(case.reward)
+    ours, theirs = v_trace(case, ones, trace_lambda=lam, rho_bar=bar, policy_rho_bar=bar), case.gae(lam)
+    close(ours.target, theirs.target, 1e-12)
+    close(ours.advantage, theirs.advantage, 1e-12)
+    returns = n_step(case.reward, case.value, case.discount, case.mask)
+    close(v_trace(case, ones).target, returns.target, 1e-12)
+    close(v_trace(case, ones).advantage, returns.advantage, 1e-12)
+
+
+@quick
+@given(cases(), some_bars())
+def test_v_trace_of_actions_the_policy_never_takes_is_v(case: Case, bars: dict[str, Any]) -> None:
+    advantage, target = v_trace(case, torch.zeros_like(case.reward), **bars | {"policy_rho_bar": 1.0})
+    assert (advantage == 0).all()
+    assert torch.equal(target, case.value[:-1])
+
+
+@quick
+@given(weighted())
+def test_v_trace_without_bars_is_the_importance_sampled_return(drawn: tuple[Case, Tensor]) -> None:
+    """Per decision: G_t = ρ_t (r_t + γ G_{t+1}) + (1 − ρ_t) V(x_t)."""
+    case, rho = drawn
+    g = case.value[-1]
+    for t in reversed(range(len(rho))):
+        sampled = rho[t] * (case.reward[t] + case.discount[t] * g) + (1 - rho[t]) * case.value[t]
+        g = torch.where(case.mask[t] == 1, sampled, case.value[t])
+        target = v_trace(case, rho, rho_bar=math.inf, c_bar=math.inf).target[t]
+        torch.testing.assert_close(target, g, rtol=1e-9, atol=1e-9)
+
+
+@quick
+@given(weighted(), some_bars(), st.integers(1, 9))
+def test_v_trace_split_at_a_fake_row_is_two_rollouts(drawn: tuple[Case, Tensor], bars: dict[str, Any], at: int) -> None:
+    """Streams whose fake row is at the cut, which therefore falls right before or right after it."""
+    case, rho = drawn
+    assume(at < len(rho) and (case.mask[at] == 0).any())
+    ends = case.mask[at] == 0
+    whole = v_trace(case, rho, **bars)
+    for cut in {at, min(at + 1, len(rho) - 1)}:
+        parts = [v_trace(case.part(rows), rho[rows], **bars) for rows in (slice(cut), slice(cut, None))]
+        for ours, halves in zip(whole, zip(*parts, strict=True), strict=True):
+            assert torch.equal(ours[:, ends], torch.cat(halves)[:, ends])
+
+
+@quick
+@given(weighted(), some_bars(), st.data())
+def test_v_trace_does_not_leak_across_an_episodes_end(
+    drawn: tuple[Case, Tensor], bars: dict[str, Any], data: st.DataObject
+) -> None:
+    """Whatever comes after the final observation, and the ratio at it, is nothing to the rows before."""
+    case, rho = drawn
+    fakes = (case.mask == 0).nonzero().tolist()
+    assume(fakes)
+    t, b = data.draw(st.sampled_from(fakes))
+    value, reward, other = case.value.clone(), case.reward.clone(), rho.clone()
+    value[t + 1 :, b] = reward[t:, b] = other[t:, b] = 99.0
+    changed = vtrace(reward, value, case.discount, case.mask, other, **bars)
+    for ours, theirs in zip(v_trace(case, rho, **bars), changed, strict=True):
+        assert torch.equal(ours[:t], theirs[:t])
+        assert torch.equal(ours[t, b], theirs[t, b])
+    assert changed.advantage[t, b] == 0
+    assert changed.target[t, b] == case.value[t, b]
+
+
+@quick
+@given(weighted(), some_bars(), st.data())
+def test_v_trace_bootstraps_from_a_truncated_episodes_final_value_and_not_from_a_terminal_ones(
+    drawn: tuple[Case, Tensor], bars: dict[str, Any], data: st.DataObject
+) -> None:
+    case, rho = drawn
+    ends = (case.done * (1 - case.terminated)).nonzero().tolist()
+    assume(ends)
+    t, b = data.draw(st.sampled_from(ends))
+    terminated = case.terminated.clone()
+    terminated[t, b] = 1
+    before = v_trace(case, rho, **bars)
+    after = vtrace(case.reward, case.value, GAMMA * (1 - terminated), case.mask, rho, **bars)
+    worth = GAMMA * float(case.value[t + 1, b])
+    weight = min(bars["rho_bar"], float(rho[t, b]))
+    assert float((before.target - after.target)[t, b]) == pytest.approx(weight * worth, abs=1e-10)
+    weight = 1.0 if bars["policy_rho_bar"] is None else min(bars["policy_rho_bar"], float(rho[t, b]))
+    assert float((before.advantage - after.advantage)[t, b]) == pytest.approx(weight * worth, abs=1e-10)
+    assert torch.equal(before.target[t + 1 :], after.target[t + 1 :])
+
+
+@quick
+@given(weighted(), some_bars())
+def test_a_ratio_above_every_bar_counts_as_the_bar(drawn: tuple[Case, Tensor], bars: dict[str, Any]) -> None:
+    case, rho = drawn
+    highest = max(bar for name, bar in bars.items() if name != "trace_lambda" and bar is not None)
+    assume(math.isfinite(highest))
+    # An overflown ratio too: min(ρ̄, ∞) = ρ̄.
+    overflown = torch.where(rho >= highest, math.inf, rho)
+    for ours, theirs in zip(v_trace(case, overflown, **bars), v_trace(case, rho, **bars), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@quick
+@given(weighted(), some_bars(), st.sampled_from([1.0, 1.5, 10.0]), st.sampled_from(["rho_bar", "both", "rho"]))
+def test_where_no_td_error_is_negative_a_higher_bar_or_ratio_never_lowers_the_target(
+    drawn: tuple[Case, Tensor], bars: dict[str, Any], factor: float, what: str
+) -> None:
+    case, rho = drawn
+    case = replace(case, reward=case.reward.abs(), value=torch.zeros_like(case.value))  # δ_t = r_t
+    more, higher = dict(bars), rho
+    if what == "rho":
+        higher = rho * factor
+    else:
+        more["rho_bar"] *= factor
+        more["c_bar"] *= factor if what == "both" else 1.0
+    low, high = v_trace(case, rho, **bars), v_trace(case, higher, **more)
+    assert (high.target >= low.target).all()
+    if factor == 1:
+        assert torch.equal(high.target, low.target)
+
+
+def test_c_bar_above_rho_bar_is_refused() -> None:
+    case = case_of([[GO, GO]], [False, False], 0)
+    with pytest.raises(ValueError, match=r"rho_bar 1\.0 must be at least c_bar 2\.0"):
+        v_trace(case, torch.ones(1, 2), c_bar=2.0)
+
+
+# -- V-trace's fixed point ---------------------------------------------------------------------------------------------
+
+
+def expected_targets(
+    value: Tensor, p: np.ndarray, r: np.ndarray, pi: np.ndarray, mu: np.ndarray, steps: int, **bars: Any
+) -> Tensor:
+    """E_μ[v_t | x_t = s] for every s, exactly: each path of `steps` transitions is a stream, weighed by its chance."""
+    n, actions = r.shape
+    paths = np.array(list(product(range(n), *[range(actions), range(n)] * steps)))
+    state, action = paths[:, ::2].T, paths[:, 1::2].T
+    chance = np.prod(mu[state[:-1], action] * p[state[:-1], action, state[1:]], axis=0)
+    ones = torch.ones(action.shape, dtype=torch.float64)
+    rho = tensor((pi / mu)[state[:-1], action])
+    target = vtrace(tensor(r[state[:-1], action]), value[torch.as_tensor(state)], GAMMA * ones, ones, rho, **bars)[1]
+    start = torch.as_tensor(state[0])
+    return torch.zeros(n, dtype=torch.float64).index_add_(0, start, tensor(chance) * target[0])
+
+
+def fixed_point(*mdp: np.ndarray, steps: int, **bars: Any) -> Tensor:
+    value = torch.zeros(len(mdp[1]), dtype=torch.float64)
+    for _ in range(2000):
+        before, value = value, expected_targets(value, *mdp, steps=steps, **bars)
+        if (value - before).abs().max() < 1e-13:
+            break
+    return value
+
+
+@pytest.mark.parametrize("rho_bar", [0.5, 1.0, 2.0, 1e9])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_golden_v_trace_fixed_point(golden: Golden, rho_bar: float, steps: int) -> None:
+    x, outputs = golden("random_mdp_off_policy")
+    assert x["gamma"] == GAMMA
+    mdp = [np.asarray(x[name]) for name in ("P", "R", "pi", "mu")]
+    value = fixed_point(*mdp, steps=steps, rho_bar=rho_bar, c_bar=min(1.0, rho_bar))
+    close(value, outputs[f"V_vtrace_rhobar_{rho_bar:g}"], 1e-9)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**16), st.sampled_from([0.4, 1.0, 3.0]), st.sampled_from([0.2, 1.0]), lambdas)
+def test_v_trace_fixed_point_is_the_value_of_the_papers_policy_whatever_c_bar_and_lambda(
+    seed: int, rho_bar: float, c_share: float, lam: float
+) -> None:
+    """π_ρ̄(a|x) ∝ min(ρ̄ μ(a|x), π(a|x)) (Theorem 1), solved for exactly."""
+    rng = np.random.default_rng(seed)
+    n, actions = 3, 2
+    p = rng.dirichlet(np.ones(n), (n, actions))
+    r = rng.normal(size=(n, actions))
+    pi, mu = (rng.dirichlet(np.ones(actions), n) * 0.9 + 0.1 / actions for _ in range(2))
+    between = np.minimum(rho_bar * mu, pi)
+    between /= between.sum(-1, keepdims=True)
+    exact = np.linalg.solve(np.eye(n) - GAMMA * np.einsum("sa,sax->sx", between, p), (between * r).sum(-1))
+    value = fixed_point(p, r, pi, mu, steps=2, rho_bar=rho_bar, c_bar=c_share * rho_bar, trace_lambda=lam)
+    close(value, exact, 1e-9)

@@ -101,7 +101,8 @@ class PPO(Algorithm):
         if self.normalize_advantage:
             advantage_t = losses.normalized(advantage_t, mask_t)
 
-        log_rho_t = pi_t.log_prob(x.action) - x.behavior_log_prob
+        # ρ = 1 at fake rows: there it could overflow unnoticed, and ∞ · 0 is not 0.
+        log_rho_t = (pi_t.log_prob(x.action) - x.behavior_log_prob) * mask_t
         rho_t = log_rho_t.exp()
         policy = losses.reduce(losses.clipped_surrogate(rho_t, advantage_t, self.clip), mask_t, "mean")
         value = losses.reduce(0.5 * losses.clipped_error(v_t, return_t, v_old, self.clip_value), mask_t, "mean")

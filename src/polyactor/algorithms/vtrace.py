@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from polyactor import losses, returns
+from polyactor.errors import UsageError
 from polyactor.types import Algorithm, Allowed, Batch, Metrics, Model, anneal
 
 if TYPE_CHECKING:
@@ -39,6 +40,13 @@ class VTrace(Algorithm):
     """β at the end of the run, reached linearly; none keeps β constant."""
     reduction: losses.Reduction = "mean"
     """Mean, or the paper's sum, over the rollout's real rows."""
+
+    def fits(self, columns: int, *, memory: bool) -> None:
+        """ρ̄ ≥ c̄, which the paper's contraction needs."""
+        if self.c_bar > self.rho_bar:
+            raise UsageError(
+                f"--algorithm.c-bar {self.c_bar} is not allowed: it must be at most --algorithm.rho-bar {self.rho_bar}"
+            )
 
     def at(self, progress: float) -> Self:
         """Itself with β annealed to this progress in [0, 1]."""

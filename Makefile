@@ -2,16 +2,17 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+ORACLES := $(VENV)/.oracles
 
 .PHONY: train test test-slow check bench setup clean
 
 train: setup  ## A3C on Pong, until the mean of the last 100 games is 18
 	$(BIN)/polyactor train pong-a3c
 
-test: setup  ## the fast suite
+test: $(ORACLES)  ## the fast suite
 	$(BIN)/python -m pytest
 
-test-slow: setup  ## learning curves and other minutes-long tests
+test-slow: $(ORACLES)  ## learning curves and other minutes-long tests
 	$(BIN)/python -m pytest -m slow
 
 check: setup  ## what CI runs: format, lint, types, layers, tests
@@ -31,6 +32,10 @@ $(READY): pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $(READY)
+
+$(ORACLES): $(READY) requirements-oracles.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-oracles.lock
+	touch $(ORACLES)
 
 clean:
 	rm -rf $(VENV)

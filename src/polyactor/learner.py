@@ -44,9 +44,9 @@ class Replica:
         self.model, self.state, self.board = model, state, board
         self.reading = reading or nullcontext()
         self.device = device
-        self.vector = state.vector.clone().to(device)
+        self.vector = torch.empty_like(state.vector, device=device)
         bind(model, self.vector)
-        self.version = 0
+        self.pull()
 
     def pull(self) -> None:
         """θ' ← θ, running statistics too."""

@@ -115,6 +115,11 @@ TRAIN = "train a2c --env CartPole-v1"
         (f"{TRAIN} --stop-at nan", "--stop-at nan is not allowed"),
         (f"{TRAIN} --model.hidden 0", "--model.hidden 0 is not allowed"),
         (f"{TRAIN} --max-episode-steps 0", "--max-episode-steps 0 is not allowed"),
+        (f"{TRAIN} --atari.frame-skip 0", "--atari.frame-skip 0 is not allowed"),
+        (f"{TRAIN} --atari.stack 0", "--atari.stack 0 is not allowed"),
+        (f"{TRAIN} --atari.sticky 2", "--atari.sticky 2.0 is not allowed"),
+        ("train pong-a3c --atari.crop-top 9", "--atari.resize-height none is not allowed"),
+        (f"{TRAIN} --model.head-width 0", "--model.head-width 0 is not allowed"),
         (f"{TRAIN} --seeed 1", "did you mean '--seed'?"),
         (f"{TRAIN} --algorithm.gama 1", "did you mean '--algorithm.gamma'?"),
         (f"{TRAIN} --scheme.lock none", "there is no flag --scheme.lock"),
@@ -134,7 +139,8 @@ TRAIN = "train a2c --env CartPole-v1"
         ("resume run --stpes 5", "did you mean '--steps'?"),
         ("evaluate run --games -1", "--games -1 is not allowed"),
         ("check", "check needs --env"),
-        ("presets all", "'all' is one word too many"),
+        ("presets pong-a3", "there is no preset pong-a3 (did you mean 'pong-a3c'?)"),
+        ("presets a2c a3c", "'a3c' is one word too many"),
     ],
 )
 def test_usage_is_refused_in_one_sentence(refuse: Refuse, arguments: str, said: str) -> None:

@@ -82,6 +82,33 @@ def test_advantages_and_targets_are_constants_to_their_terms() -> None:
     assert (ours.grad == -3.0 + 2 * (1.0 - 3.0)).all()
 
 
+def test_huber_error_is_the_square_up_to_1_and_linear_beyond() -> None:
+    value = torch.linspace(-4, 4, 41, dtype=torch.float64, requires_grad=True)
+    target = torch.zeros(41, dtype=torch.float64, requires_grad=True)
+    error = losses.huber_error(value, target)
+    torch.testing.assert_close(error, 2 * torch.nn.functional.huber_loss(value, target, reduction="none"))
+    near = value.abs() <= 1
+    torch.testing.assert_close(error[near], losses.squared_error(value, target)[near])
+    (gradient,) = torch.autograd.grad(error.sum(), value)
+    torch.testing.assert_close(gradient, 2 * value.detach().clamp(-1, 1))
+    assert not losses.huber_error(value.detach(), target).requires_grad
+
+
+@pytest.mark.parametrize(("name", "error"), [("squared", losses.squared_error), ("huber", losses.huber_error)])
+def test_a2c_takes_the_value_loss_it_is_told(make_rollout: MakeRollout, name: Any, error: Any) -> None:
+    x = make_rollout(6, 3)
+    x = x.replace(reward=x.reward * 5)
+    table = Table(x, spaces.Discrete(2))
+    target = torch.from_numpy(numpy_returns(x, table.value, 0.99))
+    expected = losses.reduce(error(table.value[:-1], target), x.mask, "mean")
+    assert target[x.mask == 1].sub(table.value[:-1][x.mask == 1]).abs().max() > 1
+    loss, metrics = A2C(value_loss=name, value_coef=0.7).loss(table, Batch(x))
+    torch.testing.assert_close(metrics["value_loss"], expected.detach())
+    (got,) = torch.autograd.grad(loss, table.value)
+    (wanted,) = torch.autograd.grad(0.7 * expected, table.value)
+    torch.testing.assert_close(got, wanted)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_mean_of_nothing_is_zero_and_so_is_its_gradient(reduction: losses.Reduction) -> None:
     x = torch.ones(2, 2, requires_grad=True)

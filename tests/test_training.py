@@ -587,3 +587,10 @@ def test_what_cannot_be_drawn_leaves_no_file(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(RuntimeError, match="paint"):
         record(policy.config, dict(policy.model.state_dict()), tmp_path / "film.mp4")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_too_short_for_a_game_is_done_all_the_same(tmp_path: Path) -> None:
+    run = pa.train("a2c", env="CartPole-v1", steps=4, envs=2, rollout=2, out=str(tmp_path / "run"), quiet=True)
+    assert (run.status, run.summary["games"]) == ("done", 0)
+    assert not (run.path / "curve.png").exists()
+    assert "curve_skipped" in (run.path / "events.jsonl").read_text()

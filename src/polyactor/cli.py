@@ -26,7 +26,7 @@ usage: polyactor VERB ...
   record RUN [--out FILE]         one game as an mp4
   plot RUN... [--out FILE]        learning curves over steps and over wall time
   compare RUN...                  the same, and a table
-  presets                         every name that train takes
+  presets [NAME]                  every name that train takes, or one of them in full
   check --env ID                  is this environment fit for training?
   bench [PRESET] [--seconds S] [--schemes A,B,…]
                                   speed on this machine, against the environments alone
@@ -249,10 +249,11 @@ def _compare(args: list[str]) -> int:
 
 
 def _presets(args: list[str]) -> int:
-    _options(args, {}, "presets", runs=False)
+    name = args[0] if args and not args[0].startswith("-") else None
+    _options(args if name is None else args[1:], {}, "presets [NAME]", runs=False)
     from polyactor.presets import show
 
-    show()
+    show(name)
     return 0
 
 

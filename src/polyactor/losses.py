@@ -27,6 +27,16 @@ def squared_error(value: Tensor, target: Tensor) -> Tensor:
     return (target.detach() - value) ** 2
 
 
+def huber_error(value: Tensor, target: Tensor) -> Tensor:
+    """``(R_t − V(x_t))²`` up to an error of 1, ``2|R_t − V(x_t)| − 1`` beyond, per row; the target is a constant.
+
+    Twice Huber's loss, so that a coefficient weighs small errors as it does those of `squared_error`.
+    """
+    error = (target.detach() - value).abs()
+    near = error.clamp(max=1)
+    return near * (2 * error - near)
+
+
 def normalized(advantage: Tensor, mask: Tensor) -> Tensor:
     """``(A − mean) / std`` over real rows, population std; unchanged when fewer than two rows are real."""
     count = mask.sum()

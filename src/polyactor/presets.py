@@ -1,20 +1,20 @@
-"""Settings by name: methods that fit any environment, and named rows that reproduce a result. Data, no code paths."""
+"""Settings by name: methods that fit any environment, and named rows that reproduce a result."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from polyactor.compose import part
 from polyactor.config import Config
 from polyactor.envs import EnvFactory, looks_atari, make_envs
 from polyactor.errors import UsageError, suggestion
+from polyactor.published import PUBLISHED, Preset, Values
 from polyactor.types import Algorithm
 
 Kind = Literal["atari", "discrete", "continuous"]
-Values = Mapping[str, Any]
-"""Config values by dotted path: ``{"rollout": 20, "optimizer.lr": 1e-3}``."""
 
 
 @dataclass(frozen=True)
@@ -31,27 +31,6 @@ class Method:
     algorithm: str
     scheme: str
     values: Mapping[Kind, Values]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A method on one environment.
-
-    Attributes:
-        about: one line.
-        method: whose values these override.
-        env: the environment.
-        values: the overrides.
-        claim: what its source published; empty for our own.
-        measured: what we measured, as in ``results/``; empty until there is one.
-    """
-
-    about: str
-    method: str
-    env: str
-    values: Values = field(default_factory=dict)
-    claim: str = ""
-    measured: str = ""
 
 
 _ACTOR_CRITIC: dict[Kind, Values] = {
@@ -83,6 +62,18 @@ METHODS: dict[str, Method] = {
     "a3c": Method("asynchronous advantage actor-critic: lock-free workers", "a2c", "hogwild", _ACTOR_CRITIC),
     "ppo": Method("proximal policy optimisation", "ppo", "sync", _PPO),
     "vtrace": Method("V-trace actor-critic in one process", "vtrace", "sync", _ACTOR_CRITIC),
+    "a3c-server": Method(
+        "asynchronous advantage actor-critic: workers send gradients to a server", "a2c", "param-server", _ACTOR_CRITIC
+    ),
+    "appo": Method(
+        "asynchronous PPO: actors send rollouts to a learner",
+        "ppo",
+        "actor-learner",
+        {kind: {**values, "algorithm.estimator": "vtrace"} for kind, values in _PPO.items()},
+    ),
+    "impala": Method(
+        "importance-weighted actor-learner: rollouts to a learner, V-trace", "vtrace", "actor-learner", _ACTOR_CRITIC
+    ),
 }
 
 PRESETS: dict[str, Preset] = {
@@ -125,28 +116,7 @@ PRESETS: dict[str, Preset] = {
         },
         measured="0.996 over 2,000 games; 0.494 without memory (1 seed)",
     ),
-    "paper-a3c-ff": Preset(
-        "Mnih et al. 2016, feed-forward, as published: 16 workers of one environment",
-        "a3c",
-        "PongNoFrameskip-v4",
-        {
-            "steps": 80_000_000,
-            "workers": 16,
-            "envs": 1,
-            "rollout": 5,
-            "optimizer": "rmsprop",
-            "optimizer.lr": 7e-4,
-            "optimizer.lr_end": 0.0,
-            "optimizer.eps": 0.1,
-            "optimizer.eps_inside": True,
-            "optimizer.square_avg_start": 0.0,
-            "optimizer.max_grad_norm": 40.0,
-            "algorithm.gae_lambda": 1.0,
-            "algorithm.reduction": "sum",
-            "normalize.observation": False,
-        },
-        claim="Pong 11.4 after 1 day, 5.6 after 4 days (human starts)",
-    ),
+    **PUBLISHED,
 }
 
 
@@ -189,7 +159,9 @@ def base_config(
         if preset is None:
             raise UsageError(f"--env is needed: polyactor train {name} --env CartPole-v1")
         env = preset.env
-    values = dict(method.values[kind_of(env)]) | dict(preset.values if preset else {})
+    # What suits our methods is not what a source ran: its rows stand on the plain defaults.
+    values = {} if preset and preset.source else dict(method.values[kind_of(env)])
+    values |= preset.values if preset else {}
     algorithm: Algorithm = part("algorithm", method.algorithm)()
     own = values.pop("optimizer")
     if optimizer is not None and optimizer != own:  # another rule wants another learning rate: its own default
@@ -203,6 +175,8 @@ def base_config(
     )
     if config.scheme.single:
         values |= {"workers": 1}
+    if not config.scheme.per_worker:
+        values |= {"per_worker": ()}
     for path, value in values.items():
         config = _with(config, path, value)
     return config
@@ -219,22 +193,83 @@ def _with(config: Config, path: str, value: Any) -> Config:
     return replace(config, **{group: replace(section, **{name: value})})
 
 
-def show() -> None:
-    """Print every name with its settings, its source's claim and what was measured."""
-    from rich.console import Console
-    from rich.table import Table
+def show(name: str | None = None) -> None:
+    """Print every name with its settings, its source's claim and what was measured; or one name in full.
 
-    methods = Table(title="methods: polyactor train NAME --env ID", title_justify="left")
-    for column in ("name", "what it is", "algorithm", "scheme"):
-        methods.add_column(column)
-    for name, method in METHODS.items():
-        methods.add_row(name, method.about, method.algorithm, method.scheme)
-    presets = Table(title="presets: polyactor train NAME", title_justify="left")
-    for column in ("name", "what it is", "environment", "settings", "published", "measured"):
-        presets.add_column(column)
-    for name, preset in PRESETS.items():
-        settings = ", ".join(f"{path} {value}" for path, value in preset.values.items())
-        presets.add_row(name, preset.about, preset.env, f"{preset.method}, {settings}", preset.claim, preset.measured)
-    console = Console()
-    console.print(methods)
-    console.print(presets)
+    Raises:
+        UsageError: no such name.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+
+    def say(text: str, indent: int = 0, style: str = "") -> None:
+        lines = textwrap.wrap(text, console.width - indent, break_on_hyphens=False, break_long_words=False)
+        console.print(textwrap.indent("\n".join(lines), " " * indent), style=style, soft_wrap=True)
+
+    if name is not None:
+        console.print("\n".join(_in_full(name)), soft_wrap=True)
+        return
+    say("methods: polyactor train NAME --env ID", style="bold")
+    for each, method in METHODS.items():
+        say(f"{each}: {method.about} ({method.algorithm} under {method.scheme})", 2)
+    source = None
+    for each, preset in PRESETS.items():
+        if preset.source != source:
+            source = preset.source
+            console.print()
+            say(f"presets from {source}" if source else "presets: polyactor train NAME", style="bold")
+        say(f"{each}: {preset.about}", 2, "cyan")
+        say(f"{preset.env}, {preset.method}; {_settings(preset.values)}".rstrip("; "), 6, "dim")
+        if preset.claim:
+            say(f"published: {preset.claim}", 6)
+        say(f"measured:  {preset.measured}", 6)
+    console.print()
+    say("polyactor presets NAME shows one in full; docs/presets.md says where a published row had to differ.")
+
+
+def _in_full(name: str) -> list[str]:
+    """Everything a name stands for, as lines."""
+    if name in PRESETS:
+        preset = PRESETS[name]
+        about, settings = preset.about, {"settings": preset.values}
+        says = {"environment": preset.env, "method": preset.method, "source": preset.source}
+        says |= {"published": preset.claim, "measured": preset.measured}
+    elif name in METHODS:
+        method = METHODS[name]
+        about, settings = method.about, {f"settings, {kind}": values for kind, values in method.values.items()}
+        says = {"algorithm": method.algorithm, "scheme": method.scheme}
+    else:
+        raise UsageError(f"there is no preset {name}{suggestion(name, [*METHODS, *PRESETS])}")
+    lines = [f"{name}: {about}", *(f"  {key}: {value}" for key, value in says.items() if value)]
+    for heading, values in settings.items():
+        lines += [heading, *(f"  --{_setting(path, value, ' ')}" for path, value in values.items())]
+    return lines
+
+
+def _settings(values: Values) -> str:
+    """Settings in a line, section by section; the run's own first."""
+    sections: dict[str, list[str]] = {"": []}
+    for path, value in values.items():
+        section, _, name = path.rpartition(".")
+        sections.setdefault(section, []).append(_setting(name, value, "="))
+    return "; ".join(
+        f"{section}: {', '.join(names)}".removeprefix(": ") for section, names in sections.items() if names
+    )
+
+
+def _setting(path: str, value: Any, joint: str) -> str:
+    """One setting as its flag is spelled."""
+    section, dot, name = path.replace("_", "-").rpartition(".")
+    if isinstance(value, bool):
+        return f"{section}{dot}{'' if value else 'no-'}{name}"
+    return f"{section}{dot}{name}{joint}{_text(value)}"
+
+
+def _text(value: Any) -> str:
+    """As one would type it."""
+    if isinstance(value, tuple):
+        return " ".join(map(_text, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:_}" if isinstance(value, int) else str(value).replace("None", "none")

@@ -329,7 +329,10 @@ class _Training:
         if status == "stopped":
             self.progress.say(f"stopped and saved; go on with: polyactor resume {self.directory}")
             return
-        curve([self.directory], self.directory / "curve.png")
+        if self.scores:
+            curve([self.directory], self.directory / "curve.png")
+        else:
+            self.log.event("curve_skipped", "no game has finished")
         try:
             config, tensors = read(self.directory)
             record(replace(config, env=self.config.env), tensors, self.directory / "replay.mp4", seed=self.config.seed)

@@ -11,7 +11,7 @@ import pytest
 from gymnasium.envs.registration import EnvSpec
 
 from polyactor.envs import AtariOptions, Step, VectorEnv, check_env, make_envs
-from polyactor.errors import EnvironmentUnsupported
+from polyactor.errors import EnvironmentUnsupported, UsageError
 
 vector_env = pytest.importorskip("ale_py.vector_env")
 
@@ -61,6 +61,28 @@ def test_preprocessing_options_reach_the_emulator() -> None:
     assert envs.observation_space.dtype == np.uint8
     raw = emulator(2, frameskip=3, img_height=42, img_width=42, noop_max=5, use_fire_reset=False, stack_num=2)
     assert same_game(envs, raw)
+
+
+def test_a_crop_is_rows_of_the_taller_frame() -> None:
+    envs = make_envs("BreakoutNoFrameskip-v4", 2, atari=AtariOptions(resize_height=110, crop_top=18))
+    raw = emulator(2, img_height=110, img_width=84)
+    assert envs.observation_space.shape == (4, 84, 84)
+    assert np.array_equal(envs.reset(3), raw.reset(seed=3)[0][:, :, 18:102])
+    for action, step in play(envs, 80):
+        assert np.array_equal(step.observation, raw.step(action)[0][:, :, 18:102])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (AtariOptions(crop_top=1), "--atari.resize-height none is not allowed: .* need at least 85"),
+        (AtariOptions(resize_height=101, crop_top=18), "--atari.resize-height 101 is not allowed: .* at least 102"),
+        (AtariOptions(resize_height=50), "--atari.resize-height 50 is not allowed: .* at least 84"),
+    ],
+)
+def test_a_crop_that_is_not_there_is_refused(options: AtariOptions, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        make_envs("ALE/Pong-v5", 1, atari=options)
 
 
 def test_spaces_and_dtypes() -> None:

@@ -57,8 +57,10 @@ IMAGE = spaces.Box(0, 255, (4, 84, 84), np.uint8)
         (VECTOR, replace(SMALL, share_torso=False, core="lstm"), 7),
         (IMAGE, SMALL, 3),
         (IMAGE, replace(SMALL, core="lstm", torso="nature-cnn"), 3),
+        (IMAGE, replace(SMALL, torso="a3c-conv", head_width=8), 3),
+        (VECTOR, replace(SMALL, share_torso=False, core="lstm", head_width=8), 7),
     ],
-    ids=["mlp", "lstm", "separate", "separate-lstm", "cnn", "cnn-lstm"],
+    ids=["mlp", "lstm", "separate", "separate-lstm", "cnn", "cnn-lstm", "dual-head", "separate-lstm-heads"],
 )
 def test_unroll_over_t_rows_equals_t_single_steps(space: spaces.Box, spec: ModelSpec, t: int, normalized: bool) -> None:
     b, atol = 2, 1e-5 if space is IMAGE else 1e-6  # a CNN sums thousands of products, in another order
@@ -117,6 +119,43 @@ def test_separate_torsos_share_nothing() -> None:
     touched = {name for name, p in model.named_parameters() if p.grad is not None and (p.grad != 0).any()}
     assert touched
     assert all(name.startswith(("critic.", "value.")) for name in touched)
+
+
+@pytest.mark.parametrize("core", ["none", "lstm"])
+def test_heads_of_their_own_share_what_is_below_them_and_nothing_else(core: Any) -> None:
+    model = make(IMAGE, spec=replace(SMALL, torso="nature-conv", head_width=512, core=core), precision="bf16")
+    features = 3136 if core == "none" else SMALL.core_size
+    assert [tuple(layer[0].weight.shape) for layer in (model.policy_layer, model.value_layer)] == [(512, features)] * 2
+    x, is_first = random_batch(IMAGE, 2, 2)
+    out = model.unroll(_rollout(x, is_first, model.initial_state(2)))
+    assert out.policy.dtype == out.value.dtype == torch.float32
+    named = dict(model.named_parameters())
+    for loss, own in ((out.policy.square().sum(), "policy"), (out.value.sum(), "value")):
+        gradients = torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True)
+        touched = {name.split(".")[0] for name, g in zip(named, gradients, strict=True) if g is not None and g.any()}
+        assert touched == {"trunk", own, f"{own}_layer"}
+
+
+@pytest.mark.parametrize(
+    ("torso", "size", "frames", "features"),
+    [
+        ("a3c-cnn", 84, 4, 256),
+        ("a3c-conv", 84, 4, 2592),
+        ("nature-cnn", 84, 4, 512),
+        ("nature-cnn-32", 84, 4, 512),
+        ("nature-conv", 84, 4, 3136),
+        ("elu-conv", 42, 1, 288),
+        ("pool-conv", 80, 1, 1024),
+    ],
+)
+def test_convolutional_torsos_have_their_sources_widths(torso: Any, size: int, frames: int, features: int) -> None:
+    space = spaces.Box(0, 255, (frames, size, size), np.uint8)
+    model = make(space, spec=replace(SMALL, torso=torso))
+    assert model.trunk.features == features
+    x, is_first = random_batch(space, 1, 2)
+    assert model.unroll(_rollout(x, is_first, ())).policy.shape == (1, 2, 4)
+    kinds = {type(layer).__name__ for layer in model.trunk.torso} - {"Conv2d", "Flatten", "Linear"}
+    assert kinds == {"elu-conv": {"ELU"}, "pool-conv": {"ReLU", "MaxPool2d"}}.get(torso, {"ReLU"})
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from polyactor import losses, returns
 from polyactor.types import Algorithm, Allowed, Batch, Metrics, Model, anneal
@@ -26,6 +26,8 @@ class A2C(Algorithm):
     """λ of generalised advantage estimation; 1 is the paper's n-step return."""
     value_coef: Annotated[float, Allowed(0)] = 0.5
     """Weight c of the squared error (no ½ inside)."""
+    value_loss: Literal["squared", "huber"] = "squared"
+    """huber: the squared error up to 1, linear beyond."""
     entropy_coef: Annotated[float, Allowed(0, 1)] = 0.01
     """Weight β of the entropy bonus."""
     entropy_coef_end: Annotated[float | None, Allowed(0, 1)] = None
@@ -54,7 +56,8 @@ class A2C(Algorithm):
 
         entropy_t = pi_t.entropy()
         policy = losses.reduce(losses.policy_gradient(pi_t.log_prob(x.action), advantage_t), mask_t, self.reduction)
-        value = losses.reduce(losses.squared_error(v_t, return_t), mask_t, self.reduction)
+        error = losses.huber_error if self.value_loss == "huber" else losses.squared_error
+        value = losses.reduce(error(v_t, return_t), mask_t, self.reduction)
         entropy = losses.reduce(entropy_t, mask_t, self.reduction)
         total = policy + self.value_coef * value - self.entropy_coef * entropy
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
@@ -11,7 +11,8 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from polyactor.envs.vector_env import ActionSpace, Step
-from polyactor.errors import EnvironmentUnsupported
+from polyactor.errors import EnvironmentUnsupported, UsageError
+from polyactor.types import Allowed
 
 MAX_FRAMES = 108_000
 """Emulator frames after which a game is truncated: 30 minutes at 60 frames a second."""
@@ -30,21 +31,25 @@ UNDERSTOOD = {
 class AtariOptions:
     """How an Atari game is shown to the agent; pictures are always grayscale and scores never clipped."""
 
-    frame_skip: int = 4
+    frame_skip: Annotated[int, Allowed(1)] = 4
     """Emulator frames per agent step: the action is repeated, and the last two frames are merged by their maximum."""
-    frame_size: int = 84
+    frame_size: Annotated[int, Allowed(1)] = 84
     """Height and width of a frame, in pixels."""
-    noop_max: int = 30
+    resize_height: Annotated[int | None, Allowed(1)] = None
+    """Shrink the screen to frame_size columns and so many rows, of which frame_size are kept; none: all are."""
+    crop_top: Annotated[int, Allowed(0)] = 0
+    """The first of the rows that are kept."""
+    noop_max: Annotated[int, Allowed(0)] = 30
     """A game starts with up to this many idle frames, drawn at random."""
     fire_reset: bool = True
     """Press FIRE at the start of games that wait for it."""
-    stack: int = 4
+    stack: Annotated[int, Allowed(1)] = 4
     """How many of the latest frames make one observation."""
     life_loss: bool = False
     """A lost life counts as an end for the value function; the game itself goes on."""
     one_life: bool = False
     """A lost life ends the episode and the game starts anew, so that scores are of one life."""
-    sticky: float | None = None
+    sticky: Annotated[float | None, Allowed(0, 1)] = None
     """Probability that the emulator repeats the last action; by default what the id says (ALE/*-v5 .25, *-v4 0)."""
 
 
@@ -91,6 +96,7 @@ class AtariEnvs:
 
     Raises:
         EnvironmentUnsupported: as `check`.
+        UsageError: the rows to keep are more than there are.
     """
 
     def __init__(
@@ -106,6 +112,13 @@ class AtariEnvs:
         from ale_py.vector_env import AtariVectorEnv
 
         check(spec)
+        size, top = options.frame_size, options.crop_top
+        height = options.resize_height or size
+        if height < top + size:
+            raise UsageError(
+                f"--atari.resize-height {options.resize_height or 'none'} is not allowed: frames of {size} rows"
+                f" from row {top} on (--atari.frame-size, --atari.crop-top) need at least {top + size}"
+            )
         if max_episode_steps is None:
             frames = spec.kwargs.get("max_num_frames_per_episode") or MAX_FRAMES
         else:
@@ -126,12 +139,13 @@ class AtariEnvs:
         self._emulators = AtariVectorEnv(
             num_envs=num_envs,
             num_threads=min(threads, num_envs),
-            img_height=options.frame_size,
-            img_width=options.frame_size,
+            img_height=height,
+            img_width=size,
             stack_num=options.stack,
             grayscale=True,
             **game,
         )
+        self._rows = slice(top, top + size)
         # The emulator gives either gray or colour: a twin of environment 0 with its seed and actions gives the other.
         self._twin = None
         if render:
@@ -145,7 +159,7 @@ class AtariEnvs:
 
         self.num_envs = num_envs
         self.frames_per_second = round(60 / options.frame_skip)
-        shape = (options.stack, options.frame_size, options.frame_size)
+        shape = (options.stack, size, size)
         self.observation_space: gymnasium.spaces.Box = gymnasium.spaces.Box(0, 255, shape, np.uint8)
         self.action_space: ActionSpace = gymnasium.spaces.Discrete(len(self._emulators.ale.get_action_set()))
 
@@ -160,7 +174,7 @@ class AtariEnvs:
         if self._twin is not None:
             colour, _ = self._twin.reset(seed=seed)
             self._picture = colour[0, -1]
-        return np.asarray(observation)
+        return np.asarray(observation)[:, :, self._rows]
 
     def step(self, action: NDArray[Any]) -> Step:
         """One agent step, which is `frame_skip` emulator frames; `action` is ``[B]``, an index into the game's set."""
@@ -174,7 +188,7 @@ class AtariEnvs:
         self._lives, self._done = info["lives"], done
         if self._twin is not None:
             self._picture = self._twin.step(action[:1])[0][0, -1]
-        return Step(observation, reward.astype(np.float32), terminated, done)
+        return Step(observation[:, :, self._rows], reward.astype(np.float32), terminated, done)
 
     def encode(self, observation: Any) -> NDArray[Any]:
         """A stack of frames, ``[stack, frame_size, frame_size]``, as it is."""

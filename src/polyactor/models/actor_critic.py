@@ -65,6 +65,13 @@ def policy_head(features: int, actions: ActionSpec, spec: ModelSpec) -> nn.Modul
     return head
 
 
+def own_layer(features: int, width: int | None) -> nn.Module:
+    """What a head has to itself before its output: a ReLU layer of `width` units, or nothing."""
+    if width is None:
+        return nn.Identity()
+    return nn.Sequential(orthogonal(nn.Linear(features, width)), nn.ReLU())
+
+
 class ActorCritic(nn.Module):
     """π(·|x) and V(x).
 
@@ -98,8 +105,10 @@ class ActorCritic(nn.Module):
         self.actions = action_spec(action_space)
         self.trunk = Trunk(shape, dtype, spec, precision)
         self.critic = None if spec.share_torso else Trunk(shape, dtype, spec, precision)
-        self.policy = policy_head(self.trunk.features, self.actions, spec)
-        self.value = orthogonal(nn.Linear(self.trunk.features, 1), 1.0)
+        features = self.trunk.features
+        self.policy_layer, self.value_layer = (own_layer(features, spec.head_width) for _ in range(2))
+        self.policy = policy_head(spec.head_width or features, self.actions, spec)
+        self.value = orthogonal(nn.Linear(spec.head_width or features, 1), 1.0)
         self.observation_moments = RunningMoments(shape) if normalize_observation else None
         self.return_moments = RunningMoments(()) if normalize_return else None
         # Two levels of noise for bytes, next to none for numbers: keeps constant inputs finite.
@@ -135,11 +144,11 @@ class ActorCritic(nn.Module):
         x = self.prepared(observation.flatten(0, 1))
         half = len(state) if self.critic is None else len(state) // 2
         features, own = self.trunk(x, state[:half], is_first)
-        params: Tensor = self.policy(features)
+        params: Tensor = self.policy(self.policy_layer(features))
         if self.critic is not None:
             features, others = self.critic(x, state[half:], is_first)
             own = own + others
-        value: Tensor = self.value(features).squeeze(-1)
+        value: Tensor = self.value(self.value_layer(features)).squeeze(-1)
         return params, value, own
 
     def prepared(self, x: Tensor) -> Tensor:

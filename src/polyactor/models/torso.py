@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,35 +29,72 @@ class MLP(nn.Sequential):
         widths = (math.prod(shape), *spec.hidden)
         layers: list[nn.Module] = [nn.Flatten()]
         for width_in, width_out in pairwise(widths):
-            layers += [
-                orthogonal(nn.Linear(width_in, width_out)),
-                nn.Tanh() if spec.activation == "tanh" else nn.ReLU(),
-            ]
+            layers += [orthogonal(nn.Linear(width_in, width_out)), ACTIVATIONS[spec.activation]()]
         super().__init__(*layers)
         self.features = widths[-1]
 
 
-class CNN(nn.Sequential):
-    """Convolutions and one fully connected layer on ``[N, C, H, W]``, ReLU after each."""
+class Convolution(NamedTuple):
+    """One convolution, its activation, and where `pool` is above 1 the maximum over squares of that side."""
 
-    def __init__(self, shape: tuple[int, ...], convolutions: tuple[tuple[int, int, int], ...], features: int) -> None:
+    filters: int
+    kernel: int
+    stride: int
+    padding: int = 0
+    pool: int = 1
+
+
+class Architecture(NamedTuple):
+    """Convolutions, then one dense layer or none."""
+
+    convolutions: tuple[Convolution, ...]
+    dense: int | None
+    activation: type[nn.Module] = nn.ReLU
+
+
+class CNN(nn.Sequential):
+    """An architecture on ``[N, C, H, W]``."""
+
+    def __init__(self, shape: tuple[int, ...], architecture: Architecture) -> None:
+        convolutions, dense, activation = architecture
         layers: list[nn.Module] = []
         channels = shape[0]
-        for filters, kernel, stride in convolutions:
-            layers += [orthogonal(nn.Conv2d(channels, filters, kernel, stride)), nn.ReLU()]
+        for filters, kernel, stride, padding, pool in convolutions:
+            layers += [orthogonal(nn.Conv2d(channels, filters, kernel, stride, padding)), activation()]
+            layers += [nn.MaxPool2d(pool)] if pool > 1 else []
             channels = filters
         layers.append(nn.Flatten())
         with torch.no_grad():
-            flat = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
-        super().__init__(*layers, orthogonal(nn.Linear(flat, features)), nn.ReLU())
-        self.features = features
+            flat: int = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
+        if dense is not None:
+            layers += [orthogonal(nn.Linear(flat, dense)), activation()]
+        super().__init__(*layers)
+        self.features = flat if dense is None else dense
 
 
-CONVOLUTIONS: dict[str, tuple[tuple[tuple[int, int, int], ...], int]] = {
-    "a3c-cnn": (((16, 8, 4), (32, 4, 2)), 256),
-    "nature-cnn": (((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512),
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "leaky-relu": nn.LeakyReLU}
+
+_A3C = (Convolution(16, 8, 4), Convolution(32, 4, 2))
+_NATURE = (Convolution(32, 8, 4), Convolution(64, 4, 2), Convolution(64, 3, 1))
+
+CNNS: dict[str, Architecture] = {
+    "a3c-cnn": Architecture(_A3C, 256),  # Mnih et al. 2013 and 2016
+    "a3c-conv": Architecture(_A3C, None),
+    "nature-cnn": Architecture(_NATURE, 512),  # Mnih et al. 2015
+    "nature-conv": Architecture(_NATURE, None),
+    "nature-cnn-32": Architecture((*_NATURE[:2], Convolution(32, 3, 1)), 512),  # pytorch-a2c-ppo-acktr-gail
+    "elu-conv": Architecture((Convolution(32, 3, 2, 1),) * 4, None, nn.ELU),  # pytorch-a3c; meant for 42 x 42
+    "pool-conv": Architecture(  # rl_a3c_pytorch; meant for 80 x 80
+        (
+            Convolution(32, 5, 1, 2, 2),
+            Convolution(32, 5, 1, 1, 2),
+            Convolution(64, 4, 1, 1, 2),
+            Convolution(64, 3, 1, 1, 2),
+        ),
+        None,
+    ),
 }
-"""(filters, kernel, stride) of each convolution, and the width after them: Mnih et al. 2016, Mnih et al. 2015."""
+"""By the name a spec gives them."""
 
 
 def is_image(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
@@ -77,7 +114,7 @@ def make_torso(shape: tuple[int, ...], dtype: torch.dtype, spec: ModelSpec) -> M
         return MLP(shape, spec)
     if not image:
         raise ValueError(f"the {name} torso needs images (uint8, three axes), not observations of shape {shape}")
-    return CNN(channels_first(shape), *CONVOLUTIONS[name])
+    return CNN(channels_first(shape), CNNS[name])
 
 
 def channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:

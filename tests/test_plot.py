@@ -32,11 +32,12 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return drawn
 
 
-def make(root: Path, name: str, *, total: int = 1000, lag: float = 0, **config: Any) -> Path:
+def make(root: Path, name: str, *, total: int = 1000, lags: dict[str, float] | None = None, **config: Any) -> Path:
     run = root / name
     run.mkdir()
     rows = [
-        {"agent_steps": total * i // 10, "wall_s": 60.0 * i, "score_mean100": float(i), "policy_lag": lag * i}
+        {"agent_steps": total * i // 10, "wall_s": 60.0 * i, "score_mean100": float(i)}
+        | {key: lag * i for key, lag in (lags or {}).items()}
         for i in range(1, 11)
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -95,14 +96,67 @@ def test_several_runs_differ_in_the_legend_and_large_steps_are_millions(tmp_path
     assert lines(figure.axes[0])["ppo · sync · A-v0 · seed 1 (one)"][0][-1] == 2.0
 
 
-def test_lags_have_a_panel_only_when_there_are_any(tmp_path: Path, figures: list[Any]) -> None:
-    still, lagging = make(tmp_path, "still"), make(tmp_path, "lagging", lag=2)
-    curve([still], tmp_path / "curve.png")
-    curve([still, lagging], tmp_path / "curve.png")
-    assert [len(figure.axes) for figure in figures] == [2, 3]
-    drawn = [list(line.get_ydata()) for line in figures[1].axes[2].lines if len(line.get_ydata())]
-    assert drawn == [[2.0 * i for i in range(1, 11)]] * 2  # as reported, and smoothed (too few rows to smooth)
-    assert [text.get_text() for text in figures[1].axes[2].get_legend().get_texts()] == ["policy lag"]
+def curves(panel: Any) -> list[tuple[str, str, list[float]]]:
+    """Colour, line style and heights of the lines that have a curve, without the pale ones behind them."""
+    return [
+        (line.get_color(), line.get_linestyle(), list(line.get_ydata()))
+        for line in panel.lines
+        if line.get_alpha() is None and len(line.get_ydata())
+    ]
+
+
+def test_both_lags_of_every_run_have_a_panel_in_the_runs_colours(tmp_path: Path, figures: list[Any]) -> None:
+    config = {"algorithm": "a2c", "env": "A-v0"}
+    still = make(tmp_path, "still", lags={"policy_lag": 0, "gradient_staleness": 0}, scheme="sync", **config)
+    async_ = make(tmp_path, "async", lags={"policy_lag": 2, "gradient_staleness": 0.5}, scheme="hogwild", **config)
+    unmeasured = make(tmp_path, "unmeasured", scheme="foreign", **config)
+    curve([still, async_, unmeasured], tmp_path / "curve.png")
+    (figure,) = figures
+    scores, _, lags = figure.axes
+    (blue, _, _), (red, _, _), _ = curves(scores)
+    assert curves(lags) == [
+        (blue, "-", [0.0] * 10),
+        (red, "-", [2.0 * i for i in range(1, 11)]),
+        (blue, "--", [0.0] * 10),  # matplotlib's word for every pattern of dashes
+        (red, "--", [0.5 * i for i in range(1, 11)]),
+    ]
+    assert lags.get_ylim()[0] < 0  # the zeros can be seen
+    assert lags.get_ylim()[1] > 20  # and so can the highest
+    assert (lags.get_xlabel(), lags.get_ylabel()) == ("agent steps", "updates behind")
+    assert [text.get_text() for text in lags.get_legend().get_texts()] == ["policy lag", "gradient staleness"]
+    assert legend(figure) == ["a2c · sync", "a2c · hogwild", "a2c · foreign"]
+
+
+def test_lags_that_are_all_0_are_said_in_words_and_unmeasured_ones_not_at_all(
+    tmp_path: Path, figures: list[Any]
+) -> None:
+    both, one, none = (
+        make(tmp_path, "both", lags={"policy_lag": 0, "gradient_staleness": 0}),
+        make(tmp_path, "one", lags={"gradient_staleness": 0}),
+        make(tmp_path, "none"),
+    )
+    for run in (both, one, none):
+        curve([run], tmp_path / "curve.png")
+    assert [len(figure.axes) for figure in figures] == [2, 2, 2]
+    assert [legend(figure)[1:] for figure in figures] == [
+        ["policy lag, gradient staleness: 0 throughout"],
+        ["gradient staleness: 0 throughout"],
+        [],
+    ]
+
+
+def test_a_lag_is_smoothed_and_shown_pale_as_reported(tmp_path: Path, figures: list[Any]) -> None:
+    run = make(tmp_path, "run")
+    reported = [float(i % 2) for i in range(200)]
+    rows = [
+        {"agent_steps": i + 1, "wall_s": i, "score_mean100": 0, "policy_lag": lag} for i, lag in enumerate(reported)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curve([run], tmp_path / "curve.png")
+    pale, line, *_ = (list(line.get_ydata()) for line in figures[0].axes[2].lines)
+    assert pale == reported
+    assert len(line) == 200
+    assert all(0.4 < lag < 0.6 for lag in line[5:-5])
 
 
 def test_evaluations_come_from_rows_and_events(tmp_path: Path, figures: list[Any]) -> None:

@@ -25,8 +25,9 @@ from gymnasium import spaces
 
 import polyactor as pa
 from polyactor import checkpoint, transport
+from polyactor.actor import Actor
 from polyactor.board import Board, Counter
-from polyactor.build import make_model, make_state
+from polyactor.build import PLAY, Streams, make_model, make_state
 from polyactor.config import Config
 from polyactor.envs import make_envs
 from polyactor.errors import CheckpointError, EnvironmentUnsupported
@@ -510,6 +511,32 @@ def test_every_environment_plays_the_same_number_of_whole_games(deterministic: b
     assert found.stuck == found.capped == 0
     assert found.deterministic is deterministic
     assert found.mean == pytest.approx(sum(points.values()) / 4)
+
+
+def test_evaluation_plays_the_games_that_an_actor_plays_with_the_same_parameters() -> None:
+    """So a difference between a training mean and a fresh one is in the parameters or in chance."""
+    model, b, per_env = untrained("CartPole-v1").model, 4, 5
+    found = play(model, make_envs("CartPole-v1", b), games=b * per_env, deterministic=False, seed=3)
+
+    streams, games = Streams.of(3, PLAY), []
+    actor = Actor(
+        make_envs("CartPole-v1", b),
+        model,
+        length=7,
+        seed=streams.env,
+        generator=streams.act,
+        gamma=0.99,
+        on_game=lambda score, length: games.append((score, length)),
+    )
+    while len(games) < 10 * b * per_env:
+        actor.collect(0)
+    taken = list(zip(found.scores, found.lengths, strict=True))
+    assert len(taken) == b * per_env
+    assert len(set(taken)) > 5  # games differ, so equality below means something
+    # An environment that has played its share goes on, so the actor's list has more games between those taken.
+    rest = iter(games)
+    assert all(game in rest for game in taken)
+    assert games[:b] == taken[:b]
 
 
 def test_a_game_where_nothing_happens_is_cut_as_stuck() -> None:

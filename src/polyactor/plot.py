@@ -24,6 +24,11 @@ LineStyle = str | tuple[float, tuple[float, ...]]
 
 COLORS = ("#1f6fb4", "#d1603d", "#2f9e6e", "#8a5fb5", "#b8860b", "#4d4d4d", "#c94f8c", "#3aa6b9")
 GREY = "#555555"
+LAGS: Mapping[str, tuple[str, LineStyle]] = {
+    "policy_lag": ("policy lag", "-"),
+    "gradient_staleness": ("gradient staleness", (0, (1.5, 1.2))),
+}
+"""Columns of the third panel: name and line."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,9 @@ class Run:
 def curve(runs: Sequence[Path], out: Path) -> Path:
     """Draw the learning curves of run directories, one line each.
 
-    Left over agent steps, middle over wall time in minutes; a third panel shows policy lag and gradient staleness in
-    updates where a run has any. The line is the mean score of the last 100 games; diamonds are evaluations; a dashed
-    line is the score the run was asked to reach.
+    Left over agent steps, middle over wall time in minutes. The line is the mean score of the last 100 games; diamonds
+    are evaluations; a dashed line is the score the run was asked to reach. A third panel shows policy lag and gradient
+    staleness in updates; where both are 0 in every run the legend says so instead, and the scores have the room.
 
     Args:
         runs: run directories, each with a ``metrics.jsonl``.
@@ -68,7 +73,8 @@ def curve(runs: Sequence[Path], out: Path) -> Path:
     if not runs:
         raise UsageError("there is nothing to plot: name at least one run directory")
     found = _label([_read(Path(run)) for run in runs], [Path(run) for run in runs])
-    lagging = any(_lag(run, key)[0] for run in found for key in ("policy_lag", "gradient_staleness"))
+    measured = {key: [lag for run in found for lag in _points(run.rows, "agent_steps", key)[1]] for key in LAGS}
+    lagging = any(map(any, measured.values()))
 
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)  # inches
     figure = Figure(figsize=(16, 6.4), dpi=100, layout=layout, facecolor="white")
@@ -86,6 +92,9 @@ def curve(runs: Sequence[Path], out: Path) -> Path:
     if lagging:
         _draw_lags(panels[2], found, unit)
         panels[2].set_xlabel(panels[0].get_xlabel())
+    elif any(measured.values()):
+        names = ", ".join(LAGS[key][0] for key, lags in measured.items() if lags)
+        panels[0].plot([], [], linestyle="none", label=f"{names}: 0 throughout")
     for panel in panels:
         _dress(panel)
     if unit == 1.0:
@@ -163,12 +172,6 @@ def _points(rows: Sequence[Row], x: str, y: str, unit: float = 1.0) -> Points:
     return [first for first, _ in known], [second for _, second in known]
 
 
-def _lag(run: Run, key: str, unit: float = 1.0) -> Points:
-    """The curve of a lag, empty when it is 0 throughout."""
-    points = _points(run.rows, "agent_steps", key, unit)
-    return points if any(points[1]) else ([], [])
-
-
 # ---- words -----------------------------------------------------------------------------------------------------
 
 
@@ -228,21 +231,17 @@ def _draw_scores(panel: Axes, runs: Sequence[Run], x: str, unit: float) -> None:
 
 
 def _draw_lags(panel: Axes, runs: Sequence[Run], unit: float) -> None:
-    lags: dict[str, tuple[str, LineStyle]] = {
-        "policy_lag": ("policy lag", "-"),
-        "gradient_staleness": ("gradient staleness", (0, (1.5, 1.2))),
-    }
+    """Every lag measured; those that are 0 lie on one another, just above the axis."""
     highest = 0.0
-    for key, (name, style) in lags.items():
+    for key, (name, style) in LAGS.items():
         for run, color in zip(runs, itertools.cycle(COLORS), strict=False):
-            xs, ys = _lag(run, key, unit)
+            xs, ys = _points(run.rows, "agent_steps", key, unit)
             panel.plot(xs, ys, color=color, linewidth=1, alpha=0.22)
             panel.plot(xs, _smooth(ys), color=color, linestyle=style, linewidth=2.2)
             highest = max([highest, *ys])
-        if any(_lag(run, key)[0] for run in runs):
-            panel.plot([], [], color=GREY, linestyle=style, linewidth=2.2, label=name)
+        panel.plot([], [], color=GREY, linestyle=style, linewidth=2.2, label=name)
     panel.set_ylabel("updates behind")
-    panel.set_ylim(0, highest * 1.3)  # room for the legend
+    panel.set_ylim(-0.03 * highest, 1.3 * highest)  # room for the legend
     panel.set_xlim(left=0)
     panel.legend(loc="upper left", frameon=False, fontsize=11.5)
 

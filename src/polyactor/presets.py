@@ -52,10 +52,12 @@ _ACTOR_CRITIC: dict[Kind, Values] = {
 }  # fmt: skip
 
 _PPO: dict[Kind, Values] = {
-    "atari": {**_ACTOR_CRITIC["atari"], "rollout": 64, "algorithm.clip": 0.1, "optimizer.lr": 5e-4},
+    "atari": {
+        **_ACTOR_CRITIC["atari"], "rollout": 32, "optimizer.lr": 5e-4, "algorithm.clip": 0.1, "algorithm.epochs": 3,
+    },
     "discrete": {**_ACTOR_CRITIC["discrete"], "rollout": 32, "algorithm.entropy_coef": 0.0},
     "continuous": {**_ACTOR_CRITIC["continuous"], "rollout": 64, "algorithm.entropy_coef": 0.0},
-}
+}  # fmt: skip
 
 METHODS: dict[str, Method] = {
     "a2c": Method("synchronous advantage actor-critic", "a2c", "sync", _ACTOR_CRITIC),
@@ -69,7 +71,7 @@ METHODS: dict[str, Method] = {
         "asynchronous PPO: actors send rollouts to a learner",
         "ppo",
         "actor-learner",
-        {kind: {**values, "algorithm.estimator": "vtrace"} for kind, values in _PPO.items()},
+        _PPO,
     ),
     "impala": Method(
         "importance-weighted actor-learner: rollouts to a learner, V-trace", "vtrace", "actor-learner", _ACTOR_CRITIC
@@ -83,6 +85,18 @@ PRESETS: dict[str, Preset] = {
         "PongNoFrameskip-v4",
         {"stop_at": 18.0, "steps": 3_000_000, "algorithm.entropy_coef_end": 0.0, "optimizer.lr_end": 1e-4},
         measured="18 after 1.09M steps, 8.5 min (1 seed)",
+    ),
+    "pong-a3c-server": Preset(
+        "the same, gradients sent to a server",
+        "a3c-server",
+        "PongNoFrameskip-v4",
+        {"stop_at": 18.0, "steps": 3_000_000, "algorithm.entropy_coef_end": 0.0, "optimizer.lr_end": 1e-4},
+    ),
+    "pong-appo": Preset(
+        "the same, rollouts sent to a PPO learner",
+        "appo",
+        "PongNoFrameskip-v4",
+        {"stop_at": 18.0, "steps": 1_600_000, "algorithm.entropy_coef_end": 0.0, "optimizer.lr_end": 1e-4},
     ),
     "cartpole-a2c": Preset(
         "balance, one process", "a2c", "CartPole-v1", measured="475 after 141k–185k steps (5 seeds)"

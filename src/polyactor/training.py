@@ -283,7 +283,10 @@ class _Training:
             checkpoint.point(self.directory, "best", at="candidate")
 
     def _is_reached(self) -> bool:
-        """The last 100 games reach the score asked for, and 100 fresh ones confirm it."""
+        """The last 100 games reach the score asked for, and 100 fresh ones confirm it.
+
+        The first of many noisy means to reach it is high by chance; games that had no part in that choice are not.
+        """
         target = self.config.stop_at
         if target is None or len(self.scores) < GAMES or self.games_needed > 0:
             return False

@@ -106,10 +106,10 @@ class Board:
     def proceed(self, worker: int) -> bool:
         """Whether to go on; waits here, between updates, while the run is paused."""
         word = self._word.numpy()
-        while (pause := word[0]) > RUN:
-            self.counters[worker, Counter.PAUSED] = pause
+        while (said := word[0]) > RUN:  # one look decides: it may change between two
+            self.counters[worker, Counter.PAUSED] = said
             time.sleep(0.005)
-        return bool(word[0] == RUN)
+        return bool(said == RUN)
 
     def leave(self, worker: int) -> None:
         """This worker changes nothing any more, so a pause need not wait for it."""

@@ -53,7 +53,7 @@ _ACTOR_CRITIC: dict[Kind, Values] = {
 
 _PPO: dict[Kind, Values] = {
     "atari": {
-        **_ACTOR_CRITIC["atari"], "rollout": 32, "optimizer.lr": 5e-4, "algorithm.clip": 0.1, "algorithm.epochs": 3,
+        **_ACTOR_CRITIC["atari"], "rollout": 32, "optimizer.lr": 5e-4, "algorithm.clip": 0.1, "algorithm.epochs": 2,
     },
     "discrete": {**_ACTOR_CRITIC["discrete"], "rollout": 32, "algorithm.entropy_coef": 0.0},
     "continuous": {**_ACTOR_CRITIC["continuous"], "rollout": 64, "algorithm.entropy_coef": 0.0},

@@ -1,0 +1,173 @@
+"""A server and a learner with workers that are processes: what is counted, what is bounded, what fails."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from polyactor import transport
+from polyactor.algorithms import A2C, PPO, VTrace
+from polyactor.board import METRICS, Board, Counter
+from polyactor.build import make_state
+from polyactor.config import Config
+from polyactor.errors import WorkerFailed
+from polyactor.models.spec import ModelSpec
+from polyactor.optim import Adam
+from polyactor.optim.flat import State
+from polyactor.schemes import ActorLearner, Hogwild, ParamServer
+
+B, T, W = 2, 5, 2
+SCHEMES: dict[str, Any] = {
+    "server": ParamServer(),
+    "server-mean": ParamServer(apply="mean", max_staleness=0),
+    "learner": ActorLearner(),
+    "threads": Hogwild(workers_as="thread", lock="update"),
+}
+
+
+def config_of(scheme: Any, **values: Any) -> Config:
+    standard = Config(
+        env="CartPole-v1",
+        algorithm=A2C(),
+        scheme=scheme,
+        optimizer=Adam(lr=1e-3),
+        steps=10**9,
+        workers=W,
+        envs=B,
+        rollout=T,
+        model=ModelSpec(hidden=(8,)),
+    )
+    return replace(standard, **values)
+
+
+@contextmanager
+def training(config: Config) -> Iterator[tuple[Generator[None, None, None], State, Board]]:
+    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
+    run = transport.run(config, state, board)
+    try:
+        yield run, state, board
+    finally:
+        run.close()
+
+
+def go_on(run: Generator[None, None, None], board: Board, updates: int, deadline: float = 60.0) -> None:
+    end = time.monotonic() + deadline
+    while board.version < updates:
+        assert time.monotonic() < end, f"{board.version} updates in {deadline} seconds"
+        next(run)
+
+
+def total(board: Board, metric: str) -> tuple[float, float]:
+    """Mean and sum of counts of a metric over the run."""
+    values, counts = board._metrics[:, :, METRICS.index(metric)].numpy()
+    return float(values.sum() / counts.sum()), float(counts.sum())
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_it_ends_by_itself_and_counts_what_it_learned_from(name: str) -> None:
+    config = config_of(SCHEMES[name], steps=2_000)
+    with training(config) as (run, state, board):
+        start = state.theta.clone()
+        for _ in run:
+            pass
+        # A round of a learner is W rollouts; workers under a server each finish what they had begun.
+        assert 2_000 <= board.steps <= 2_000 + 2 * W * T * B
+        assert not torch.equal(start, state.theta)
+        assert (board.counters[:, Counter.GAMES] > 0).all()
+        assert not board.counters[:, Counter.SKIPPED].any()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_bound_on_staleness_holds_among_processes() -> None:
+    worst: list[float] = []
+    config = config_of(ParamServer(max_staleness=1))
+    with training(config) as (run, _, board):
+        seen = 0.0
+        while board.version < 200:
+            next(run)
+            mean, count = total(board, "gradient_staleness") if board.version else (0.0, 0.0)
+            worst.append(mean * count - seen)
+            seen = mean * count
+    assert max(worst) == 1.0
+
+
+@pytest.mark.parametrize(("lag", "least"), [(0, 0.0), (3, 1.0)])
+def test_lag_is_bounded_by_the_slots_among_processes(lag: int, least: float) -> None:
+    config = config_of(ActorLearner(max_lag=lag), algorithm=VTrace())
+    with training(config) as (run, _, board):
+        go_on(run, board, 10)
+        time.sleep(1.0)  # the learner does nothing: actors fill every slot they may, and stop there
+        games = board.counters[:, Counter.GAMES].copy()
+        time.sleep(0.5)
+        assert (board.counters[:, Counter.GAMES] == games).all()
+        before, count = total(board, "policy_lag")
+        go_on(run, board, board.version + lag + 1)
+        after, count_after = total(board, "policy_lag")
+        new = (after * count_after - before * count) / (count_after - count)
+        assert least <= new <= lag
+
+
+@pytest.mark.parametrize("name", ["server", "learner"])
+def test_a_killed_worker_is_named_and_the_rest_let_go(name: str) -> None:
+    with training(config_of(SCHEMES[name])) as (run, state, board):
+        go_on(run, board, 5)
+        victim = next(child for child in multiprocessing.active_children() if child.name == "polyactor-worker-1")
+        assert victim.pid is not None
+        os.kill(victim.pid, signal.SIGKILL)
+        with pytest.raises(WorkerFailed, match="worker 1 was killed by signal 9"):
+            go_on(run, board, 10**9, deadline=20.0)
+        assert bool(torch.isfinite(state.vector).all())
+    assert multiprocessing.active_children() == []
+
+
+def test_what_a_thread_raises_stops_the_run() -> None:
+    config = config_of(Hogwild(workers_as="thread"), env=broken)
+    with training(config) as (run, _, board), pytest.raises(WorkerFailed, match=r"worker . raised: the wheel came off"):
+        go_on(run, board, 10**9, deadline=20.0)
+
+
+def broken() -> Any:
+    import gymnasium
+
+    env = gymnasium.make("CartPole-v1")
+
+    class Broken(gymnasium.Wrapper[Any, Any, Any, Any]):
+        def step(self, action: Any) -> Any:
+            raise ArithmeticError("the wheel came off")
+
+    return Broken(env)
+
+
+def test_workers_of_a_server_have_values_of_their_own() -> None:
+    config = config_of(ParamServer(), per_worker=("optimizer.lr=1e-3,2e-3",))
+    with training(config) as (run, _, board):
+        while not (board.counters[:, Counter.UPDATES] > 3).all():
+            next(run)
+        values, counts = board._metrics[:, :, METRICS.index("learning_rate")].numpy()
+        assert (values / counts).tolist() == pytest.approx([1e-3, 2e-3])
+
+
+def test_several_updaters_apply_everything_once() -> None:
+    config = config_of(ParamServer(updaters=3), workers=3, steps=3_000)
+    with training(config) as (run, state, board):
+        for _ in run:
+            pass
+        assert float(state.statistics[0]["step"]) == board.version
+
+
+def test_ppo_takes_each_minibatch_at_the_parameters_the_last_one_left() -> None:
+    config = config_of(ParamServer(), workers=1, algorithm=PPO(epochs=2, minibatches=2), steps=500)
+    with training(config) as (run, _, board):
+        for _ in run:
+            pass
+        assert total(board, "gradient_staleness")[0] == 0.0
+        assert total(board, "policy_lag")[0] == pytest.approx(1.5)  # 0, 1, 2, 3

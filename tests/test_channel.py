@@ -1,0 +1,149 @@
+"""Rings, bells, and the word that pauses: what processes tell each other."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyactor.board import Board, Counter
+from polyactor.channel import Bell, Ring
+from polyactor.parcel import Parcel, mean
+from polyactor.types import Gradients, Moments
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4), st.lists(st.sampled_from(["put", "release"]), max_size=40))
+def test_a_ring_is_a_bounded_queue(slots: int, actions: list[str]) -> None:
+    ring, queue, number, stored = Ring(1, slots), deque[int](), 0, [-1] * slots
+    for action in actions:
+        free = ring.free(0)
+        assert (free is None) == (len(queue) == slots)
+        assert ring.waiting(0) == len(queue)
+        if action == "put" and free is not None:
+            stored[free] = number
+            queue.append(number)
+            number += 1
+            ring.put(0)
+        elif action == "release" and queue:
+            assert stored[ring.next(0)] == queue.popleft()
+            ring.release(0)
+
+
+def test_who_left_something_behind_still_plays() -> None:
+    ring = Ring(2, 2)
+    ring.put(0)
+    ring.leave(0)
+    assert ring.playing(0)
+    ring.release(0)
+    assert not ring.playing(0)
+    assert ring.playing(1)
+
+
+def test_a_bell_rung_before_anybody_waits_is_heard_and_then_quiet() -> None:
+    bell = Bell()
+    for _ in range(100_000):  # more than a pipe holds
+        bell.ring()
+    start = time.monotonic()
+    bell.wait(10.0)
+    assert time.monotonic() - start < 1.0
+    for _ in range(3):
+        bell.wait(0.0)  # the rest of what was in the pipe
+    start = time.monotonic()
+    bell.wait(0.1)
+    assert time.monotonic() - start >= 0.09
+
+
+def test_a_bell_wakes_who_waits() -> None:
+    bell = Bell()
+    threading.Timer(0.05, bell.ring).start()
+    start = time.monotonic()
+    bell.wait(10.0)
+    assert time.monotonic() - start < 5.0
+
+
+def test_a_worker_that_just_woke_is_not_taken_for_one_that_waits() -> None:
+    """The echo of the pause before must not satisfy the next one."""
+    board = Board(1)
+    board.counters[0, Counter.PAUSED] = 1  # what it said to the first pause
+    board._pauses = 1
+    assert board.pause(deadline=0.05) is False
+
+
+def test_pausing_often_loses_no_worker() -> None:
+    """A word read twice could change in between, and a worker would take a pause for the end."""
+    board, over = Board(2), threading.Event()
+    ended: list[int] = []
+
+    def work(worker: int) -> None:
+        while board.proceed(worker):
+            board.count(worker, Counter.UPDATES, 1)
+        ended.append(worker)
+        board.leave(worker)
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(300):
+        with board.paused() as heeded:
+            assert heeded
+            before = board.counters[:, Counter.UPDATES].copy()
+            time.sleep(0.0005)
+            assert (board.counters[:, Counter.UPDATES] == before).all()
+    assert ended == []
+    board.stop()
+    over.set()
+    for thread in threads:
+        thread.join(10.0)
+    assert sorted(ended) == [0, 1]
+
+
+def test_metrics_are_means_since_the_mark() -> None:
+    board = Board(2)
+    assert board.metrics()["entropy"] is None
+    board.record(0, {"entropy": 1.0, "grad_norm": float("nan")})
+    board.record(1, {"entropy": 2.0})
+    assert board.metrics()["entropy"] == 1.5
+    assert board.metrics()["grad_norm"] is None  # what is not finite is no number
+    board.mark()
+    assert board.metrics()["entropy"] == 1.5  # nothing new
+    board.record(0, {"entropy": 5.0})
+    assert board.metrics()["entropy"] == 5.0
+
+
+def gradients(value: float, *, version: int = 0, steps: int = 3, count: float = 2.0) -> Gradients:
+    moments = Moments(torch.tensor([count]), torch.tensor([value]), torch.tensor([1.0]))
+    return Gradients(torch.full((4,), value), {"entropy": value}, version, steps, {"x": moments})
+
+
+def parcel(rows: int) -> Parcel:
+    zeros = torch.zeros(rows)
+    return Parcel.blank(4, ("entropy", "kl"), {"x": Moments(zeros, zeros.clone(), zeros.clone())})
+
+
+@pytest.mark.parametrize(("reduction", "expected"), [("mean", 2.0), ("sum", 4.0)])
+def test_a_parcel_joins_gradients_and_forgets_the_last_ones(reduction: str, expected: float) -> None:
+    box = parcel(2)
+    box.put(gradients(9.0))
+    box.add(gradients(9.0))
+    box.put(gradients(1.0, version=7))
+    box.add(gradients(3.0, version=5))
+    joined = box.gradients(reduction)  # type: ignore[arg-type]
+    assert joined.vector.tolist() == [expected] * 4
+    assert joined.metrics == {"entropy": 2.0}
+    assert (joined.version, joined.steps) == (5, 6)
+    assert joined.moments["x"].mean.tolist() == [1.0, 3.0]
+    box.put(gradients(1.0))
+    assert box.gradients("mean").moments["x"].count.tolist() == [2.0, 0.0]  # the second row is empty again
+
+
+def test_the_mean_of_several_workers() -> None:
+    joined = mean([gradients(1.0, version=4), gradients(2.0, version=2), gradients(6.0, version=3)])
+    assert joined.vector.tolist() == [3.0] * 4
+    assert (joined.version, joined.steps, joined.metrics) == (2, 9, {"entropy": 3.0})
+    assert joined.moments["x"].count.tolist() == [2.0] * 3

@@ -216,8 +216,8 @@ def test_one_preset_in_full_is_flags_that_train_takes(name: str, capsys: pytest.
     assert cli.run(["presets", name]) == 0
     said = capsys.readouterr().out
     assert all(text in said for text in (name, preset.env, preset.method, preset.claim, preset.measured, preset.source))
-    flags = [word for line in said.splitlines() if line.startswith("  --") for word in line.split()]
-    config = cli.read_config([preset.method, "--env", preset.env, *flags])
+    shown = [word for line in said.splitlines() if line.startswith("  --") for word in line.split()]
+    config = flags.read_config([preset.method, "--env", preset.env, *shown])
     assert {path: value_at(config, path) for path in preset.values} == dict(preset.values)
 
 

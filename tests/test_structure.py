@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -21,38 +22,47 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = Path(polyactor.__file__).parent
 MOST_FILES, MOST_LINES = 9, 1_500
 
-PROBE = '''
-"""An environment that notes, in the workers, who calls the four verbs."""
-import json, multiprocessing, traceback
+PROBE = """
+import multiprocessing
+import gymnasium
+from tests_watch import watch
+
+if multiprocessing.current_process().name.startswith("polyactor-worker"):
+    watch(setattr)
+
+def make():
+    return gymnasium.make("polyactor/Chain-v0")
+"""
+"""An environment whose workers note who calls the verbs."""
+
+WATCH = """
+import json, traceback
 from pathlib import Path
-import gymnasium, torch
+import torch
 from polyactor.actor import Actor
-from polyactor.algorithms import A2C
+from polyactor.algorithms import ALGORITHMS
 
 SEEN = Path(__file__).with_name("stacks")
 
-def watch(cls, name, verb):
-    original = getattr(cls, name)
-    code = getattr(getattr(original, "__wrapped__", original), "__code__", None)
+def watch(setattr):
+    SEEN.mkdir(exist_ok=True)
+    for cls in (Actor, *ALGORITHMS.values(), torch.Tensor):
+        for verb in ("collect", "loss", "backward"):
+            if hasattr(cls, verb):
+                setattr(cls, verb, watched(getattr(cls, verb), verb))
 
-    def watched(*args, **kwargs):
+def watched(original, verb):
+    code = getattr(original, "__code__", None)
+
+    def call(*args, **kwargs):
         stack = [frame.filename for frame in traceback.extract_stack()] + [code.co_filename] * (code is not None)
         path = SEEN / f"{verb}.json"
         if not path.exists():
             path.write_text(json.dumps(stack))
         return original(*args, **kwargs)
 
-    setattr(cls, name, watched)
-
-if multiprocessing.current_process().name.startswith("polyactor-worker"):
-    SEEN.mkdir(exist_ok=True)
-    watch(Actor, "collect", "collect")
-    watch(A2C, "loss", "loss")
-    watch(torch.Tensor, "backward", "backward")
-
-def make():
-    return gymnasium.make("polyactor/Chain-v0")
-'''
+    return call
+"""
 
 
 def ours(stack: list[str]) -> set[Path]:
@@ -60,12 +70,28 @@ def ours(stack: list[str]) -> set[Path]:
     return {Path(name) for name in stack if Path(name).is_relative_to(PACKAGE)}
 
 
+@pytest.mark.parametrize(
+    ("method", "scheme", "algorithm"),
+    [
+        ("a3c", "hogwild", "a2c"),
+        ("a3c-server", "param_server", "a2c"),
+        ("appo", "actor_learner", "ppo"),
+        ("impala", "actor_learner", "vtrace"),
+    ],
+)
 def test_from_the_command_line_to_the_gradient_in_few_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    method: str,
+    scheme: str,
+    algorithm: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "probe_env.py").write_text(PROBE)
+    (tmp_path / "tests_watch.py").write_text(WATCH)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.import_module("tests_watch").watch(monkeypatch.setattr)  # a learner is in this process
     start, spawns = Crew.__init__, []
 
     def watched(self: Crew, *args: Any) -> None:
@@ -74,7 +100,10 @@ def test_from_the_command_line_to_the_gradient_in_few_files(
 
     monkeypatch.setattr(Crew, "__init__", watched)
     flags = "--env probe_env:make --workers 1 --envs 2 --steps 200 --out run --quiet"
-    assert cli.run(["train", "a3c", *flags.split()]) == 0
+    try:
+        assert cli.run(["train", method, *flags.split()]) == 0
+    finally:
+        del sys.modules["tests_watch"], sys.modules["probe_env"]
     capsys.readouterr()
 
     assert len(spawns) == 1
@@ -83,9 +112,9 @@ def test_from_the_command_line_to_the_gradient_in_few_files(
         stacks[verb] = ours(json.loads((tmp_path / "stacks" / f"{verb}.json").read_text()))
     names = {verb: {str(path.relative_to(PACKAGE)) for path in files} for verb, files in stacks.items()}
     assert {"cli.py", "transport/local.py", "processes.py"} <= names["spawn"]
-    assert {"schemes/hogwild.py", "actor.py"} <= names["collect"]
-    assert {"schemes/hogwild.py", "learner.py", "algorithms/a2c.py"} <= names["loss"]
-    assert {"schemes/hogwild.py", "learner.py"} <= names["backward"]
+    assert {f"schemes/{scheme}.py", "actor.py"} <= names["collect"]
+    assert {f"schemes/{scheme}.py", "learner.py", f"algorithms/{algorithm}.py"} <= names["loss"]
+    assert {f"schemes/{scheme}.py", "learner.py"} <= names["backward"]
 
     lines = {path: len(path.read_text().splitlines()) for path in set().union(*stacks.values())}
     for path, count in sorted(lines.items()):

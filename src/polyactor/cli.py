@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import io
 import os
-import re
 import sys
-import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from polyactor.errors import PolyactorError, UsageError, suggestion
+from polyactor.flags import read_config, small_flags, take
 
 STOPPED_AND_SAVED = 75
 USAGE = """\
@@ -31,15 +26,6 @@ usage: polyactor VERB ...
   bench [PRESET] [--seconds S] [--schemes A,B,…]
                                   speed on this machine, against the environments alone
 """
-
-
-READ_FIRST = """\
-Read first, since they decide which flags there are:
---env ID (any Gymnasium id, module:Env-v0 or module:callable), --scheme sync|hogwild|param-server|actor-learner,
---optimizer sgd|rmsprop|adam.
-"""
-SHORT = {"--max-lag": "--scheme.max-lag", "--max-staleness": "--scheme.max-staleness"}
-"""Flags with a short name."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -86,115 +72,13 @@ def _train(args: list[str]) -> int:
     return _report(train(config))
 
 
-def read_config(args: list[str]) -> Any:
-    """The config that a preset and flags describe.
-
-    Preset, algorithm, scheme, optimizer and environment are read first, since they decide which other flags exist.
-    """
-    from polyactor.config import Config
-    from polyactor.presets import base_config
-
-    name, args = _positional(
-        args, "train needs a preset or an algorithm, such as: polyactor train a3c --env CartPole-v1"
-    )
-    first: dict[str, str] = {}
-    for flag in ("env", "scheme", "optimizer"):
-        first_value, args = _take(args, flag)
-        if first_value is not None:
-            first[flag] = first_value
-    base = base_config(name, **first)
-    return _parse(Config, base, args, f"polyactor train {name}", READ_FIRST)
-
-
-def _parse(cls: type[Any], default: Any, args: list[str], prog: str, description: str) -> Any:
-    """tyro's parse, its complaints as one sentence."""
-    import tyro
-
-    known = _flags(default)
-    args = [SHORT.get(name, name) + equals + value for name, equals, value in (arg.partition("=") for arg in args)]
-    for arg in args:
-        flag = arg.split("=")[0]
-        if arg.startswith("--") and flag[2:].replace("_", "-") not in known and flag != "--help":
-            near = difflib.get_close_matches(flag[2:], known, n=1, cutoff=0.5)
-            hint = f" (did you mean '--{near[0]}'?)" if near else ""
-            raise UsageError(f"there is no flag {flag}{hint}")
-    args = _with_none(args, optional=[flag for flag, optional in known.items() if optional])
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                cls, default=default, args=args, prog=prog, description=description, config=(tyro.conf.SuppressFixed,)
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UsageError(_one_sentence(complaint.getvalue())) from None
-
-
-def _one_sentence(box: str) -> str:
-    """What tyro says in a box, in one line."""
-    text = re.sub(r"[╭╮╰╯│─]+|Value error", " ", box)
-    text = re.split(r"Argument helptext|For full helptext|Got errors", text)[0]
-    return " ".join(text.split()) or "the flags were not understood"
-
-
-def _with_none(args: list[str], optional: Collection[str]) -> list[str]:
-    """``none`` as tyro spells it, where it means no value (and not the lock or the core of that name)."""
-    flag, spelled = "", []
-    for arg in args:
-        name, equals, value = arg.partition("=")
-        if arg.startswith("--"):
-            flag = name[2:].replace("_", "-")
-        said = value if equals and arg.startswith("--") else arg
-        is_none = said.lower() == "none" and flag in optional
-        spelled.append(arg.removesuffix(said) + "None" if is_none else arg)
-    return spelled
-
-
-def _flags(part: Any, prefix: str = "") -> dict[str, bool]:
-    """Every flag, and whether it may be none."""
-    known: dict[str, bool] = {}
-    hints = typing.get_type_hints(type(part))
-    for f in fields(part):
-        flag = prefix + f.name.replace("_", "-")
-        value = getattr(part, f.name)
-        known |= (
-            _flags(value, f"{flag}.") if is_dataclass(value) else {flag: type(None) in typing.get_args(hints[f.name])}
-        )
-        if isinstance(value, bool):
-            known[f"{prefix}no-{f.name.replace('_', '-')}"] = False
-    return known
-
-
-def _take(args: list[str], flag: str) -> tuple[str | None, list[str]]:
-    """The value of ``--flag value`` or ``--flag=value``, and the other arguments."""
-    value, rest = None, []
-    waiting = iter(args)
-    for arg in waiting:
-        if arg == f"--{flag}":
-            value = next(waiting, None)
-            if value is None:
-                raise UsageError(f"--{flag} needs a value")
-        elif arg.startswith(f"--{flag}="):
-            value = arg.partition("=")[2]
-        else:
-            rest.append(arg)
-    return value, rest
-
-
-def _positional(args: list[str], needed: str) -> tuple[str, list[str]]:
-    if not args or args[0].startswith("-"):
-        raise UsageError(needed)
-    return args[0], args[1:]
-
-
 def _report(run: Any) -> int:
     return STOPPED_AND_SAVED if run.status == "stopped" else 0
 
 
 def _resume(args: list[str]) -> int:
     kinds = {"steps": int, "algorithm": str, "quiet": bool}
-    options = _options(args, kinds, "resume RUN [--steps N] [--algorithm FILE:CLASS] [--quiet]")
+    options = small_flags(args, kinds, "resume RUN [--steps N] [--algorithm FILE:CLASS] [--quiet]")
     from polyactor.training import resume
 
     path = _run(options)
@@ -203,7 +87,7 @@ def _resume(args: list[str]) -> int:
 
 def _evaluate(args: list[str]) -> int:
     kinds = {"games": int, "seed": int, "tag": str}
-    options = _options(args, kinds, "evaluate RUN [--games N] [--seed S] [--tag best|last]")
+    options = small_flags(args, kinds, "evaluate RUN [--games N] [--seed S] [--tag best|last]")
     from polyactor.evaluate import evaluate
     from polyactor.policy import read
 
@@ -216,7 +100,7 @@ def _evaluate(args: list[str]) -> int:
 
 def _record(args: list[str]) -> int:
     kinds = {"out": Path, "seed": int, "greedy": bool, "tag": str}
-    options = _options(args, kinds, "record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last]")
+    options = small_flags(args, kinds, "record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last]")
     from polyactor.policy import read
     from polyactor.record import record
 
@@ -229,7 +113,7 @@ def _record(args: list[str]) -> int:
 
 
 def _plot(args: list[str]) -> int:
-    options = _options(args, {"out": Path}, "plot RUN... [--out FILE]")
+    options = small_flags(args, {"out": Path}, "plot RUN... [--out FILE]")
     from polyactor.plot import curve
 
     runs = [Path(run) for run in options["runs"]]
@@ -238,7 +122,7 @@ def _plot(args: list[str]) -> int:
 
 
 def _compare(args: list[str]) -> int:
-    options = _options(args, {"out": Path}, "compare RUN... [--out FILE]")
+    options = small_flags(args, {"out": Path}, "compare RUN... [--out FILE]")
     from polyactor.compare import compare
     from polyactor.plot import curve
 
@@ -250,7 +134,7 @@ def _compare(args: list[str]) -> int:
 
 def _presets(args: list[str]) -> int:
     name = args[0] if args and not args[0].startswith("-") else None
-    _options(args if name is None else args[1:], {}, "presets [NAME]", runs=False)
+    small_flags(args if name is None else args[1:], {}, "presets [NAME]", runs=False)
     from polyactor.presets import show
 
     show(name)
@@ -258,7 +142,7 @@ def _presets(args: list[str]) -> int:
 
 
 def _check(args: list[str]) -> int:
-    options = _options(args, {"env": str}, "check --env ID", runs=False)
+    options = small_flags(args, {"env": str}, "check --env ID", runs=False)
     if "env" not in options:
         raise UsageError("check needs --env, such as: polyactor check --env CartPole-v1")
     from polyactor.envs.inspect import inspect
@@ -268,10 +152,10 @@ def _check(args: list[str]) -> int:
 
 
 def _bench(args: list[str]) -> int:
-    seconds, args = _take(args, "seconds")
-    schemes, args = _take(args, "schemes")
+    seconds, args = take(args, "seconds")
+    schemes, args = take(args, "schemes")
     args = args or ["pong-a3c"]
-    options = _options(["--seconds", seconds or "15"], {"seconds": float}, "bench [PRESET]", runs=False)
+    options = small_flags(["--seconds", seconds or "15"], {"seconds": float}, "bench [PRESET]", runs=False)
     names = schemes.split(",") if schemes else [read_config(args).scheme.name]
     configs = [read_config([*args, "--scheme", name]) for name in names]
     from polyactor.bench import bench
@@ -283,43 +167,12 @@ def _bench(args: list[str]) -> int:
     return 0
 
 
-def _options(
-    args: list[str], kinds: Mapping[str, Callable[[str], Any]], usage: str, *, runs: bool = True
-) -> dict[str, Any]:
-    """Flags of the small verbs: ``--name value``, or ``--name`` alone for a bool; what is left are run directories."""
-    options: dict[str, Any] = {}
-    if "--help" in args or "-h" in args:
-        print(f"usage: polyactor {usage}")
-        sys.exit(0)
-    for name, kind in kinds.items():
-        if kind is bool:
-            options[name], args = f"--{name}" in args, [arg for arg in args if arg != f"--{name}"]
-            continue
-        value, args = _take(args, name)
-        if value is not None:
-            try:
-                options[name] = kind(value)
-            except ValueError:
-                raise UsageError(f"--{name} {value} is not allowed: it must be {ARTICLES[kind]}") from None
-            if kind in (int, float) and not 0 <= options[name] < float("inf"):
-                raise UsageError(f"--{name} {value} is not allowed: it must be at least 0")
-    for arg in args:
-        if arg.startswith("-"):
-            raise UsageError(f"there is no flag {arg}{suggestion(arg, [f'--{name}' for name in kinds])}: {usage}")
-    if args and not runs:
-        raise UsageError(f"'{args[0]}' is one word too many: polyactor {usage}")
-    if runs and not args:
-        raise UsageError(f"a run directory is needed: polyactor {usage}")
-    return options | {"runs": args}
-
-
 def _run(options: dict[str, Any]) -> Path:
     if len(options["runs"]) != 1:
         raise UsageError(f"one run directory is needed, not {len(options['runs'])}")
     return Path(options["runs"][0])
 
 
-ARTICLES: dict[Any, str] = {int: "a whole number", float: "a number"}
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "resume": _resume,

@@ -1,0 +1,157 @@
+"""Flags to a config, or to the options of a small verb; what is wrong with them in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import re
+import sys
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from polyactor.errors import UsageError, suggestion
+
+READ_FIRST = """\
+Read first, since they decide which flags there are:
+--env ID (any Gymnasium id, module:Env-v0 or module:callable), --scheme sync|hogwild|param-server|actor-learner,
+--optimizer sgd|rmsprop|adam.
+"""
+SHORT = {"--max-lag": "--scheme.max-lag", "--max-staleness": "--scheme.max-staleness"}
+"""Flags with a short name."""
+ARTICLES: dict[Any, str] = {int: "a whole number", float: "a number"}
+
+
+def read_config(args: list[str]) -> Any:
+    """The config that a preset and flags describe.
+
+    Preset, algorithm, scheme, optimizer and environment are read first, since they decide which other flags exist.
+    """
+    from polyactor.config import Config
+    from polyactor.presets import base_config
+
+    name, args = positional(
+        args, "train needs a preset or an algorithm, such as: polyactor train a3c --env CartPole-v1"
+    )
+    first: dict[str, str] = {}
+    for flag in ("env", "scheme", "optimizer"):
+        first_value, args = take(args, flag)
+        if first_value is not None:
+            first[flag] = first_value
+    base = base_config(name, **first)
+    return _parse(Config, base, args, f"polyactor train {name}", READ_FIRST)
+
+
+def _parse(cls: type[Any], default: Any, args: list[str], prog: str, description: str) -> Any:
+    """tyro's parse, its complaints as one sentence."""
+    import tyro
+
+    known = _flags(default)
+    args = [SHORT.get(name, name) + equals + value for name, equals, value in (arg.partition("=") for arg in args)]
+    for arg in args:
+        flag = arg.split("=")[0]
+        if arg.startswith("--") and flag[2:].replace("_", "-") not in known and flag != "--help":
+            near = difflib.get_close_matches(flag[2:], known, n=1, cutoff=0.5)
+            hint = f" (did you mean '--{near[0]}'?)" if near else ""
+            raise UsageError(f"there is no flag {flag}{hint}")
+    args = _with_none(args, optional=[flag for flag, optional in known.items() if optional])
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                cls, default=default, args=args, prog=prog, description=description, config=(tyro.conf.SuppressFixed,)
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_one_sentence(complaint.getvalue())) from None
+
+
+def _one_sentence(box: str) -> str:
+    """What tyro says in a box, in one line."""
+    text = re.sub(r"[╭╮╰╯│─]+|Value error", " ", box)
+    text = re.split(r"Argument helptext|For full helptext|Got errors", text)[0]
+    return " ".join(text.split()) or "the flags were not understood"
+
+
+def _with_none(args: list[str], optional: Collection[str]) -> list[str]:
+    """``none`` as tyro spells it, where it means no value (and not the lock or the core of that name)."""
+    flag, spelled = "", []
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if arg.startswith("--"):
+            flag = name[2:].replace("_", "-")
+        said = value if equals and arg.startswith("--") else arg
+        is_none = said.lower() == "none" and flag in optional
+        spelled.append(arg.removesuffix(said) + "None" if is_none else arg)
+    return spelled
+
+
+def _flags(part: Any, prefix: str = "") -> dict[str, bool]:
+    """Every flag, and whether it may be none."""
+    known: dict[str, bool] = {}
+    hints = typing.get_type_hints(type(part))
+    for f in fields(part):
+        flag = prefix + f.name.replace("_", "-")
+        value = getattr(part, f.name)
+        known |= (
+            _flags(value, f"{flag}.") if is_dataclass(value) else {flag: type(None) in typing.get_args(hints[f.name])}
+        )
+        if isinstance(value, bool):
+            known[f"{prefix}no-{f.name.replace('_', '-')}"] = False
+    return known
+
+
+def take(args: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """The value of ``--flag value`` or ``--flag=value``, and the other arguments."""
+    value, rest = None, []
+    waiting = iter(args)
+    for arg in waiting:
+        if arg == f"--{flag}":
+            value = next(waiting, None)
+            if value is None:
+                raise UsageError(f"--{flag} needs a value")
+        elif arg.startswith(f"--{flag}="):
+            value = arg.partition("=")[2]
+        else:
+            rest.append(arg)
+    return value, rest
+
+
+def positional(args: list[str], needed: str) -> tuple[str, list[str]]:
+    """The first argument, which is no flag, and the others."""
+    if not args or args[0].startswith("-"):
+        raise UsageError(needed)
+    return args[0], args[1:]
+
+
+def small_flags(
+    args: list[str], kinds: Mapping[str, Callable[[str], Any]], usage: str, *, runs: bool = True
+) -> dict[str, Any]:
+    """Flags of the small verbs: ``--name value``, or ``--name`` alone for a bool; what is left are run directories."""
+    options: dict[str, Any] = {}
+    if "--help" in args or "-h" in args:
+        print(f"usage: polyactor {usage}")
+        sys.exit(0)
+    for name, kind in kinds.items():
+        if kind is bool:
+            options[name], args = f"--{name}" in args, [arg for arg in args if arg != f"--{name}"]
+            continue
+        value, args = take(args, name)
+        if value is not None:
+            try:
+                options[name] = kind(value)
+            except ValueError:
+                raise UsageError(f"--{name} {value} is not allowed: it must be {ARTICLES[kind]}") from None
+            if kind in (int, float) and not 0 <= options[name] < float("inf"):
+                raise UsageError(f"--{name} {value} is not allowed: it must be at least 0")
+    for arg in args:
+        if arg.startswith("-"):
+            raise UsageError(f"there is no flag {arg}{suggestion(arg, [f'--{name}' for name in kinds])}: {usage}")
+    if args and not runs:
+        raise UsageError(f"'{args[0]}' is one word too many: polyactor {usage}")
+    if runs and not args:
+        raise UsageError(f"a run directory is needed: polyactor {usage}")
+    return options | {"runs": args}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from polyactor import cli
+from polyactor import cli, flags
 from polyactor.compose import name_of
 from polyactor.config import Config, check
 from polyactor.models.spec import TorsoName

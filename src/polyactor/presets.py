@@ -59,11 +59,15 @@ _PPO: dict[Kind, Values] = {
     "continuous": {**_ACTOR_CRITIC["continuous"], "rollout": 64, "algorithm.entropy_coef": 0.0},
 }  # fmt: skip
 
+_VTRACE: dict[Kind, Values] = {
+    kind: {**values, "algorithm.trace_lambda": values["algorithm.gae_lambda"]} for kind, values in _ACTOR_CRITIC.items()
+}
+
 METHODS: dict[str, Method] = {
     "a2c": Method("synchronous advantage actor-critic", "a2c", "sync", _ACTOR_CRITIC),
     "a3c": Method("asynchronous advantage actor-critic: lock-free workers", "a2c", "hogwild", _ACTOR_CRITIC),
     "ppo": Method("proximal policy optimisation", "ppo", "sync", _PPO),
-    "vtrace": Method("V-trace actor-critic in one process", "vtrace", "sync", _ACTOR_CRITIC),
+    "vtrace": Method("V-trace actor-critic in one process", "vtrace", "sync", _VTRACE),
     "a3c-server": Method(
         "asynchronous advantage actor-critic: workers send gradients to a server", "a2c", "param-server", _ACTOR_CRITIC
     ),
@@ -74,7 +78,7 @@ METHODS: dict[str, Method] = {
         _PPO,
     ),
     "impala": Method(
-        "importance-weighted actor-learner: rollouts to a learner, V-trace", "vtrace", "actor-learner", _ACTOR_CRITIC
+        "importance-weighted actor-learner: rollouts to a learner, V-trace", "vtrace", "actor-learner", _VTRACE
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -9,11 +10,13 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import polyactor as pa
 from polyactor import transport
 from polyactor.algorithms import A2C, PPO, VTrace
 from polyactor.board import METRICS, Board, Counter
@@ -171,3 +174,15 @@ def test_ppo_takes_each_minibatch_at_the_parameters_the_last_one_left() -> None:
         assert total(board, "gradient_staleness")[0] == 0.0
         lag, count = total(board, "policy_lag")
         assert lag / count == 1.5  # 0, 1, 2, 3
+
+
+@pytest.mark.parametrize("method", ["a3c-server", "appo"])
+def test_a_run_is_saved_drawn_and_gone_on_with(method: str, tmp_path: Path) -> None:
+    run = pa.train(method, env="CartPole-v1", workers=1, envs=2, steps=600, out=str(tmp_path / "run"), quiet=True)
+    assert run.status == "done"
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["policy_lag"] is not None and row["gradient_staleness"] is not None for row in rows)
+    assert (run.path / "curve.png").exists()
+    more = pa.resume(run.path, steps=1_200, quiet=True)
+    assert more.summary["agent_steps"] >= 1_200
+    assert more.summary["updates"] > run.summary["updates"]

@@ -1,0 +1,96 @@
+"""Steps to a score for every algorithm under every scheme, a table and one JSON file in ``results/``.
+
+python benchmarks/schemes.py --env CartPole-v1 --target 450 --steps 400000 --seeds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from polyactor import transport
+from polyactor.algorithms import ALGORITHMS
+from polyactor.board import Board
+from polyactor.build import make_state
+from polyactor.config import Config, check
+from polyactor.metrics import cpu_name, versions
+from polyactor.presets import base_config
+from polyactor.processes import tune_allocator
+from polyactor.schemes import SCHEMES
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+def main() -> None:
+    """Every cell, every seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="CartPole-v1")
+    parser.add_argument("--target", type=float, default=450.0)
+    parser.add_argument("--steps", type=int, default=400_000)
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 1 to N")
+    options = parser.parse_args()
+    tune_allocator()
+    found: list[dict[str, Any]] = []
+    for algorithm in ALGORITHMS:
+        for scheme in SCHEMES:
+            config = cell(algorithm, scheme, options.env, options.steps)
+            check(config)
+            runs = [one(replace(config, seed=seed), options.target) for seed in range(1, options.seeds + 1)]
+            found += runs
+            steps = [run["target_at_steps"] for run in runs if run["target_at_steps"] is not None]
+            seconds = [run["target_at_s"] for run in runs if run["target_at_s"] is not None]
+            spread = f"{statistics.median(steps):,.0f} [{min(steps):,} – {max(steps):,}]" if steps else "never"
+            seconds_shown = f"{statistics.median(seconds):.1f} s" if seconds else ""
+            print(f"{algorithm:8} {scheme:14} {len(steps)} of {len(runs)}  {spread}  {seconds_shown}", flush=True)
+    file = RESULTS / f"schemes-{options.env}.json"
+    said = {"env": options.env, "target": options.target, "steps": options.steps, "cpu": cpu_name()}
+    file.write_text(json.dumps(said | {"versions": versions(), "runs": found}, indent=1) + "\n")
+    print(file)
+
+
+def cell(algorithm: str, scheme: str, env: str, steps: int) -> Config:
+    """The method's own settings; a batch is the same for all, so actors that share one have half the environments."""
+    config = base_config(algorithm, env=env, scheme=scheme)
+    workers = 1 if config.scheme.single else 2
+    envs = config.envs // workers if scheme == "actor-learner" else config.envs
+    return replace(config, steps=steps, workers=workers, envs=envs)
+
+
+def one(config: Config, target: float) -> dict[str, Any]:
+    """Until the mean of the last 100 games reaches the target, or the steps are over."""
+    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
+    scores: deque[float] = deque(maxlen=100)
+    start, best, reached = time.perf_counter(), -float("inf"), False
+    run = transport.run(config, state, board)
+    for _ in run:
+        for game in board.new_games():
+            scores.append(game.score)
+            if len(scores) == scores.maxlen:
+                best = max(best, statistics.fmean(scores))
+        reached = best >= target
+        if reached:
+            break
+    steps, seconds = board.steps, round(time.perf_counter() - start, 1)
+    run.close()
+    return {
+        "algorithm": config.preset,
+        "scheme": config.scheme.name,
+        "seed": config.seed,
+        "workers": config.workers,
+        "envs": config.envs,
+        "best_score_mean100": round(best, 2),
+        "agent_steps": steps,
+        "wall_s": seconds,
+        "target_at_steps": steps if reached else None,
+        "target_at_s": seconds if reached else None,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -35,7 +35,7 @@ def algorithm(name: str, env: str) -> Algorithm:
     known: dict[str, Algorithm] = {
         "a2c": A2C(gamma=gamma, gae_lambda=0.9, entropy_coef=0.0),
         "ppo": PPO(gamma=gamma, gae_lambda=0.9, entropy_coef=0.0, minibatches=2),
-        "vtrace": VTrace(gamma=gamma, trace_lambda=0.9, entropy_coef=0.0),
+        "vtrace": VTrace(gamma=gamma, trace_lambda=0.9, entropy_coef=0.0, value_coef=1.0),  # ½ is in it, not in A2C's
     }
     return known[name]
 
@@ -48,7 +48,7 @@ def config_of(name: str, scheme: str, core: Any, env: str) -> Config:
         optimizer=Adam(lr=1e-3 if name == "ppo" else 3e-3),
         steps=STEPS,
         workers=1 if scheme == "sync" else 2,
-        envs=4,
+        envs=8 if scheme == "sync" else 4,
         rollout=32 if name == "ppo" else 5,
         model=ModelSpec(activation="relu", core=core, core_size=64),
         normalize=Normalize(observation=env == "Pendulum-v1", reward=True),

@@ -101,6 +101,7 @@ PRESETS: dict[str, Preset] = {
         "appo",
         "PongNoFrameskip-v4",
         {"stop_at": 18.0, "steps": 1_600_000, "algorithm.entropy_coef_end": 0.0, "optimizer.lr_end": 1e-4},
+        measured="18 after 508k–840k steps, 6–10 min (3 seeds)",
     ),
     "cartpole-a2c": Preset(
         "balance, one process", "a2c", "CartPole-v1", measured="475 after 141k–185k steps (5 seeds)"

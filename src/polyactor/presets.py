@@ -95,6 +95,7 @@ PRESETS: dict[str, Preset] = {
         "a3c-server",
         "PongNoFrameskip-v4",
         {"stop_at": 18.0, "steps": 3_000_000, "algorithm.entropy_coef_end": 0.0, "optimizer.lr_end": 1e-4},
+        measured="18 after 1.12M steps (1 seed)",
     ),
     "pong-appo": Preset(
         "the same, rollouts sent to a PPO learner",

@@ -26,9 +26,9 @@ def train(
     """Train and return the finished run.
 
     Args:
-        preset: a method ("a2c", "a3c"), a preset, or ``file.py:Class``.
+        preset: a method ("a2c", "a3c", "appo", …), a preset, or ``file.py:Class``.
         env: a Gymnasium id, ``module:Env-v0``, or a callable that returns an environment.
-        scheme: "sync" or "hogwild", in place of the preset's.
+        scheme: "sync", "hogwild", "param-server" or "actor-learner", in place of the preset's.
         optimizer: "sgd", "rmsprop" or "adam", in place of the preset's.
         values: any field of `Config`, such as ``steps=300_000, seed=1, workers=2``; a section takes a mapping of its
             fields, such as ``algorithm={"gamma": 0.98}``.
@@ -36,7 +36,7 @@ def train(
     Raises:
         PolyactorError: whatever could not be; nothing has been created then.
 
-    Call it under ``if __name__ == "__main__":`` in a script: `hogwild` starts its workers by spawn.
+    Call it under ``if __name__ == "__main__":`` in a script: workers are started by spawn.
     """
     config = configured(base_config(preset, env=env, scheme=scheme, optimizer=optimizer), values)
     check(config)

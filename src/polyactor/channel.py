@@ -1,6 +1,6 @@
-"""What crosses between processes: bounded rings of preallocated slots, and bells that wake whoever waits at them.
+"""What crosses between processes: bounded rings of slots, bells that wake whoever waits at them, and a lock in a file.
 
-Nothing here is a lock: each counter has one writer, and a process that dies leaves nothing held.
+Each counter has one writer, and the kernel releases the lock of a holder that dies: nobody leaves anything held.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def _one_sentence(box: str) -> str:
     """What tyro says in a box, in one line."""
     text = re.sub(r"[╭╮╰╯│─]+|Value error", " ", box)
     text = re.split(r"Argument helptext|For full helptext|Got errors", text)[0]
-    return " ".join(text.split()) or "the flags were not understood"
+    return " ".join(text.split()).removeprefix("Invalid choice ") or "the flags were not understood"
 
 
 def _with_none(args: list[str], optional: Collection[str]) -> list[str]:

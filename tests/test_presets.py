@@ -224,10 +224,6 @@ def test_one_preset_in_full_is_flags_that_train_takes(name: str, capsys: pytest.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_trains(name: str, tmp_path: Path) -> None:
-    if PRESETS[name].env.startswith("Bipedal"):
-        pytest.importorskip("Box2D")
-    elif "NoFrameskip" in PRESETS[name].env:
-        pytest.importorskip("ale_py")
     from polyactor.training import train
 
     config = base_config(name)

@@ -227,16 +227,22 @@ def test_versions_and_cpu_name_without_importing_torch() -> None:
 
 
 def test_resident_mb_sums_living_processes() -> None:
-    mine = resident_mb([os.getpid()])
-    block = np.ones(64 << 17)  # 64 MiB, touched
-    assert 60 < resident_mb([os.getpid()]) - mine < 70
-    assert block[0] == 1
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    holds = "print(flush=True); input(); block = b'x' * (64 << 20); print(flush=True); input()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
     try:
-        both = resident_mb([os.getpid(), child.pid])
+        child.stdout.readline()
+        before = resident_mb([child.pid])
+        child.stdin.write("\n")
+        child.stdout.readline()
+        after = resident_mb([child.pid])
+        assert 63 < after - before < 66
+        assert resident_mb([child.pid, child.pid]) == 2 * after
     finally:
-        child.communicate(b"\n", timeout=30)
-    assert both > resident_mb([os.getpid()]) - 5
+        child.communicate("\n", timeout=30)
     assert resident_mb([child.pid]) == resident_mb([]) == 0
 
 

@@ -22,7 +22,7 @@ from polyactor.build import make_state, precision
 from polyactor.config import Config
 from polyactor.envs import make_envs
 from polyactor.metrics import cpu_name, versions
-from polyactor.processes import Crew
+from polyactor.processes import Crew, tune_allocator
 
 ENVIRONMENTS = 64
 """Per process, for the environments alone: enough for their best rate."""
@@ -39,6 +39,7 @@ def bench(configs: Sequence[Config], *, seconds: float, rounds: int = 3) -> list
     Returns:
         For each config its ratio in each round: its rate ÷ the mean of the environments' rates before and after.
     """
+    tune_allocator()
     processes = max(config.workers for config in configs)
     processes = processes if processes > 1 else len(os.sched_getaffinity(0))
     configs = [replace(c, envs=c.envs * processes) if c.scheme.single else c for c in configs]

@@ -31,6 +31,8 @@ usage: polyactor VERB ...
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a verb and exit with the documented code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    # Before torch is loaded: its threads would spin between two passes, on the cores that the emulators need then.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         sys.exit(run(args))
     except PolyactorError as error:

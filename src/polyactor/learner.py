@@ -13,7 +13,7 @@ from polyactor.board import Board, Counter, scalars
 from polyactor.errors import Diverged
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.normalizer import merge
-from polyactor.optim.flat import State, bind
+from polyactor.optim.flat import State, bind, collect_gradients
 from polyactor.optim.rules import Rule
 from polyactor.types import Algorithm, Batch, Gradients, Metrics, Rollout
 
@@ -45,7 +45,11 @@ class Replica:
         self.reading = reading or nullcontext()
         self.device = device
         self.vector = torch.empty_like(state.vector, device=device)
-        bind(model, self.vector)
+        layout = bind(model, self.vector)
+        model.lower()
+        own = dict(model.named_parameters())
+        places = [(own[slot.name], slot.view(self.vector)) for slot in layout.slots if slot.name in own]
+        self.lowered = [(parameter, place) for parameter, place in places if parameter.dtype != place.dtype]
         self.pull()
 
     def pull(self) -> None:
@@ -53,6 +57,9 @@ class Replica:
         with self.reading:
             self.version = self.board.version
             self.vector.copy_(self.state.vector)
+        with torch.no_grad():
+            for parameter, place in self.lowered:
+                parameter.copy_(place)
 
 
 class Learner:
@@ -79,7 +86,7 @@ class Learner:
         self.total_steps, self.clip_reward, self.generator = total_steps, clip_reward, generator
         vector = replica.vector
         self.gradient = torch.zeros(replica.state.layout.theta, dtype=vector.dtype, device=vector.device)
-        bind(replica.model, vector, self.gradient)
+        collect_gradients(replica.model, self.gradient)
 
     def gradients(self, rollout: Rollout) -> Iterator[Gradients]:
         """dθ of every batch the algorithm makes of a rollout.
@@ -117,7 +124,7 @@ class Learner:
 def differentiate(algorithm: Algorithm, model: ActorCritic, batch: Batch, gradient: Tensor) -> Metrics:
     """Write ∂L/∂θ' into ``gradient [θ]``; returns the loss's metrics.
 
-    The model's ``.grad`` are views of `gradient`, zeroed here, so nothing survives from the update before.
+    The model's gradients arrive in `gradient`, zeroed here, so nothing survives from the update before.
     """
     gradient.zero_()
     loss, metrics = algorithm.loss(model, batch)

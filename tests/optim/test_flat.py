@@ -14,7 +14,7 @@ from torch import Tensor
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD, Adam, RMSprop, Rule
-from polyactor.optim.flat import ALIGNMENT, Layout, State, bind
+from polyactor.optim.flat import ALIGNMENT, Layout, State, bind, collect_gradients
 
 
 def make_model(seed: int = 0, **spec: Any) -> ActorCritic:
@@ -63,8 +63,8 @@ def test_bind_keeps_values_and_makes_everything_a_view() -> None:
     model.observation_moments.mean.copy_(torch.tensor([1.0, 2.0, 3.0]))  # type: ignore[union-attr]
     before = {name: tensor.detach().clone() for name, tensor in tensors(model).items()}
     layout = Layout.of(model)
-    vector, gradient = torch.full((layout.size,), 7.0), torch.zeros(layout.theta)
-    assert bind(model, vector, gradient) == layout
+    vector = torch.full((layout.size,), 7.0)
+    assert bind(model, vector) == layout
     for name, tensor in tensors(model).items():
         assert torch.equal(tensor, before[name])
     vector.fill_(0.5)
@@ -79,7 +79,8 @@ def test_gradients_are_views_and_backward_writes_into_them() -> None:
     model = make_model()
     layout = Layout.of(model)
     gradient = torch.zeros(layout.theta)
-    bind(model, torch.zeros(layout.size), gradient)
+    bind(model, torch.zeros(layout.size))
+    collect_gradients(model, gradient)
     pointers = {name: p.grad.data_ptr() for name, p in model.named_parameters() if p.grad is not None}
     assert len(pointers) == len(list(model.parameters()))
     for factor in (1.0, 2.0):  # the second backward adds: zeroing is the caller's
@@ -92,7 +93,7 @@ def test_gradients_are_views_and_backward_writes_into_them() -> None:
     assert gradient.count_nonzero() == used  # nothing in the padding
 
 
-def test_bind_without_a_gradient_leaves_none() -> None:
+def test_bind_alone_leaves_no_gradient() -> None:
     model = make_model()
     bind(model, torch.zeros(Layout.of(model).size))
     assert all(parameter.grad is None for parameter in model.parameters())

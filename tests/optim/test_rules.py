@@ -18,7 +18,7 @@ from polyactor.learner import Updater, differentiate
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD, Adam, RMSprop, Rule
-from polyactor.optim.flat import State, bind
+from polyactor.optim.flat import State, bind, collect_gradients
 from polyactor.types import Batch, Gradients, Rollout
 
 Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
@@ -218,7 +218,8 @@ def after_updates(rollouts: Sequence[Rollout], algorithm: A2C, rule: RMSprop) ->
     ).double()
     state, board = State.of(model, rule, 1), Board(1)
     gradient = torch.zeros(state.layout.theta, dtype=torch.float64)
-    bind(model, state.vector, gradient)
+    bind(model, state.vector)
+    collect_gradients(model, gradient)
     updater, norms = Updater(state, rule, board, worker=0, total_steps=10**6), []
     for x in rollouts:
         x = x.replace(core_state=tuple(part.detach() for part in model.initial_state(B)))

@@ -21,6 +21,10 @@ CLIP_OBSERVATION = 5.0
 """Normalised observations are clipped to this many standard deviations."""
 
 
+IMAGES_IN_CACHE = 8
+"""Images scaled at a time, so that every pass over them but the first reads from the cache."""
+
+
 class Trunk(nn.Module):
     """Torso then core: observations ``[T, B, *O]`` to features ``[T, B, F]``."""
 
@@ -36,7 +40,7 @@ class Trunk(nn.Module):
         t, b = is_first.shape
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.torso(x)
-        features = features.to(x.dtype).unflatten(0, (t, b))
+        features = (features.float() if self.bf16 else features).unflatten(0, (t, b))
         output: tuple[Tensor, CoreState] = self.core(features, state, is_first)
         return output
 
@@ -151,16 +155,33 @@ class ActorCritic(nn.Module):
         value: Tensor = self.value(self.value_layer(features)).squeeze(-1)
         return params, value, own
 
+    def lower(self) -> None:
+        """Hold what computes in bf16 in bf16, so that nothing is rounded anew in every pass."""
+        for trunk in (self.trunk, self.critic):
+            if trunk is not None and trunk.bf16:
+                trunk.torso.to(torch.bfloat16)
+
     def prepared(self, x: Tensor) -> Tensor:
-        """``[N, *O]`` scaled for the torso: bytes to [0, 1], or normalised by the running moments."""
+        """``[N, *O]`` scaled for the torso, in its precision: bytes to [0, 1], or normalised by the running moments."""
+        if not self.image:
+            return self._scaled(x).to(self.value.weight.dtype)
+        channels = to_channels_first(x)
+        # Convolutions train faster with channels last, and infer faster without.
+        last = torch.is_grad_enabled() or self.trunk.bf16
+        ready = torch.empty(
+            channels.shape,
+            dtype=torch.bfloat16 if self.trunk.bf16 else self.value.weight.dtype,
+            device=x.device,
+            memory_format=torch.channels_last if last else torch.contiguous_format,
+        )
+        few = IMAGES_IN_CACHE if x.device.type == "cpu" else len(x)
+        for images, place in zip(x.split(few), ready.split(few), strict=True):  # type: ignore[no-untyped-call]
+            place.copy_(to_channels_first(self._scaled(images)))
+        return ready
+
+    def _scaled(self, x: Tensor) -> Tensor:
         stats = self.observation_moments
         if stats is not None and stats.count > 0:
             scale = (stats.variance + self.variance_floor).rsqrt()
-            x = (x - stats.mean).mul_(scale).clamp_(-CLIP_OBSERVATION, CLIP_OBSERVATION)
-        elif self.bytes:
-            x = x.to(self.value.weight.dtype).mul_(1 / 255)
-        if not self.image:
-            return x.to(self.value.weight.dtype)
-        x = to_channels_first(x)
-        # Convolutions train faster with channels last, and infer faster without.
-        return x.contiguous(memory_format=torch.channels_last) if torch.is_grad_enabled() else x
+            return (x - stats.mean).mul_(scale).clamp_(-CLIP_OBSERVATION, CLIP_OBSERVATION)
+        return x.to(self.value.weight.dtype).mul_(1 / 255) if self.bytes else x

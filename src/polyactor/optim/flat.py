@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from polyactor.optim.rules import Rule, Statistics
 
-ALIGNMENT = 64
+ALIGNMENT, WORD = 64, 4
 """Bytes; each tensor starts on its own cache line, so two workers' writes to two tensors never share one."""
 
 
@@ -56,7 +57,7 @@ class Layout:
             nonlocal end
             for name, tensor in named:
                 slots.append(Slot(name, tensor.shape, end))
-                per_line = ALIGNMENT // tensor.element_size()
+                per_line = ALIGNMENT // WORD
                 end += -(-tensor.numel() // per_line) * per_line
             return end
 
@@ -65,14 +66,8 @@ class Layout:
         return cls(tuple(slots), theta, size)
 
 
-def bind(model: nn.Module, vector: Tensor, gradient: Tensor | None = None) -> Layout:
-    """Make a model's parameters, gradients and buffers views of flat vectors; values are copied in first.
-
-    Args:
-        model: its parameters and buffers are re-pointed in place.
-        vector: ``[layout.size]``.
-        gradient: ``[layout.theta]``; autograd accumulates into it, so it has to be zeroed before each backward.
-    """
+def bind(model: nn.Module, vector: Tensor) -> Layout:
+    """Make a model's parameters and buffers views of a flat vector ``[layout.size]``; values are copied in first."""
     layout = Layout.of(model)
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     with torch.no_grad():
@@ -82,12 +77,30 @@ def bind(model: nn.Module, vector: Tensor, gradient: Tensor | None = None) -> La
                 parameter = parameters[slot.name]
                 view.copy_(parameter)
                 parameter.data = view
-                parameter.grad = None if gradient is None else slot.view(gradient)
             else:
                 view.copy_(buffers[slot.name])
                 owner, _, leaf = slot.name.rpartition(".")
                 setattr(model.get_submodule(owner), leaf, view)
     return layout
+
+
+def collect_gradients(model: nn.Module, gradient: Tensor) -> None:
+    """Let autograd write a model's gradients to a flat vector ``[layout.theta]``, to be zeroed before each backward."""
+    parameters = dict(model.named_parameters())
+    for slot in Layout.of(model).slots:
+        if slot.name not in parameters:
+            continue
+        parameter, view = parameters[slot.name], slot.view(gradient)
+        if parameter.dtype == view.dtype:
+            parameter.grad = view
+        else:
+            parameter.register_post_accumulate_grad_hook(partial(_deliver, view))  # type: ignore[no-untyped-call]
+
+
+def _deliver(view: Tensor, parameter: Tensor) -> None:
+    """A gradient of fewer bits goes to its place in the vector as soon as it is complete."""
+    view.copy_(parameter.grad)  # type: ignore[arg-type]
+    parameter.grad = None
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from polyactor.board import Part, Watch, unwatched
 from polyactor.models.normalizer import blank_moments, moments
 from polyactor.types import Moments, Rollout
 
@@ -43,6 +44,7 @@ class Actor:
         generator: samples the actions.
         gamma: discount of the return whose moments scale rewards, where the model keeps them.
         on_game: called with score and length (agent steps) of every finished game.
+        spend: called with the seconds each part of collecting took.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class Actor:
         generator: torch.Generator,
         gamma: float,
         on_game: Callable[[float, int], None],
+        spend: Callable[[Part, float], None] = unwatched,
     ) -> None:
-        self.envs, self.model, self.generator, self.gamma, self.on_game = envs, model, generator, gamma, on_game
+        self.envs, self.model, self.generator, self.gamma = envs, model, generator, gamma
+        self.on_game, self.spend = on_game, spend
         b = envs.num_envs
         self.length = length
         self.own: Rollout | None = None
@@ -82,6 +86,7 @@ class Actor:
         return into
 
     def _collect(self, x: Rollout) -> None:
+        watch = Watch(self.spend)
         x.observation[0], x.is_first[0] = self.observation, self.is_first
         for own, part in zip(x.core_state, self.state, strict=True):
             own.copy_(part)
@@ -89,7 +94,9 @@ class Actor:
             params, self.state = self.model.step(x.observation[t], self.state, x.is_first[t])
             pi_t = self.model.distribution(params)
             a_t = pi_t.sample(self.generator)
+            watch.lap(Part.INFER)
             observation, reward, terminated, done = self.envs.step(a_t.numpy())
+            watch.lap(Part.EMULATE)
             x.action[t] = a_t
             x.behavior_log_prob[t] = pi_t.log_prob(a_t)
             x.reward[t] = torch.from_numpy(reward)
@@ -99,9 +106,11 @@ class Actor:
             x.is_first[t + 1] = self.ended
             self._count(reward, done)
             self.ended = torch.from_numpy(done.copy())
+            watch.lap(Part.STORE)
         self.observation, self.is_first = x.observation[-1], x.is_first[-1]
         for name, new in self._moments(x).items():
             x.moments[name].copy_(new)
+        watch.lap(Part.STORE)
 
     def _count(self, reward: np.ndarray, done: np.ndarray) -> None:
         """Scores are the environment's own: whole games, unclipped; a fake step counts nothing."""

@@ -9,21 +9,30 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import torch
 
 from polyactor import transport
-from polyactor.board import Board
+from polyactor.board import Board, Part
 from polyactor.build import make_state, precision
 from polyactor.config import Config
 from polyactor.envs import make_envs
 from polyactor.metrics import cpu_name, versions
 from polyactor.processes import Crew, tune_allocator
 
+WAITS = 0.15
+"""Share of time above which waiting is what to change first."""
+ADVICE = {
+    Part.INFER: "more --envs per worker make each pass worth more",
+    Part.STORE: "smaller observations, or a longer --rollout",
+    Part.DIFFERENTIATE: "--precision bf16 where the CPU has it, a smaller --model.torso, fewer --algorithm.epochs",
+    Part.APPLY: "a longer --rollout or more --envs make fewer updates",
+    Part.WAIT: "--scheme hogwild waits for nobody",
+}
 ENVIRONMENTS = 64
 """Per process, for the environments alone: enough for their best rate."""
 
@@ -46,21 +55,38 @@ def bench(configs: Sequence[Config], *, seconds: float, rounds: int = 3) -> list
     v, first = versions(), configs[0]
     print(f"{cpu_name()}, {processes} processes, torch {v['torch']}, {first.env}")
     alone = [environments_alone(first, processes, seconds)]
-    rates: list[list[float]] = [[] for _ in configs]
+    trained: list[list[Trained]] = [[] for _ in configs]
     for _ in range(rounds):
-        for own, config in zip(rates, configs, strict=True):
+        for own, config in zip(trained, configs, strict=True):
             own.append(training_rate(config, seconds))
         alone.append(environments_alone(first, processes, seconds))
     print(f"{'environments alone':<44}{_median(alone):>24} steps/s")
     around = [statistics.fmean(pair) for pair in pairwise(alone)]
     ratios = []
-    for own, config in zip(rates, configs, strict=True):
-        shown = precision(config, images=make_state(config).layout.convolutional)
-        ratios.append(tuple(rate / limit for rate, limit in zip(own, around, strict=True)))
+    for own, config in zip(trained, configs, strict=True):
+        rates = [each.rate for each in own]
+        ratios.append(tuple(rate / limit for rate, limit in zip(rates, around, strict=True)))
         low, middle, high = min(ratios[-1]), statistics.median(ratios[-1]), max(ratios[-1])
-        name = f"{config.preset} {config.scheme.name} {config.workers} × {config.envs} {shown}"
-        print(f"{name:<44}{_median(own):>24} steps/s   ratio {middle:.3f} [{low:.3f}–{high:.3f}]")
+        print(f"{_name(config):<44}{_median(rates):>24} steps/s   ratio {middle:.3f} [{low:.3f}–{high:.3f}]")
+    print("\nMicroseconds of workers' time per step")
+    print(f"{'':<44}" + "".join(f"{part:>15}" for part in Part))
+    for own, config in zip(trained, configs, strict=True):
+        parts = {part: statistics.median(each.microseconds[part] for each in own) for part in Part}
+        print(f"{_name(config):<44}" + "".join(f"{parts[part]:>15,.0f}" for part in Part))
+        print(f"  {advice(parts)}")
     return ratios
+
+
+def advice(parts: Mapping[Part, float]) -> str:
+    """What to change, from where the time goes."""
+    total = sum(parts.values())
+    share = {part: value / total for part, value in parts.items()}
+    if share[Part.WAIT] > WAITS:
+        return f"{share[Part.WAIT]:.0%} is waiting for others: --scheme hogwild waits for nobody"
+    if share[Part.EMULATE] > 0.5:
+        return f"{share[Part.EMULATE]:.0%} is the environments' own: no setting of training can gain more than the rest"
+    most = max((part for part in parts if part is not Part.EMULATE), key=parts.__getitem__)
+    return f"{share[most]:.0%} is {most}: {ADVICE[most]}"
 
 
 def environments_alone(config: Config, processes: int, seconds: float) -> float:
@@ -87,22 +113,42 @@ def _step(worker: int, env: str, atari: object, seconds: float, marks: torch.Ten
     marks[worker] = torch.tensor([steps * ENVIRONMENTS, time.perf_counter() - start], dtype=torch.float64)
 
 
-def training_rate(config: Config, seconds: float) -> float:
-    """Environment steps consumed by updates per second, from when every worker has applied its tenth update."""
+@dataclass(frozen=True)
+class Trained:
+    """One measurement.
+
+    Attributes:
+        rate: environment steps consumed by updates per second.
+        microseconds: of workers' time per such step, by part.
+    """
+
+    rate: float
+    microseconds: dict[Part, float]
+
+
+def training_rate(config: Config, seconds: float) -> Trained:
+    """Train for so long, counted from when every worker has applied its tenth update."""
     config = replace(config, steps=10**12)
     state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
     run = transport.run(config, state, board)
-    start, steps = None, 0
+    start, steps, spent = None, 0, board.spent()
     try:
         for _ in run:
             now = time.perf_counter()
             if start is None and board.version >= 10 * config.workers:
-                start, steps = now, board.steps
+                start, steps, spent = now, board.steps, board.spent()
             if start is not None and now - start >= seconds:
-                return (board.steps - steps) / (now - start)
+                count = board.steps - steps
+                each = {part: 1e6 * (total - spent[part]) / count for part, total in board.spent().items()}
+                return Trained(count / (now - start), each)
     finally:
         run.close()
     raise RuntimeError("training ended before it was measured")
+
+
+def _name(config: Config) -> str:
+    shown = precision(config, images=make_state(config).layout.convolutional)
+    return f"{config.preset} {config.scheme.name} {config.workers} × {config.envs} {shown}"
 
 
 def _median(values: Sequence[float]) -> str:

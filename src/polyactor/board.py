@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 import numpy as np
 import torch
@@ -35,6 +35,37 @@ class Counter(IntEnum):
     DROPPED = 4
     GAMES = 5
     PAUSED = 6
+
+
+class Part(StrEnum):
+    """What a worker spends its time with."""
+
+    EMULATE = "emulate"
+    INFER = "infer"
+    STORE = "store"
+    DIFFERENTIATE = "differentiate"
+    APPLY = "apply"
+    WAIT = "wait"
+
+
+PARTS = tuple(Part)
+
+
+class Watch:
+    """Splits time into parts: a lap gives the seconds since the one before to a part."""
+
+    def __init__(self, spend: Callable[[Part, float], None]) -> None:
+        self.spend, self.last = spend, time.perf_counter()
+
+    def lap(self, part: Part) -> None:
+        """What has passed was this."""
+        now = time.perf_counter()
+        self.spend(part, now - self.last)
+        self.last = now
+
+
+def unwatched(part: Part, seconds: float) -> None:
+    """Nobody wants to know."""
 
 
 RUN, STOP = 0, -1
@@ -66,6 +97,7 @@ class Board:
         self._counters = torch.zeros(workers, len(Counter), dtype=torch.int64)
         self._metrics = torch.zeros(2, workers, len(self.names), dtype=torch.float64)  # sum and count of each
         self._games = torch.zeros(workers, GAMES_KEPT, 2, dtype=torch.float64)
+        self._seconds = torch.zeros(workers, len(Part), dtype=torch.float64)
         self._word = torch.full((1,), RUN, dtype=torch.int64)
         self._read = [0] * workers
         self._marked = self._metrics.numpy().sum(1)
@@ -74,7 +106,7 @@ class Board:
 
     def share_(self) -> None:
         """Move to shared memory, in place."""
-        for tensor in (self._counters, self._metrics, self._games, self._word):
+        for tensor in (self._counters, self._metrics, self._games, self._seconds, self._word):
             tensor.share_memory_()  # type: ignore[no-untyped-call]
 
     # -- what a worker writes --------------------------------------------------------------------------------------
@@ -102,6 +134,10 @@ class Board:
         index = int(self.counters[worker, Counter.GAMES])
         self._games[worker, index % GAMES_KEPT] = torch.tensor([score, length], dtype=torch.float64)
         self.counters[worker, Counter.GAMES] = index + 1
+
+    def spend(self, worker: int, part: Part, seconds: float) -> None:
+        """Add to the time a worker has spent with a part."""
+        self._seconds.numpy()[worker, PARTS.index(part)] += seconds
 
     def proceed(self, worker: int) -> bool:
         """Whether to go on; waits here, between updates, while the run is paused."""
@@ -131,6 +167,10 @@ class Board:
     def steps(self) -> int:
         """Environment steps consumed by updates, by all workers."""
         return int(self.counters[:, Counter.STEPS].sum())
+
+    def spent(self) -> dict[Part, float]:
+        """Seconds of all workers together, by part."""
+        return dict(zip(PARTS, self._seconds.numpy().sum(0).tolist(), strict=True))
 
     def metrics(self) -> dict[str, float | None]:
         """Mean of each over the updates since the last `mark`, or what it was then when there were none."""

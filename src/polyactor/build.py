@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -129,7 +130,8 @@ def make_actor(
         seed=streams.env,
         generator=streams.act,
         gamma=float(getattr(config.algorithm, "gamma", 0.99)),
-        on_game=lambda score, length: board.game(worker, score, length),
+        on_game=partial(board.game, worker),
+        spend=partial(board.spend, worker),
     )
     return replica, actor
 
@@ -142,6 +144,7 @@ def make_learner(config: Config, worker: int, replica: Replica) -> Learner:
         total_steps=config.steps,
         clip_reward=config.normalize.clip_reward,
         generator=Streams.of(config.seed, worker, replica.board.version, device=replica.device).learn,
+        spend=partial(replica.board.spend, worker),
     )
 
 

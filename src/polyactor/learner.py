@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from polyactor.board import Board, Counter, scalars
+from polyactor.board import Board, Counter, Part, Watch, scalars, unwatched
 from polyactor.errors import Diverged
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.normalizer import merge
@@ -71,6 +72,7 @@ class Learner:
         total_steps: environment steps of the whole run; progress is steps consumed ÷ this.
         clip_reward: learn from rewards clipped to ±this; none does not clip.
         generator: the algorithm's own random stream, on the replica's device.
+        spend: called with the seconds each gradient took.
     """
 
     def __init__(
@@ -81,8 +83,9 @@ class Learner:
         total_steps: int,
         clip_reward: float | None,
         generator: torch.Generator,
+        spend: Callable[[Part, float], None] = unwatched,
     ) -> None:
-        self.algorithm, self.replica = algorithm, replica
+        self.algorithm, self.replica, self.spend = algorithm, replica, spend
         self.total_steps, self.clip_reward, self.generator = total_steps, clip_reward, generator
         vector = replica.vector
         self.gradient = torch.zeros(replica.state.layout.theta, dtype=vector.dtype, device=vector.device)
@@ -93,6 +96,7 @@ class Learner:
 
         The first is taken at the replica's parameters of now; before each later one the newest are pulled.
         """
+        watch = Watch(self.spend)
         replica, model = self.replica, self.replica.model
         algorithm = self.algorithm.at(replica.board.steps / self.total_steps)
         steps, moments, acted = rollout.steps, rollout.moments, rollout.version.double().mean()
@@ -104,7 +108,10 @@ class Learner:
         while batch is not None:
             metrics = differentiate(algorithm, model, batch, self.gradient)
             metrics["policy_lag"] = replica.version - acted
-            yield Gradients(self.gradient.cpu(), metrics, replica.version, steps, moments)
+            gradients = Gradients(self.gradient.cpu(), metrics, replica.version, steps, moments)
+            watch.lap(Part.DIFFERENTIATE)
+            yield gradients
+            watch = Watch(self.spend)
             steps, moments = 0, {}
             try:
                 with torch.no_grad():
@@ -166,6 +173,7 @@ class Updater:
         Raises:
             Diverged: too many gradients (or running statistics) in a row were not finite. Each is skipped and counted.
         """
+        watch = Watch(partial(self.board.spend, self.worker))
         dtheta, count = gradients.vector, self.board.count
         norm = float(torch.linalg.vector_norm(dtheta, dtype=torch.float64))  # squares of 1e20 overflow float32
         finite = math.isfinite(norm) and all(bool(m.m2.isfinite().all()) for m in gradients.moments.values())
@@ -186,6 +194,7 @@ class Updater:
             self.board.record(self.worker, scalars(gradients.metrics) | own)
         else:
             self._skip()
+        watch.lap(Part.APPLY)
         return self.board.version
 
     def _skip(self) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 import cloudpickle
 
-from polyactor.board import Board
+from polyactor.board import Board, Part, Watch
 from polyactor.config import Cast, Config
 from polyactor.optim.flat import State
 from polyactor.processes import Crew, torch_threads
@@ -51,7 +52,9 @@ def perform(worker: int, pickled: bytes, board: Board, *shared: Any) -> None:
     work, config = cloudpickle.loads(pickled)
     for bell in work(worker, config, *shared):
         if bell is not None:
+            watch = Watch(partial(board.spend, worker))
             bell.wait(DEAF)
+            watch.lap(Part.WAIT)
         if not board.proceed(worker):
             break
     board.leave(worker)

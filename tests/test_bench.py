@@ -1,0 +1,54 @@
+"""The benchmark accounts for a worker's time and says what to change."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import replace
+
+import pytest
+
+from polyactor.bench import ADVICE, advice, bench
+from polyactor.board import Board, Part, Watch
+from polyactor.presets import base_config
+from polyactor.schemes import SCHEMES
+
+
+def test_a_watch_gives_each_lap_to_its_part() -> None:
+    board = Board(2)
+    watch = Watch(lambda part, seconds: board.spend(1, part, seconds))
+    time.sleep(0.03)
+    watch.lap(Part.INFER)
+    time.sleep(0.01)
+    watch.lap(Part.EMULATE)
+    watch.lap(Part.INFER)
+    board.spend(0, Part.EMULATE, 1.0)
+    spent = board.spent()
+    assert 0.03 <= spent[Part.INFER] < 1
+    assert 1.01 <= spent[Part.EMULATE] < 2
+    assert spent[Part.WAIT] == 0
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_accounts_for_its_time(scheme: str, capsys: pytest.CaptureFixture[str]) -> None:
+    workers = 1 if scheme == "sync" else 2
+    config = base_config("a2c", env="CartPole-v1")
+    config = replace(config, scheme=SCHEMES[scheme](), workers=workers, envs=4)
+    (ratios,) = bench([config], seconds=0.5, rounds=1)
+    assert len(ratios) == 1
+    assert 0 < ratios[0] < 1
+    said = capsys.readouterr().out
+    table = said.split("Microseconds")[1].splitlines()
+    assert table[1].split() == [part.value for part in Part]
+    parts = dict(zip(Part, map(float, re.sub(",", "", table[2]).split()[-len(Part) :]), strict=True))
+    assert all(parts[part] > 0 for part in Part if part is not Part.WAIT)
+    assert table[3].strip()
+
+
+def test_advice_is_about_the_largest_part() -> None:
+    even = dict.fromkeys(Part, 10.0)
+    assert "waits for nobody" in advice(even)
+    for part, hint in ADVICE.items():
+        if part is not Part.WAIT:
+            assert hint in advice({**even, Part.WAIT: 0.0, part: 20.0})
+    assert "environments' own" in advice({**even, Part.EMULATE: 100.0})

@@ -24,7 +24,7 @@ import torch
 from gymnasium import spaces
 
 import polyactor as pa
-from polyactor import checkpoint, transport
+from polyactor import checkpoint, training, transport
 from polyactor.actor import Actor
 from polyactor.board import Board, Counter
 from polyactor.build import PLAY, Streams, make_model, make_state
@@ -129,6 +129,16 @@ def test_rows_have_the_documented_keys_in_order(finished: pa.Run) -> None:
     assert last["score_last"] == pytest.approx(round(last["score_last"]))  # CartPole pays 1 a step, whole games count
     assert last["score_mean100"] == pytest.approx(last["length_mean100"])
     assert last["rss_mb"] > 50
+
+
+def test_a_slow_run_reports_with_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "ROWS", 1)
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 0.05)
+    run = pa.train("a2c", env="CartPole-v1", steps=4_000, out=str(tmp_path / "run"), quiet=True)
+    rows = read_rows(run.path / "metrics.jsonl")
+    saved = [e for e in read_rows(run.path / "events.jsonl") if e["event"] == "checkpoint_saved"]
+    assert len(rows) >= len(saved) - 1 >= 2
+    assert [row["agent_steps"] for row in rows] == sorted({row["agent_steps"] for row in rows})
 
 
 def test_summary_and_config(finished: pa.Run) -> None:

@@ -39,7 +39,7 @@ from polyactor.types import Algorithm
 GAMES = 100
 """A score is the mean of so many games."""
 ROWS = 200
-"""Rows a run reports, evenly spaced in environment steps."""
+"""Rows a run reports, evenly spaced in environment steps, besides one with each checkpoint."""
 CHECKPOINT_EVERY = 60.0
 """Seconds."""
 SHOW_EVERY = 0.25
@@ -198,7 +198,7 @@ class _Training:
             self.lengths.append(game.length)
             self.games_needed -= 1
         steps, now = self.board.steps, time.monotonic()
-        if steps >= self.next_row:
+        if steps >= self.next_row or (now >= self.next_checkpoint and steps > self.last_row[1]):
             self.next_row = (steps // self.row_every + 1) * self.row_every
             self._report()
         elif now >= self.next_show:

@@ -165,18 +165,15 @@ class ActorCritic(nn.Module):
         """``[N, *O]`` scaled for the torso, in its precision: bytes to [0, 1], or normalised by the running moments."""
         if not self.image:
             return self._scaled(x).to(self.value.weight.dtype)
-        channels = to_channels_first(x)
+        dtype = torch.bfloat16 if self.trunk.bf16 else self.value.weight.dtype
+        if not torch.is_grad_enabled():
+            return to_channels_first(self._scaled(x).to(dtype))
         # Convolutions train faster with channels last, and infer faster without.
-        last = torch.is_grad_enabled() or self.trunk.bf16
-        ready = torch.empty(
-            channels.shape,
-            dtype=torch.bfloat16 if self.trunk.bf16 else self.value.weight.dtype,
-            device=x.device,
-            memory_format=torch.channels_last if last else torch.contiguous_format,
-        )
+        shape = to_channels_first(x).shape
+        ready = torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
         few = IMAGES_IN_CACHE if x.device.type == "cpu" else len(x)
         for images, place in zip(x.split(few), ready.split(few), strict=True):  # type: ignore[no-untyped-call]
-            place.copy_(to_channels_first(self._scaled(images)))
+            place.copy_(to_channels_first(self._scaled(images).to(dtype)))  # rounded first: half the bytes to turn
         return ready
 
     def _scaled(self, x: Tensor) -> Tensor:

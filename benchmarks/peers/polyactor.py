@@ -1,0 +1,71 @@
+"""polyactor with the flags of `polyactor train`, or the environments of such a run alone, with random actions."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from polyactor import transport
+from polyactor.bench import ENVIRONMENTS
+from polyactor.board import Board
+from polyactor.build import make_state
+from polyactor.config import Config, check
+from polyactor.envs import make_envs
+from polyactor.flags import read_config
+from polyactor.processes import Crew, tune_allocator
+
+INTERVAL = 0.2
+"""Seconds between two lines."""
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Train, or step, until killed."""
+    tune_allocator()
+    config = replace(read_config(settings["flags"]), steps=10**12)
+    check(config)
+    last = 0.0
+    for steps in environments(config) if settings.get("environments_alone") else training(config):
+        now = time.perf_counter()
+        if now - last >= INTERVAL:
+            last = now
+            print(f"steps {steps}", flush=True)
+
+
+def training(config: Config) -> Iterator[int]:
+    """Environment steps consumed by updates."""
+    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
+    for _ in transport.run(config, state, board):
+        yield board.steps
+
+
+def environments(config: Config) -> Iterator[int]:
+    """Steps of one vector environment in a process for each core."""
+    processes = len(os.sched_getaffinity(0))
+    counts = torch.zeros(processes, dtype=torch.int64).share_memory_()
+    crew = Crew(step, processes, (config.env, config.atari, counts))
+    while not crew.wait(INTERVAL):
+        yield int(counts.sum())
+
+
+def step(worker: int, env: str, atari: Any, counts: torch.Tensor) -> None:
+    """Actions are drawn beforehand."""
+    envs = make_envs(env, ENVIRONMENTS, atari=atari)
+    envs.reset(worker)
+    envs.action_space.seed(worker)
+    actions = [np.stack([envs.action_space.sample() for _ in range(ENVIRONMENTS)]) for _ in range(16)]
+    while True:
+        for action in actions:
+            envs.step(action)
+            counts[worker] += ENVIRONMENTS
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

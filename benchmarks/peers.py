@@ -145,6 +145,21 @@ def sb3(name: str, **settings: Any) -> Contestant:
     return Contestant(name, "sb3", choices, name)
 
 
+def rllib(name: str, against: str, **settings: Any) -> Contestant:
+    """RLlib with 32 environments, in three arrangements."""
+    choices = {
+        f"runners {runners} × {envs}, threads {threads}": {
+            **settings,
+            "batch": 1024,
+            "runners": runners,
+            "envs": envs,
+            "threads": threads,
+        }
+        for runners, envs, threads in ((2, 16, 1), (2, 16, 2), (1, 32, 2))
+    }
+    return Contestant(name, "rllib", choices, against)
+
+
 PONG, CARTPOLE, CHEETAH = "PongNoFrameskip-v4", "CartPole-v1", "HalfCheetah-v5"
 
 NATURE = ("--env", PONG, "--model.torso", "nature-cnn", "--normalize.no-observation")
@@ -201,42 +216,10 @@ ROWS: dict[str, list[Contestant]] = {
             },
             "Sample Factory APPO",
         ),
-        Contestant(
-            "RLlib APPO",
-            "rllib",
-            {
-                f"runners {runners} × {envs}, threads {threads}": {
-                    **APPO,
-                    "algorithm": "appo",
-                    "batch": 1024,
-                    "runners": runners,
-                    "envs": envs,
-                    "threads": threads,
-                }
-                for runners, envs, threads in ((2, 16, 1), (2, 16, 2), (1, 32, 2))
-            },
-            "Sample Factory APPO",
-        ),
+        rllib("RLlib APPO", "Sample Factory APPO", algorithm="appo", **APPO),
         polyactor("polyactor IMPALA, 2 actors × 16", "RLlib IMPALA", "bf16", *IMPALA_NATURE),
         polyactor("polyactor IMPALA, 2 actors × 16", "RLlib IMPALA", "fp32", *IMPALA_NATURE),
-        Contestant(
-            "RLlib IMPALA",
-            "rllib",
-            {
-                f"runners {runners} × {envs}, threads {threads}": {
-                    "algorithm": "impala",
-                    "rollout": 32,
-                    "batch": 1024,
-                    "minibatch": None,
-                    "epochs": 1,
-                    "runners": runners,
-                    "envs": envs,
-                    "threads": threads,
-                }
-                for runners, envs, threads in ((2, 16, 1), (2, 16, 2), (1, 32, 2))
-            },
-            "RLlib IMPALA",
-        ),
+        rllib("RLlib IMPALA", "RLlib IMPALA", algorithm="impala", rollout=32, minibatch=None, epochs=1),
         alone("emulator alone", "Sample Factory APPO", PONG),
     ],
     "cartpole": [

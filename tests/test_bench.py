@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from polyactor import cli
 from polyactor.bench import ADVICE, advice, bench
 from polyactor.board import Board, Part, Watch
 from polyactor.presets import base_config
@@ -53,3 +54,11 @@ def test_advice_is_about_the_largest_part() -> None:
         if part is not Part.WAIT:
             assert hint in advice({**even, Part.WAIT: 0.0, part: 20.0})
     assert "environments' own" in advice({**even, Part.EMULATE: 100.0})
+
+
+@pytest.mark.parametrize("names", ["bogus", "sync,", ""])
+def test_a_scheme_that_does_not_exist_is_refused(names: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", f"--schemes={names}"])
+    assert stop.value.code == 2
+    assert f"--schemes {names} is not allowed: each must be one of sync," in capsys.readouterr().err

@@ -133,7 +133,7 @@ def test_rows_have_the_documented_keys_in_order(finished: pa.Run) -> None:
 
 def test_a_slow_run_reports_with_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "ROWS", 1)
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 0.05)
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 0.0)
     run = pa.train("a2c", env="CartPole-v1", steps=4_000, out=str(tmp_path / "run"), quiet=True)
     rows = read_rows(run.path / "metrics.jsonl")
     saved = [e for e in read_rows(run.path / "events.jsonl") if e["event"] == "checkpoint_saved"]

@@ -82,7 +82,7 @@ def advice(parts: Mapping[Part, float]) -> str:
     total = sum(parts.values())
     share = {part: value / total for part, value in parts.items()}
     if share[Part.WAIT] > WAITS:
-        return f"{share[Part.WAIT]:.0%} is waiting for others: --scheme hogwild waits for nobody"
+        return f"{share[Part.WAIT]:.0%} is waiting for others: {ADVICE[Part.WAIT]}"
     if share[Part.EMULATE] > 0.5:
         return f"{share[Part.EMULATE]:.0%} is the environments' own: no setting of training can gain more than the rest"
     most = max((part for part in parts if part is not Part.EMULATE), key=parts.__getitem__)

@@ -23,7 +23,7 @@ usage: polyactor VERB ...
   compare RUN...                  the same, and a table
   presets [NAME]                  every name that train takes, or one of them in full
   check --env ID                  is this environment fit for training?
-  bench [PRESET] [--seconds S] [--schemes A,B,…]
+  bench [PRESET] [--env ID] [--seconds S] [--schemes A,B,…]
                                   speed on this machine, against the environments alone
 """
 
@@ -154,11 +154,18 @@ def _check(args: list[str]) -> int:
 
 
 def _bench(args: list[str]) -> int:
+    from polyactor.schemes import SCHEMES
+
     seconds, args = take(args, "seconds")
     schemes, args = take(args, "schemes")
-    args = args or ["pong-a3c"]
+    if not args or args[0].startswith("-"):
+        elsewhere = any(arg.partition("=")[0] == "--env" for arg in args)
+        args = ["a3c" if elsewhere else "pong-a3c", *args]
     options = small_flags(["--seconds", seconds or "15"], {"seconds": float}, "bench [PRESET]", runs=False)
-    names = schemes.split(",") if schemes else [read_config(args).scheme.name]
+    names = [read_config(args).scheme.name] if schemes is None else schemes.split(",")
+    for name in names:
+        if name not in SCHEMES:
+            raise UsageError(f"--schemes {schemes} is not allowed: each must be one of {', '.join(SCHEMES)}")
     configs = [read_config([*args, "--scheme", name]) for name in names]
     from polyactor.bench import bench
     from polyactor.config import check

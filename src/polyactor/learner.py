@@ -26,7 +26,7 @@ class Replica:
     """θ', a private copy of the state that a model is bound to.
 
     Args:
-        model: re-pointed at the copy.
+        model: re-pointed at the copy; what computes in bf16 gets a rounded copy of its own beside the exact one.
         state: what `pull` copies.
         board: tells its version.
         reading: held while the copy is made.

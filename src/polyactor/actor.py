@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from polyactor.models.actor_critic import ActorCritic
 
 
-def blank(t: int, envs: VectorEnv, model: ActorCritic, b: int, actors: int = 1) -> Rollout:
-    """Memory for T steps of B environments of this kind, collected by so many actors."""
+def blank(t: int, envs: VectorEnv, model: ActorCritic, b: int, actors: int = 1, *, memo: bool = False) -> Rollout:
+    """Memory for T steps of B environments of this kind, collected by so many actors; with a memo where it helps."""
     actions = model.actions
     observation = torch.from_numpy(envs.observation_space.low[:0])
     return Rollout(
@@ -31,6 +31,7 @@ def blank(t: int, envs: VectorEnv, model: ActorCritic, b: int, actors: int = 1) 
         core_state=tuple(torch.zeros(b, *part.shape[1:]) for part in model.initial_state(1)),
         version=torch.zeros(b, dtype=torch.int64),
         moments={name: blank_moments(actors, tuple(part.mean.shape)) for name, part in model.running.items()},
+        memo=model.blank_memo(envs.observation_space.shape, t * b) if memo else None,
     )
 
 
@@ -43,6 +44,7 @@ class Actor:
         length: T, steps per rollout.
         generator: samples the actions.
         gamma: discount of the return whose moments scale rewards, where the model keeps them.
+        memo: keep what the torso computes, since its rollouts are learned from with the model as it is.
         on_game: called with score and length (agent steps) of every finished game.
         spend: called with the seconds each part of collecting took.
     """
@@ -56,13 +58,14 @@ class Actor:
         seed: int,
         generator: torch.Generator,
         gamma: float,
+        memo: bool = False,
         on_game: Callable[[float, int], None],
         spend: Callable[[Part, float], None] = unwatched,
     ) -> None:
         self.envs, self.model, self.generator, self.gamma = envs, model, generator, gamma
         self.on_game, self.spend = on_game, spend
         b = envs.num_envs
-        self.length = length
+        self.length, self.memo = length, memo
         self.own: Rollout | None = None
         self.observation = torch.from_numpy(envs.reset(seed))
         self.is_first = torch.ones(b, dtype=torch.bool)
@@ -79,7 +82,9 @@ class Actor:
             into: memory to write to; by default the actor's own, which holds until the next `collect`.
         """
         if into is None:
-            into = self.own = self.own or blank(self.length, self.envs, self.model, self.envs.num_envs)
+            if self.own is None:
+                self.own = blank(self.length, self.envs, self.model, self.envs.num_envs, memo=self.memo)
+            into = self.own
         with torch.inference_mode():
             self._collect(into)
         into.version.fill_(version)
@@ -90,8 +95,10 @@ class Actor:
         x.observation[0], x.is_first[0] = self.observation, self.is_first
         for own, part in zip(x.core_state, self.state, strict=True):
             own.copy_(part)
+        b = self.envs.num_envs
         for t in range(len(x.reward)):
-            params, self.state = self.model.step(x.observation[t], self.state, x.is_first[t])
+            memo = None if x.memo is None else x.memo[t * b : (t + 1) * b]
+            params, self.state = self.model.step(x.observation[t], self.state, x.is_first[t], memo)
             pi_t = self.model.distribution(params)
             a_t = pi_t.sample(self.generator)
             watch.lap(Part.INFER)

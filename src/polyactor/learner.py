@@ -100,6 +100,8 @@ class Learner:
         replica, model = self.replica, self.replica.model
         algorithm = self.algorithm.at(replica.board.steps / self.total_steps)
         steps, moments, acted = rollout.steps, rollout.moments, rollout.version.double().mean()
+        if acted != replica.version:
+            rollout = rollout.replace(memo=None)
         rollout = rollout.to(replica.device)
         rollout = rollout.replace(reward=self._scaled(rollout.reward))
         batches = algorithm.batches(model, rollout, None, self.generator)

@@ -78,6 +78,23 @@ class Moments:
 
 
 @dataclass(frozen=True)
+class Memo:
+    """What the torsos computed while acting, so that learning at the same parameters need not compute it again.
+
+    Attributes:
+        images: ``[T·B, C, H, W]`` as the convolutions saw them.
+        outputs: of each torso, each convolution's ``[T·B, F, H', W']``.
+    """
+
+    images: Tensor
+    outputs: tuple[tuple[Tensor, ...], ...]
+
+    def __getitem__(self, rows: slice) -> Memo:
+        """Some rows, sharing memory."""
+        return Memo(self.images[rows], tuple(tuple(each[rows] for each in torso) for torso in self.outputs))
+
+
+@dataclass(frozen=True)
 class Rollout:
     """T steps of B environments; it may span episodes.
 
@@ -94,6 +111,7 @@ class Rollout:
         core_state: recurrent state before the first step, ``[B, ...]`` each.
         version: ``[B]`` int64, the version of θ that acted.
         moments: what it adds to the running statistics, by name.
+        memo: what acting computed of its first T rows, where the same process learns from them at the same parameters.
     """
 
     observation: Tensor
@@ -105,6 +123,7 @@ class Rollout:
     core_state: CoreState
     version: Tensor
     moments: Mapping[str, Moments] = field(default_factory=dict)
+    memo: Memo | None = None
 
     @property
     def steps(self) -> int:
@@ -117,7 +136,9 @@ class Rollout:
         return (~self.is_first[1:]).to(self.reward.dtype)
 
     def replace(self, **changes: object) -> Rollout:
-        """A copy with some fields replaced."""
+        """A copy with some fields replaced; with other observations the memo is no longer theirs."""
+        if "observation" in changes:
+            changes["memo"] = None
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def block(self, i: int, width: int) -> Rollout:
@@ -144,6 +165,8 @@ class Rollout:
 
     def to(self, device: str) -> Rollout:
         """Itself where the model is; what only the run's own books need (version, moments) stays."""
+        if self.observation.device.type == device:
+            return self
         return self.replace(
             observation=self.observation.to(device),
             is_first=self.is_first.to(device),
@@ -218,7 +241,10 @@ class Model(Protocol):
         """Parameters ``[..., P]`` to the distribution they describe."""
 
     def unroll(self, rollout: Rollout) -> Outputs:
-        """Policy and value of every row, from the rollout's initial recurrent state."""
+        """Policy and value of every row, from the rollout's initial recurrent state.
+
+        The row after the last step is there to bootstrap from: what the torso sees in it is not differentiated.
+        """
 
 
 class Replay(Protocol):

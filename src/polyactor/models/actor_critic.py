@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,8 +13,8 @@ from polyactor.distributions import ActionSpec, action_spec
 from polyactor.models.core import LSTM, Identity
 from polyactor.models.normalizer import RunningMoments
 from polyactor.models.spec import ModelSpec
-from polyactor.models.torso import is_image, make_torso, orthogonal, to_channels_first
-from polyactor.types import CoreState, Distribution, Outputs, Rollout
+from polyactor.models.torso import CNN, is_image, make_torso, orthogonal, to_channels_first
+from polyactor.types import CoreState, Distribution, Memo, Outputs, Rollout
 
 Precision = Literal["fp32", "bf16"]
 
@@ -26,7 +27,7 @@ IMAGES_IN_CACHE = 8
 
 
 class Trunk(nn.Module):
-    """Torso then core: observations ``[T, B, *O]`` to features ``[T, B, F]``."""
+    """Torso and core: what is seen of each observation, and what is made of it in their order."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, spec: ModelSpec, precision: Precision) -> None:
         super().__init__()
@@ -35,13 +36,22 @@ class Trunk(nn.Module):
         self.features = self.core.features
         self.bf16 = precision == "bf16"
 
-    def forward(self, x: Tensor, state: CoreState, is_first: Tensor) -> tuple[Tensor, CoreState]:
-        """Features and the state after the last row."""
-        t, b = is_first.shape
+    def see(
+        self, x: Tensor, *, record: Sequence[Tensor] | None = None, replay: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """The torso's features ``[N, F]`` of ``x [N, ...]``; its convolutions' outputs are kept, or known already."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            features = self.torso(x)
-        features = (features.float() if self.bf16 else features).unflatten(0, (t, b))
-        output: tuple[Tensor, CoreState] = self.core(features, state, is_first)
+            if record is not None:
+                features = self.torso.record(x, record)
+            elif replay is not None:
+                features = self.torso.replay(x, replay)
+            else:
+                features = self.torso(x)
+        return features.float() if self.bf16 else features
+
+    def remember(self, features: Tensor, state: CoreState, is_first: Tensor) -> tuple[Tensor, CoreState]:
+        """The core's features ``[T, B, F]`` of the torso's ``[T·B, F]``, and the state after the last row."""
+        output: tuple[Tensor, CoreState] = self.core(features.view(*is_first.shape, -1), state, is_first)
         return output
 
 
@@ -133,47 +143,105 @@ class ActorCritic(nn.Module):
         own = self.trunk.core.initial_state(batch)
         return own if self.critic is None else own + self.critic.core.initial_state(batch)
 
-    def step(self, observation: Tensor, state: CoreState, is_first: Tensor) -> tuple[Tensor, CoreState]:
-        """Act: ``[B, *O]`` and ``is_first [B]`` to policy parameters ``[B, P]`` and the next state."""
-        params, _, state = self(observation.unsqueeze(0), state, is_first.unsqueeze(0))
+    @property
+    def trunks(self) -> list[Trunk]:
+        """The policy's, which may be the value's too, and else the value's own."""
+        return [self.trunk] if self.critic is None else [self.trunk, self.critic]
+
+    def step(
+        self, observation: Tensor, state: CoreState, is_first: Tensor, memo: Memo | None = None
+    ) -> tuple[Tensor, CoreState]:
+        """Act: ``[B, *O]`` and ``is_first [B]`` to policy parameters ``[B, P]`` and the next state.
+
+        Args:
+            memo: B rows to write; learning from the rollout at the same parameters is faster with it.
+        """
+        x = self.prepared(observation, None if memo is None else memo.images)
+        if memo is None:
+            seen = [trunk.see(x) for trunk in self.trunks]
+        else:
+            seen = [trunk.see(x, record=outputs) for trunk, outputs in zip(self.trunks, memo.outputs, strict=True)]
+        params, _, state = self.answer(seen, state, is_first.unsqueeze(0))
         return params[0], state
 
     def unroll(self, rollout: Rollout) -> Outputs:
-        """Learn: policy and value of all T+1 rows, from the stored state at the first."""
-        params, value, _ = self(rollout.observation, rollout.core_state, rollout.is_first)
+        """Learn: policy and value of all rows, from the stored state at the first.
+
+        The torso is differentiated at the T rows that were acted on, not at the one to bootstrap from.
+        """
+        t, memo = len(rollout.reward), rollout.memo
+        if memo is None:
+            x = self.prepared(rollout.observation[:t].flatten(0, 1))
+            seen = [trunk.see(x) for trunk in self.trunks]
+        else:
+            x = memo.images
+            seen = [trunk.see(x, replay=outputs) for trunk, outputs in zip(self.trunks, memo.outputs, strict=True)]
+        if len(rollout.observation) > t:
+            with torch.no_grad():
+                x = self.prepared(rollout.observation[-1])
+                last = [trunk.see(x) for trunk in self.trunks]
+            seen = [torch.cat(both) for both in zip(seen, last, strict=True)]
+        params, value, _ = self.answer(seen, rollout.core_state, rollout.is_first)
         return Outputs(policy=params, value=value)
 
     def forward(self, observation: Tensor, state: CoreState, is_first: Tensor) -> tuple[Tensor, Tensor, CoreState]:
         """``[T, B, *O]`` to policy parameters ``[T, B, P]``, values ``[T, B]`` and the state after the last row."""
         x = self.prepared(observation.flatten(0, 1))
-        half = len(state) if self.critic is None else len(state) // 2
-        features, own = self.trunk(x, state[:half], is_first)
+        return self.answer([trunk.see(x) for trunk in self.trunks], state, is_first)
+
+    def answer(self, seen: Sequence[Tensor], state: CoreState, is_first: Tensor) -> tuple[Tensor, Tensor, CoreState]:
+        """As `forward`, from each torso's features ``[T·B, F]``."""
+        parts = len(state) // len(seen)
+        features, after = self.trunk.remember(seen[0], state[:parts], is_first)
         params: Tensor = self.policy(self.policy_layer(features))
         if self.critic is not None:
-            features, others = self.critic(x, state[half:], is_first)
-            own = own + others
+            features, own = self.critic.remember(seen[1], state[parts:], is_first)
+            after = after + own
         value: Tensor = self.value(self.value_layer(features)).squeeze(-1)
-        return params, value, own
+        return params, value, after
+
+    def blank_memo(self, shape: tuple[int, ...], rows: int) -> Memo | None:
+        """Memory for a memo of so many observations of this shape; None where a torso has no convolutions."""
+        if not all(isinstance(trunk.torso, CNN) for trunk in self.trunks):
+            return None
+        with torch.no_grad():
+            images = self.prepared(torch.zeros((rows, *shape), dtype=torch.uint8))
+            outputs = []
+            for trunk in self.trunks:
+                own, x = [], images[:1]
+                for layer in trunk.torso:
+                    if isinstance(layer, nn.Flatten):
+                        break
+                    x = layer(x)
+                    if isinstance(layer, nn.Conv2d):
+                        own.append(torch.empty((rows, *x.shape[1:]), dtype=x.dtype, memory_format=torch.channels_last))
+                outputs.append(tuple(own))
+        return Memo(images, tuple(outputs))
 
     def lower(self) -> None:
         """Hold what computes in bf16 in bf16, so that nothing is rounded anew in every pass."""
-        for trunk in (self.trunk, self.critic):
-            if trunk is not None and trunk.bf16:
+        for trunk in self.trunks:
+            if trunk.bf16:
                 trunk.torso.to(torch.bfloat16)
 
-    def prepared(self, x: Tensor) -> Tensor:
-        """``[N, *O]`` scaled for the torso, in its precision: bytes to [0, 1], or normalised by the running moments."""
+    def prepared(self, x: Tensor, ready: Tensor | None = None) -> Tensor:
+        """``[N, *O]`` scaled for the torso, in its precision: bytes to [0, 1], or normalised by the running moments.
+
+        Args:
+            x: observations.
+            ready: images are written here, ``[N, C, H, W]``.
+        """
         if not self.image:
             return self._scaled(x).to(self.value.weight.dtype)
-        dtype = torch.bfloat16 if self.trunk.bf16 else self.value.weight.dtype
-        if not torch.is_grad_enabled():
-            return to_channels_first(self._scaled(x).to(dtype))
-        # Convolutions train faster with channels last, and infer faster without.
-        shape = to_channels_first(x).shape
-        ready = torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
+        if ready is None:  # convolutions are fastest with channels last
+            dtype = torch.bfloat16 if self.trunk.bf16 else self.value.weight.dtype
+            shape = to_channels_first(x).shape
+            ready = torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
         few = IMAGES_IN_CACHE if x.device.type == "cpu" else len(x)
         for images, place in zip(x.split(few), ready.split(few), strict=True):  # type: ignore[no-untyped-call]
-            place.copy_(to_channels_first(self._scaled(images).to(dtype)))  # rounded first: half the bytes to turn
+            place.copy_(
+                to_channels_first(self._scaled(images).to(place.dtype))
+            )  # rounded first: half the bytes to turn
         return ready
 
     def _scaled(self, x: Tensor) -> Tensor:

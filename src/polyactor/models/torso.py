@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,52 @@ class CNN(nn.Sequential):
             layers += [orthogonal(nn.Linear(flat, dense)), activation()]
         super().__init__(*layers)
         self.features = flat if dense is None else dense
+
+    @property
+    def convolutions(self) -> list[nn.Conv2d]:
+        """In the order they run."""
+        return [layer for layer in self if isinstance(layer, nn.Conv2d)]
+
+    def record(self, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+        """As `forward`; each convolution's output is kept."""
+        kept = iter(outputs)
+        for layer in self:
+            x = layer(x)
+            if isinstance(layer, nn.Conv2d):
+                next(kept).copy_(x)
+        return x
+
+    def replay(self, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+        """As `forward`, gradients too, where `record` has kept what the convolutions give at these parameters."""
+        kept = iter(outputs)
+        for layer in self:
+            x = (
+                Known.apply(x, layer, layer.weight, layer.bias, next(kept))
+                if isinstance(layer, nn.Conv2d)
+                else layer(x)
+            )
+        return x
+
+
+class Known(torch.autograd.Function):
+    """A convolution whose output is known: only its gradients are computed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Conv2d, weight: Tensor, bias: Tensor, output: Tensor) -> Tensor:
+        """The output."""
+        ctx.layer = layer
+        ctx.save_for_backward(x, weight)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """What autograd would call for the convolution itself."""
+        x, weight = ctx.saved_tensors
+        own, wanted = ctx.layer, [*ctx.needs_input_grad[:1], *ctx.needs_input_grad[2:4]]
+        of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            gradient, x, weight, [len(weight)], own.stride, own.padding, own.dilation, False, [0, 0], own.groups, wanted
+        )
+        return of_x, None, of_weight, of_bias, None
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "leaky-relu": nn.LeakyReLU}

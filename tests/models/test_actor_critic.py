@@ -155,7 +155,7 @@ def test_convolutional_torsos_have_their_sources_widths(torso: Any, size: int, f
     assert model.trunk.features == features
     x, is_first = random_batch(space, 1, 2)
     assert model.unroll(_rollout(x, is_first, ())).policy.shape == (1, 2, 4)
-    kinds = {type(layer).__name__ for layer in model.trunk.torso} - {"Conv2d", "Flatten", "Linear"}
+    kinds = {type(layer).__name__ for layer in model.trunk.torso} - {"Conv2d", "Pixels", "Linear"}
     assert kinds == {"elu-conv": {"ELU"}, "pool-conv": {"ReLU", "MaxPool2d"}}.get(torso, {"ReLU"})
 
 

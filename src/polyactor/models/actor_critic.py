@@ -36,17 +36,10 @@ class Trunk(nn.Module):
         self.features = self.core.features
         self.bf16 = precision == "bf16"
 
-    def see(
-        self, x: Tensor, *, record: Sequence[Tensor] | None = None, replay: Sequence[Tensor] | None = None
-    ) -> Tensor:
-        """The torso's features ``[N, F]`` of ``x [N, ...]``; its convolutions' outputs are kept, or known already."""
+    def see(self, x: Tensor, outputs: Sequence[Tensor] | None = None, *, known: bool = False) -> Tensor:
+        """The torso's features ``[N, F]`` of ``x [N, ...]``; of convolutions, keeping or knowing their outputs."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            if record is not None:
-                features = self.torso.record(x, record)
-            elif replay is not None:
-                features = self.torso.replay(x, replay)
-            else:
-                features = self.torso(x)
+            features: Tensor = self.torso(x) if outputs is None else self.torso(x, outputs, known=known)
         return features.float() if self.bf16 else features
 
     def remember(self, features: Tensor, state: CoreState, is_first: Tensor) -> tuple[Tensor, CoreState]:
@@ -157,11 +150,7 @@ class ActorCritic(nn.Module):
             memo: B rows to write; learning from the rollout at the same parameters is faster with it.
         """
         x = self.prepared(observation, None if memo is None else memo.images)
-        if memo is None:
-            seen = [trunk.see(x) for trunk in self.trunks]
-        else:
-            seen = [trunk.see(x, record=outputs) for trunk, outputs in zip(self.trunks, memo.outputs, strict=True)]
-        params, _, state = self.answer(seen, state, is_first.unsqueeze(0))
+        params, _, state = self.answer(self.see(x, memo), state, is_first.unsqueeze(0))
         return params[0], state
 
     def unroll(self, rollout: Rollout) -> Outputs:
@@ -170,24 +159,23 @@ class ActorCritic(nn.Module):
         The torso is differentiated at the T rows that were acted on, not at the one to bootstrap from.
         """
         t, memo = len(rollout.reward), rollout.memo
-        if memo is None:
-            x = self.prepared(rollout.observation[:t].flatten(0, 1))
-            seen = [trunk.see(x) for trunk in self.trunks]
-        else:
-            x = memo.images
-            seen = [trunk.see(x, replay=outputs) for trunk, outputs in zip(self.trunks, memo.outputs, strict=True)]
+        x = self.prepared(rollout.observation[:t].flatten(0, 1)) if memo is None else memo.images
+        seen = self.see(x, memo, known=True)
         if len(rollout.observation) > t:
             with torch.no_grad():
-                x = self.prepared(rollout.observation[-1])
-                last = [trunk.see(x) for trunk in self.trunks]
+                last = self.see(self.prepared(rollout.observation[-1]))
             seen = [torch.cat(both) for both in zip(seen, last, strict=True)]
         params, value, _ = self.answer(seen, rollout.core_state, rollout.is_first)
         return Outputs(policy=params, value=value)
 
     def forward(self, observation: Tensor, state: CoreState, is_first: Tensor) -> tuple[Tensor, Tensor, CoreState]:
         """``[T, B, *O]`` to policy parameters ``[T, B, P]``, values ``[T, B]`` and the state after the last row."""
-        x = self.prepared(observation.flatten(0, 1))
-        return self.answer([trunk.see(x) for trunk in self.trunks], state, is_first)
+        return self.answer(self.see(self.prepared(observation.flatten(0, 1))), state, is_first)
+
+    def see(self, x: Tensor, memo: Memo | None = None, *, known: bool = False) -> list[Tensor]:
+        """Each torso's features ``[N, F]`` of ``x [N, ...]``; with a memo, which is written, or read if it is known."""
+        outputs = [None for _ in self.trunks] if memo is None else memo.outputs
+        return [trunk.see(x, own, known=known) for trunk, own in zip(self.trunks, outputs, strict=True)]
 
     def answer(self, seen: Sequence[Tensor], state: CoreState, is_first: Tensor) -> tuple[Tensor, Tensor, CoreState]:
         """As `forward`, from each torso's features ``[T·B, F]``."""
@@ -209,9 +197,7 @@ class ActorCritic(nn.Module):
             outputs = []
             for trunk in self.trunks:
                 own, x = [], images[:1]
-                for layer in trunk.torso:
-                    if isinstance(layer, nn.Flatten):
-                        break
+                for layer in trunk.torso.children():
                     x = layer(x)
                     if isinstance(layer, nn.Conv2d):
                         own.append(torch.empty((rows, *x.shape[1:]), dtype=x.dtype, memory_format=torch.channels_last))

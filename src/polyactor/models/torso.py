@@ -64,7 +64,7 @@ class CNN(nn.Sequential):
             layers += [orthogonal(nn.Conv2d(channels, filters, kernel, stride, padding)), activation()]
             layers += [nn.MaxPool2d(pool)] if pool > 1 else []
             channels = filters
-        layers.append(nn.Flatten())
+        layers.append(Pixels())
         with torch.no_grad():
             flat: int = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
         if dense is not None:
@@ -72,30 +72,31 @@ class CNN(nn.Sequential):
         super().__init__(*layers)
         self.features = flat if dense is None else dense
 
-    @property
-    def convolutions(self) -> list[nn.Conv2d]:
-        """In the order they run."""
-        return [layer for layer in self if isinstance(layer, nn.Conv2d)]
+    def forward(self, x: Tensor, outputs: Sequence[Tensor] | None = None, *, known: bool = False) -> Tensor:
+        """Features ``[N, F]`` of ``x [N, C, H, W]``.
 
-    def record(self, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
-        """As `forward`; each convolution's output is kept."""
-        kept = iter(outputs)
+        Args:
+            x: images.
+            outputs: each convolution's, to be kept here, or ...
+            known: ... kept here before, of the same images at the same parameters. Gradients are the same either way.
+        """
+        kept = iter(outputs or ())
         for layer in self:
-            x = layer(x)
-            if isinstance(layer, nn.Conv2d):
-                next(kept).copy_(x)
+            if outputs is None or not isinstance(layer, nn.Conv2d):
+                x = layer(x)
+            elif known:
+                x = Known.apply(x, layer, layer.weight, layer.bias, next(kept))  # type: ignore[no-untyped-call]
+            else:
+                x = next(kept).copy_(layer(x))
         return x
 
-    def replay(self, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
-        """As `forward`, gradients too, where `record` has kept what the convolutions give at these parameters."""
-        kept = iter(outputs)
-        for layer in self:
-            x = (
-                Known.apply(x, layer, layer.weight, layer.bias, next(kept))
-                if isinstance(layer, nn.Conv2d)
-                else layer(x)
-            )
-        return x
+
+class Pixels(nn.Module):
+    """``[N, C, H, W]`` to ``[N, H·W·C]``, pixel by pixel: no copy either way where channels are last in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Its rows."""
+        return x.permute(0, 2, 3, 1).flatten(1)
 
 
 class Known(torch.autograd.Function):

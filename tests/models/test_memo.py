@@ -1,0 +1,133 @@
+"""What acting computed is what learning would compute, to the last bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from polyactor.algorithms.a2c import A2C
+from polyactor.algorithms.vtrace import VTrace
+from polyactor.board import Board
+from polyactor.build import make_actor, make_learner, make_state
+from polyactor.config import Config
+from polyactor.models.actor_critic import ActorCritic
+from polyactor.models.spec import ModelSpec
+from polyactor.optim.rules import SGD
+from polyactor.schemes import Hogwild
+from polyactor.types import Algorithm, Batch, Rollout
+
+T, B = 3, 2
+IMAGE = spaces.Box(0, 255, (4, 42, 42), np.uint8)
+
+
+def acted(spec: ModelSpec, precision: Any) -> tuple[ActorCritic, Rollout]:
+    """A model, and a rollout it acted in, with the memo."""
+    torch.manual_seed(0)
+    model = ActorCritic(IMAGE, spaces.Discrete(5), spec, precision=precision)
+    model.lower()
+    rollout = Rollout(
+        observation=torch.randint(256, (T + 1, B, *IMAGE.shape), dtype=torch.uint8),
+        is_first=torch.tensor([[True, True], [False, False], [False, True], [False, False]]),
+        action=torch.randint(5, (T, B)),
+        reward=torch.randn(T, B),
+        terminated=torch.zeros(T, B, dtype=torch.bool),
+        behavior_log_prob=torch.full((T, B), -1.6),
+        core_state=model.initial_state(B),
+        version=torch.zeros(B, dtype=torch.int64),
+        memo=model.blank_memo(IMAGE.shape, T * B),
+    )
+    assert rollout.memo is not None
+    with torch.inference_mode():
+        state = rollout.core_state
+        for t in range(T):
+            own = rollout.memo[t * B : (t + 1) * B]
+            params, state = model.step(rollout.observation[t], state, rollout.is_first[t], own)
+            assert params.shape == (B, 5)
+    return model, rollout
+
+
+def gradients(algorithm: Algorithm, model: ActorCritic, rollout: Rollout) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss, _ = algorithm.loss(model, Batch(rollout))
+    loss.backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("algorithm", [A2C(), VTrace()], ids=["a2c", "vtrace"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ModelSpec(torso="a3c-cnn"),
+        ModelSpec(torso="nature-conv", head_width=32, share_torso=False),
+        ModelSpec(torso="elu-conv", core="lstm", core_size=16),
+        ModelSpec(torso="pool-conv"),
+    ],
+    ids=lambda spec: spec.torso,
+)
+def test_gradients_are_those_without_a_memo(spec: ModelSpec, algorithm: Algorithm, precision: Any) -> None:
+    model, rollout = acted(spec, precision)
+    with_memo, without = (gradients(algorithm, model, x) for x in (rollout, rollout.replace(memo=None)))
+    assert with_memo.keys() == without.keys() == dict(model.named_parameters()).keys()
+    for name, gradient in without.items():
+        assert gradient.any(), name
+        assert torch.equal(with_memo[name], gradient), name
+
+
+def test_the_convolutions_are_not_run_again() -> None:
+    model, rollout = acted(ModelSpec(torso="a3c-cnn"), "fp32")
+    convolutions = [layer for layer in model.trunk.torso if isinstance(layer, torch.nn.Conv2d)]
+    rows: list[int] = []
+    for layer in convolutions:
+        layer.register_forward_hook(lambda _, x, __: rows.append(len(x[0])))
+    model.unroll(rollout)
+    assert rows == [B, B]  # the row to bootstrap from
+
+
+def test_other_observations_have_no_memo() -> None:
+    _, rollout = acted(ModelSpec(torso="a3c-cnn"), "fp32")
+    assert rollout.replace(reward=rollout.reward + 1).memo is rollout.memo
+    assert rollout.replace(observation=rollout.observation + 1).memo is None
+
+
+def test_a_torso_without_convolutions_needs_none() -> None:
+    model = ActorCritic(IMAGE, spaces.Discrete(5), ModelSpec(torso="mlp"))
+    assert model.blank_memo(IMAGE.shape, 4) is None
+
+
+def test_a_memo_of_other_parameters_is_not_used() -> None:
+    config = Config(
+        env="PongNoFrameskip-v4",
+        algorithm=A2C(),
+        scheme=Hogwild(),
+        optimizer=SGD(),
+        steps=1000,
+        workers=1,
+        envs=B,
+        rollout=T,
+        precision="fp32",
+        model=ModelSpec(torso="a3c-cnn"),
+    )
+    state = make_state(config)
+
+    def learned(*, memo: bool, older: bool) -> torch.Tensor:
+        board = Board(1, config.algorithm.metrics)
+        replica, actor = make_actor(config, 0, state, board)
+        learner = make_learner(config, 0, replica)
+        rollout = actor.collect(replica.version)
+        assert rollout.memo is not None
+        if older:  # other parameters, and a version that says so
+            with torch.no_grad():
+                replica.vector.mul_(1.1)
+            replica.version += 1
+        gradient = next(learner.gradients(rollout if memo else rollout.replace(memo=None))).vector.clone()
+        actor.envs.close()
+        return gradient
+
+    assert torch.equal(learned(memo=True, older=False), learned(memo=False, older=False))
+    assert torch.equal(learned(memo=True, older=True), learned(memo=False, older=True))
+    assert not torch.equal(learned(memo=False, older=True), learned(memo=False, older=False))

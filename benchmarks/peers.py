@@ -163,7 +163,7 @@ def rllib(name: str, against: str, **settings: Any) -> Contestant:
 PONG, CARTPOLE, CHEETAH = "PongNoFrameskip-v4", "CartPole-v1", "HalfCheetah-v5"
 
 NATURE = ("--env", PONG, "--model.torso", "nature-cnn", "--normalize.no-observation")
-A3C_NATURE = ("a3c", *NATURE, "--optimizer", "rmsprop", "--workers", "2", "--envs", "16", "--rollout", "5")
+A3C_NATURE = ("a3c", *NATURE, "--optimizer", "rmsprop", "--workers", "2", "--envs", "16", "--rollout", "20")
 PPO_NATURE = (
     *("ppo", *NATURE, "--envs", "8", "--rollout", "128"),
     *("--algorithm.epochs", "4", "--algorithm.minibatches", "4"),
@@ -189,7 +189,8 @@ ROWS: dict[str, list[Contestant]] = {
     "a3c-nature": [
         polyactor("polyactor A3C, 2 workers × 16", "SB3 A2C, 16", "bf16", *A3C_NATURE),
         polyactor("polyactor A3C, 2 workers × 16", "SB3 A2C, 16", "fp32", *A3C_NATURE),
-        sb3("SB3 A2C, 16", algorithm="a2c", env=PONG, envs=16, rollout=5),
+        sb3("SB3 A2C, 16", algorithm="a2c", env=PONG, envs=16, rollout=20),
+        sb3("SB3 A2C, 16, rollout 5", algorithm="a2c", env=PONG, envs=16, rollout=5),
         alone("emulator alone", "SB3 A2C, 16", PONG),
     ],
     "ppo-nature": [

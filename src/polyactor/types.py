@@ -83,7 +83,7 @@ class Memo:
 
     Attributes:
         images: ``[T·B, C, H, W]`` as the convolutions saw them.
-        outputs: of each torso, each convolution's ``[T·B, F, H', W']``.
+        outputs: of each torso, those of each layer that has weights, ``[T·B, ...]``.
     """
 
     images: Tensor

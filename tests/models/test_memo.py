@@ -20,7 +20,7 @@ from polyactor.optim.rules import SGD
 from polyactor.schemes import Hogwild
 from polyactor.types import Algorithm, Batch, Rollout
 
-T, B = 3, 2
+T, B = 3, 8
 IMAGE = spaces.Box(0, 255, (4, 42, 42), np.uint8)
 
 
@@ -31,7 +31,7 @@ def acted(spec: ModelSpec, precision: Any) -> tuple[ActorCritic, Rollout]:
     model.lower()
     rollout = Rollout(
         observation=torch.randint(256, (T + 1, B, *IMAGE.shape), dtype=torch.uint8),
-        is_first=torch.tensor([[True, True], [False, False], [False, True], [False, False]]),
+        is_first=torch.tensor([[True] * B, [False] * B, [False, True] * (B // 2), [False] * B]),
         action=torch.randint(5, (T, B)),
         reward=torch.randn(T, B),
         terminated=torch.zeros(T, B, dtype=torch.bool),
@@ -78,14 +78,14 @@ def test_gradients_are_those_without_a_memo(spec: ModelSpec, algorithm: Algorith
         assert torch.equal(with_memo[name], gradient), name
 
 
-def test_the_convolutions_are_not_run_again() -> None:
+def test_the_torso_is_not_run_again() -> None:
     model, rollout = acted(ModelSpec(torso="a3c-cnn"), "fp32")
-    convolutions = [layer for layer in model.trunk.torso if isinstance(layer, torch.nn.Conv2d)]
     rows: list[int] = []
-    for layer in convolutions:
-        layer.register_forward_hook(lambda _, x, __: rows.append(len(x[0])))
+    for layer in model.trunk.torso:
+        if list(layer.parameters()):
+            layer.register_forward_hook(lambda _, x, __: rows.append(len(x[0])))
     model.unroll(rollout)
-    assert rows == [B, B]  # the row to bootstrap from
+    assert rows == [B, B, B]  # the row to bootstrap from
 
 
 def test_other_observations_have_no_memo() -> None:

@@ -26,7 +26,7 @@ from polyactor.optim import Adam, RMSprop
 from polyactor.schemes import ActorLearner, Hogwild, ParamServer, Sync
 from polyactor.types import Algorithm
 
-UPDATES, T, B = 50, 5, 3
+UPDATES, T, B = 50, 5, 8
 
 
 class Walker(gymnasium.Env[Any, Any]):

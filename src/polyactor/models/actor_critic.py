@@ -13,7 +13,7 @@ from polyactor.distributions import ActionSpec, action_spec
 from polyactor.models.core import LSTM, Identity
 from polyactor.models.normalizer import RunningMoments
 from polyactor.models.spec import ModelSpec
-from polyactor.models.torso import CNN, is_image, make_torso, orthogonal, to_channels_first
+from polyactor.models.torso import CNN, is_image, make_torso, orthogonal, to_channels_first, to_channels_last
 from polyactor.types import CoreState, Distribution, Memo, Outputs, Rollout
 
 Precision = Literal["fp32", "bf16"]
@@ -37,7 +37,7 @@ class Trunk(nn.Module):
         self.bf16 = precision == "bf16"
 
     def see(self, x: Tensor, outputs: Sequence[Tensor] | None = None, *, known: bool = False) -> Tensor:
-        """The torso's features ``[N, F]`` of ``x [N, ...]``; of convolutions, keeping or knowing their outputs."""
+        """The torso's features ``[N, F]`` of ``x [N, ...]``; of a CNN, keeping or knowing what its layers give."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             features: Tensor = self.torso(x) if outputs is None else self.torso(x, outputs, known=known)
         return features.float() if self.bf16 else features
@@ -190,19 +190,12 @@ class ActorCritic(nn.Module):
 
     def blank_memo(self, shape: tuple[int, ...], rows: int) -> Memo | None:
         """Memory for a memo of so many observations of this shape; None where a torso has no convolutions."""
-        if not all(isinstance(trunk.torso, CNN) for trunk in self.trunks):
+        torsos = [trunk.torso for trunk in self.trunks if isinstance(trunk.torso, CNN)]
+        if len(torsos) < len(self.trunks):
             return None
         with torch.no_grad():
             images = self.prepared(torch.zeros((rows, *shape), dtype=torch.uint8))
-            outputs = []
-            for trunk in self.trunks:
-                own, x = [], images[:1]
-                for layer in trunk.torso.children():
-                    x = layer(x)
-                    if isinstance(layer, nn.Conv2d):
-                        own.append(torch.empty((rows, *x.shape[1:]), dtype=x.dtype, memory_format=torch.channels_last))
-                outputs.append(tuple(own))
-        return Memo(images, tuple(outputs))
+            return Memo(images, tuple(torso.blank_outputs(images) for torso in torsos))
 
     def lower(self) -> None:
         """Hold what computes in bf16 in bf16, so that nothing is rounded anew in every pass."""
@@ -217,22 +210,36 @@ class ActorCritic(nn.Module):
             x: observations.
             ready: images are written here, ``[N, C, H, W]``.
         """
+        moments = self._moments()
         if not self.image:
-            return self._scaled(x).to(self.value.weight.dtype)
+            return self._scaled(x, moments).to(self.value.weight.dtype)
+        x = to_channels_first(x)
         if ready is None:  # convolutions are fastest with channels last
             dtype = torch.bfloat16 if self.trunk.bf16 else self.value.weight.dtype
-            shape = to_channels_first(x).shape
-            ready = torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
+            ready = torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
         few = IMAGES_IN_CACHE if x.device.type == "cpu" else len(x)
         for images, place in zip(x.split(few), ready.split(few), strict=True):  # type: ignore[no-untyped-call]
-            place.copy_(
-                to_channels_first(self._scaled(images).to(place.dtype))
-            )  # rounded first: half the bytes to turn
+            place.copy_(self._scaled(to_channels_last(images), moments))
         return ready
 
-    def _scaled(self, x: Tensor) -> Tensor:
+    def _moments(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and 1/σ of observations, laid out as those; None as long as there are none."""
         stats = self.observation_moments
-        if stats is not None and stats.count > 0:
-            scale = (stats.variance + self.variance_floor).rsqrt()
-            return (x - stats.mean).mul_(scale).clamp_(-CLIP_OBSERVATION, CLIP_OBSERVATION)
-        return x.to(self.value.weight.dtype).mul_(1 / 255) if self.bytes else x
+        if stats is None or stats.count == 0:
+            return None
+        mean, scale = stats.mean, (stats.variance + self.variance_floor).rsqrt()
+        if not self.image:
+            return mean, scale
+
+        def laid(part: Tensor) -> Tensor:
+            return to_channels_first(part.unsqueeze(0)).contiguous(memory_format=torch.channels_last)
+
+        return laid(mean), laid(scale)
+
+    def _scaled(self, x: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
+        if self.bytes:
+            x = x.to(self.value.weight.dtype)
+        if moments is None:
+            return x.mul_(1 / 255) if self.bytes else x
+        mean, scale = moments
+        return (x - mean).mul_(scale).clamp_(-CLIP_OBSERVATION, CLIP_OBSERVATION)

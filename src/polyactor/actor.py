@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from polyactor.models.actor_critic import ActorCritic
 
 
-def blank(t: int, envs: VectorEnv, model: ActorCritic, b: int, actors: int = 1, *, memo: bool = False) -> Rollout:
-    """Memory for T steps of B environments of this kind, collected by so many actors; with a memo where it helps."""
+def blank(t: int, envs: VectorEnv, model: ActorCritic, b: int, actors: int = 1) -> Rollout:
+    """Memory for T steps of B environments of this kind, collected by so many actors."""
     actions = model.actions
     observation = torch.from_numpy(envs.observation_space.low[:0])
     return Rollout(
@@ -31,7 +31,6 @@ def blank(t: int, envs: VectorEnv, model: ActorCritic, b: int, actors: int = 1, 
         core_state=tuple(torch.zeros(b, *part.shape[1:]) for part in model.initial_state(1)),
         version=torch.zeros(b, dtype=torch.int64),
         moments={name: blank_moments(actors, tuple(part.mean.shape)) for name, part in model.running.items()},
-        memo=model.blank_memo(envs.observation_space.shape, t * b) if memo else None,
     )
 
 
@@ -44,7 +43,7 @@ class Actor:
         length: T, steps per rollout.
         generator: samples the actions.
         gamma: discount of the return whose moments scale rewards, where the model keeps them.
-        memo: keep what the torso computes, since its rollouts are learned from with the model as it is.
+        differentiated: its rollouts are differentiated with the model as it is, so all that acting computes is kept.
         on_game: called with score and length (agent steps) of every finished game.
         spend: called with the seconds each part of collecting took.
     """
@@ -58,14 +57,14 @@ class Actor:
         seed: int,
         generator: torch.Generator,
         gamma: float,
-        memo: bool = False,
+        differentiated: bool = False,
         on_game: Callable[[float, int], None],
         spend: Callable[[Part, float], None] = unwatched,
     ) -> None:
         self.envs, self.model, self.generator, self.gamma = envs, model, generator, gamma
         self.on_game, self.spend = on_game, spend
         b = envs.num_envs
-        self.length, self.memo = length, memo
+        self.length, self.differentiated = length, differentiated
         self.own: Rollout | None = None
         self.observation = torch.from_numpy(envs.reset(seed))
         self.is_first = torch.ones(b, dtype=torch.bool)
@@ -83,7 +82,9 @@ class Actor:
         """
         if into is None:
             if self.own is None:
-                self.own = blank(self.length, self.envs, self.model, self.envs.num_envs, memo=self.memo)
+                shape, b = self.envs.observation_space.shape, self.envs.num_envs
+                memo = self.model.blank_memo(shape, self.length * b, differentiated=self.differentiated)
+                self.own = blank(self.length, self.envs, self.model, b).replace(memo=memo)
             into = self.own
         with torch.inference_mode():
             self._collect(into)

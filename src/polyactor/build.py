@@ -130,7 +130,7 @@ def make_actor(
         seed=streams.env,
         generator=streams.act,
         gamma=float(getattr(config.algorithm, "gamma", 0.99)),
-        memo=not config.algorithm.reuses,
+        differentiated=not config.algorithm.reuses,
         on_game=partial(board.game, worker),
         spend=partial(board.spend, worker),
     )

@@ -82,16 +82,22 @@ class Memo:
     """What the torsos computed while acting, so that learning at the same parameters need not compute it again.
 
     Attributes:
-        images: ``[T·B, C, H, W]`` as the convolutions saw them.
-        outputs: of each torso, those of each layer that has weights, ``[T·B, ...]``.
+        features: of each torso, ``[T·B, F]``; what needs no gradient needs no more.
+        images: ``[T·B, C, H, W]`` as the convolutions saw them; None where nothing is differentiated with it.
+        outputs: of each torso, those of each layer that has weights, ``[T·B, ...]``, likewise.
     """
 
-    images: Tensor
-    outputs: tuple[tuple[Tensor, ...], ...]
+    features: tuple[Tensor, ...]
+    images: Tensor | None = None
+    outputs: tuple[tuple[Tensor, ...] | None, ...] = ()
 
     def __getitem__(self, rows: slice) -> Memo:
         """Some rows, sharing memory."""
-        return Memo(self.images[rows], tuple(tuple(each[rows] for each in torso) for torso in self.outputs))
+        return Memo(
+            tuple(each[rows] for each in self.features),
+            None if self.images is None else self.images[rows],
+            tuple(torso and tuple(each[rows] for each in torso) for torso in self.outputs),
+        )
 
 
 @dataclass(frozen=True)

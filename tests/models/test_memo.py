@@ -24,7 +24,7 @@ T, B = 3, 8
 IMAGE = spaces.Box(0, 255, (4, 42, 42), np.uint8)
 
 
-def acted(spec: ModelSpec, precision: Any) -> tuple[ActorCritic, Rollout]:
+def acted(spec: ModelSpec, precision: Any, *, differentiated: bool = True) -> tuple[ActorCritic, Rollout]:
     """A model, and a rollout it acted in, with the memo."""
     torch.manual_seed(0)
     model = ActorCritic(IMAGE, spaces.Discrete(5), spec, precision=precision)
@@ -38,7 +38,7 @@ def acted(spec: ModelSpec, precision: Any) -> tuple[ActorCritic, Rollout]:
         behavior_log_prob=torch.full((T, B), -1.6),
         core_state=model.initial_state(B),
         version=torch.zeros(B, dtype=torch.int64),
-        memo=model.blank_memo(IMAGE.shape, T * B),
+        memo=model.blank_memo(IMAGE.shape, T * B, differentiated=differentiated),
     )
     assert rollout.memo is not None
     with torch.inference_mode():
@@ -94,9 +94,19 @@ def test_other_observations_have_no_memo() -> None:
     assert rollout.replace(observation=rollout.observation + 1).memo is None
 
 
-def test_a_torso_without_convolutions_needs_none() -> None:
-    model = ActorCritic(IMAGE, spaces.Discrete(5), ModelSpec(torso="mlp"))
-    assert model.blank_memo(IMAGE.shape, 4) is None
+def test_without_gradients_the_features_are_enough() -> None:
+    for spec in (ModelSpec(torso="mlp"), ModelSpec(torso="a3c-cnn", share_torso=False, core="lstm", core_size=8)):
+        model, rollout = acted(spec, "fp32", differentiated=False)
+        assert rollout.memo is not None
+        assert rollout.memo.images is None
+        assert len(rollout.memo.features) == len(model.trunks)
+        with torch.no_grad():
+            with_memo, without = model.unroll(rollout), model.unroll(rollout.replace(memo=None))
+            assert torch.equal(with_memo.policy, without.policy)
+            assert torch.equal(with_memo.value, without.value)
+            rollout.memo.features[0].add_(1)
+            assert not torch.equal(model.unroll(rollout).policy, without.policy)
+        assert gradients(A2C(), model, rollout).keys() == dict(model.named_parameters()).keys()
 
 
 def test_a_memo_of_other_parameters_is_not_used() -> None:

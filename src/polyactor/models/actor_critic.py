@@ -149,8 +149,13 @@ class ActorCritic(nn.Module):
         Args:
             memo: B rows to write; learning from the rollout at the same parameters is faster with it.
         """
-        x = self.prepared(observation, None if memo is None else memo.images)
-        params, _, state = self.answer(self.see(x, memo), state, is_first.unsqueeze(0))
+        if memo is None:
+            seen = self.see(self.prepared(observation))
+        else:
+            seen = self.see(self.prepared(observation, memo.images), memo.outputs)
+            for kept, features in zip(memo.features, seen, strict=True):
+                kept.copy_(features)
+        params, _, state = self.answer(seen, state, is_first.unsqueeze(0))
         return params[0], state
 
     def unroll(self, rollout: Rollout) -> Outputs:
@@ -159,8 +164,12 @@ class ActorCritic(nn.Module):
         The torso is differentiated at the T rows that were acted on, not at the one to bootstrap from.
         """
         t, memo = len(rollout.reward), rollout.memo
-        x = self.prepared(rollout.observation[:t].flatten(0, 1)) if memo is None else memo.images
-        seen = self.see(x, memo, known=True)
+        if memo is not None and not torch.is_grad_enabled():
+            seen = list(memo.features)
+        elif memo is not None and memo.images is not None:
+            seen = self.see(memo.images, memo.outputs, known=True)
+        else:
+            seen = self.see(self.prepared(rollout.observation[:t].flatten(0, 1)))
         if len(rollout.observation) > t:
             with torch.no_grad():
                 last = self.see(self.prepared(rollout.observation[-1]))
@@ -172,10 +181,10 @@ class ActorCritic(nn.Module):
         """``[T, B, *O]`` to policy parameters ``[T, B, P]``, values ``[T, B]`` and the state after the last row."""
         return self.answer(self.see(self.prepared(observation.flatten(0, 1))), state, is_first)
 
-    def see(self, x: Tensor, memo: Memo | None = None, *, known: bool = False) -> list[Tensor]:
-        """Each torso's features ``[N, F]`` of ``x [N, ...]``; with a memo, which is written, or read if it is known."""
-        outputs = [None for _ in self.trunks] if memo is None else memo.outputs
-        return [trunk.see(x, own, known=known) for trunk, own in zip(self.trunks, outputs, strict=True)]
+    def see(self, x: Tensor, outputs: Sequence[Sequence[Tensor] | None] = (), *, known: bool = False) -> list[Tensor]:
+        """Each torso's features ``[N, F]`` of ``x [N, ...]``; with what their layers give, to be kept or known."""
+        own = outputs or [None for _ in self.trunks]
+        return [trunk.see(x, each, known=known) for trunk, each in zip(self.trunks, own, strict=True)]
 
     def answer(self, seen: Sequence[Tensor], state: CoreState, is_first: Tensor) -> tuple[Tensor, Tensor, CoreState]:
         """As `forward`, from each torso's features ``[T·B, F]``."""
@@ -188,14 +197,21 @@ class ActorCritic(nn.Module):
         value: Tensor = self.value(self.value_layer(features)).squeeze(-1)
         return params, value, after
 
-    def blank_memo(self, shape: tuple[int, ...], rows: int) -> Memo | None:
-        """Memory for a memo of so many observations of this shape; None where a torso has no convolutions."""
+    def blank_memo(self, shape: tuple[int, ...], rows: int, *, differentiated: bool) -> Memo:
+        """Memory for a memo of so many observations of this shape.
+
+        Args:
+            shape: of one observation.
+            rows: T·B.
+            differentiated: for gradients too, where the torsos are CNNs: a much larger one.
+        """
+        features = tuple(torch.empty(rows, trunk.torso.features) for trunk in self.trunks)
         torsos = [trunk.torso for trunk in self.trunks if isinstance(trunk.torso, CNN)]
-        if len(torsos) < len(self.trunks):
-            return None
+        if not differentiated or len(torsos) < len(self.trunks):
+            return Memo(features)
         with torch.no_grad():
             images = self.prepared(torch.zeros((rows, *shape), dtype=torch.uint8))
-            return Memo(images, tuple(torso.blank_outputs(images) for torso in torsos))
+            return Memo(features, images, tuple(torso.blank_outputs(images) for torso in torsos))
 
     def lower(self) -> None:
         """Hold what computes in bf16 in bf16, so that nothing is rounded anew in every pass."""

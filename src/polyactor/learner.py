@@ -177,7 +177,9 @@ class Updater:
         """
         watch = Watch(partial(self.board.spend, self.worker))
         dtheta, count = gradients.vector, self.board.count
-        norm = float(torch.linalg.vector_norm(dtheta, dtype=torch.float64))  # squares of 1e20 overflow float32
+        norm = float(torch.linalg.vector_norm(dtheta))
+        if math.isinf(norm):  # squares of 1e20 overflow float32, but float64 takes seven times as long
+            norm = float(torch.linalg.vector_norm(dtheta, dtype=torch.float64))
         finite = math.isfinite(norm) and all(bool(m.m2.isfinite().all()) for m in gradients.moments.values())
         lr = self.rule.lr_at(self.board.steps / self.total_steps)
         with self.applying:

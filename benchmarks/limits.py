@@ -1,27 +1,46 @@
-"""What this machine can do at most: emulator, inference, training, matrix products, and the roofline they make.
+"""What this machine can do at most: matrix products, emulator, inference, training, and the rooflines they make.
 
 python benchmarks/limits.py --game pong --net a3c
-python benchmarks/limits.py --net nature --seconds 3
+python benchmarks/limits.py --net nature --rounds 5 --seconds 1
 
-Nothing of polyactor is used: plain torch, one process with one thread per core, all measured together. The roofline is
-the rate of a perfect actor-critic: per agent step one step of the emulator, one pass to act and one forward and
-backward pass to learn, at the best variant of each, with no other work and nobody ever waiting.
+Nothing of polyactor is used: plain torch, one process with one thread per core, all measured together. The machine's
+speed drifts, so everything is measured anew in every round, and a round's rooflines are made of its own rates. What is
+shown is the median [min–max] of the rounds; a part's best batch and variant are those of the best median.
+
+A roofline is the rate of a perfect actor-critic, with no other work and nobody ever waiting. An agent step costs
+  A3C     one step of the emulator, one pass to act, one forward and backward pass to learn;
+  reused  the same, but acting's pass serves learning too, which is the backward pass alone;
+  PPO     one step of the emulator, one pass to act, one for the targets, a forward and backward pass per epoch.
+Each part is at its own best, also where no program could have both (`reused` with two variants). A default run ends
+before any game does, so resets are not in it. "backward" is timed inside "learn": what is left of a pass after its
+forward half, from the loss to the optimizer's step.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import itertools
 import json
+import multiprocessing
 import os
 import platform
+import shlex
+import statistics
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 
 RESULTS = Path(__file__).parent / "results"
@@ -30,9 +49,23 @@ NETS = {
     "nature": (((32, 8, 4), (64, 4, 2), (64, 3, 1)), 3136, 512),
 }
 VARIANTS = ("fp32", "fp32 channels-last", "bf16 channels-last", "bf16 autocast")
+PRECISIONS = ("fp32", "bf16")
+MULTIPLYING, EMULATING = (1024, 2048), (64,)
 ACTING, LEARNING = (8, 16, 32, 64, 128), (80, 160, 320, 640)
 """Batch sizes."""
 ACTIONS = 6
+
+Once = Callable[[], float]
+"""One pass; gives the seconds of it that were a forward pass before learning."""
+
+
+class Task(NamedTuple):
+    """What to measure."""
+
+    kind: str
+    what: str
+    variant: str
+    batch: int
 
 
 class Net(nn.Module):
@@ -51,21 +84,22 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, 4, 84, 84]`` to policy and value ``[N, A + 1]``."""
-        return self.heads(self.torso(x).float())
+        out: Tensor = self.heads(self.torso(x).float())
+        return out
 
 
-def emulate(game: str, variant: str, batch: int) -> Callable[[], int]:
+def emulate(game: str, variant: str, batch: int) -> Once:
     """One step of `batch` emulators on one thread."""
-    import numpy as np
     from ale_py.vector_env import AtariVectorEnv
 
     envs = AtariVectorEnv(game=game, num_envs=batch, num_threads=1)
     envs.reset(seed=0)
-    actions = itertools.cycle(np.random.default_rng(0).integers(0, ACTIONS, (16, batch)))
+    count = envs.single_action_space.n  # type: ignore[attr-defined]
+    actions = itertools.cycle(np.random.default_rng(0).integers(0, count, (16, batch)))
 
-    def once() -> int:
+    def once() -> float:
         envs.step(next(actions))
-        return batch
+        return 0.0
 
     return once
 
@@ -75,7 +109,7 @@ def prepared(net: str, variant: str, batch: int) -> tuple[Net, Tensor, bool]:
     model, images = Net(net), torch.randint(0, 256, (batch, 4, 84, 84), dtype=torch.uint8)
     if "channels-last" in variant:
         images = images.contiguous(memory_format=torch.channels_last)
-        model.torso = model.torso.to(memory_format=torch.channels_last)
+        model.torso = model.torso.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if variant.startswith("bf16 channels"):
         model.torso = model.torso.to(torch.bfloat16)
     return model, images, variant == "bf16 autocast"
@@ -86,76 +120,129 @@ def scaled(images: Tensor, variant: str) -> Tensor:
     return images.to(torch.bfloat16 if variant.startswith("bf16 channels") else torch.float32).mul_(1 / 255)
 
 
-def infer(net: str, variant: str, batch: int) -> Callable[[], int]:
+def infer(net: str, variant: str, batch: int) -> Once:
     """One pass to act."""
     model, images, autocast = prepared(net, variant, batch)
 
-    def once() -> int:
+    def once() -> float:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             model(scaled(images, variant))
-        return batch
+        return 0.0
 
     return once
 
 
-def learn(net: str, variant: str, batch: int) -> Callable[[], int]:
+def learn(net: str, variant: str, batch: int) -> Once:
     """Forward, backward, and a step of RMSprop on one flat vector."""
     model, images, autocast = prepared(net, variant, batch)
     size = sum(p.numel() for p in model.parameters())
     theta, square, flat = torch.zeros(size), torch.ones(size), torch.zeros(size)
 
-    def once() -> int:
+    def once() -> float:
+        start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             out = model(scaled(images, variant))
+        forward = time.perf_counter() - start
         loss = out[:, :-1].log_softmax(-1).mean() + out[:, -1].square().mean()
         model.zero_grad()
         loss.backward()
-        torch.cat([p.grad.flatten().float() for p in model.parameters()], out=flat)
+        torch.cat([p.grad.flatten().float() for p in model.parameters() if p.grad is not None], out=flat)
         square.mul_(0.99).addcmul_(flat, flat, value=0.01)
         theta.addcdiv_(flat, square.add(1e-5).sqrt_(), value=-1e-6)
-        return batch
+        return forward
 
     return once
 
 
-def multiply(net: str, variant: str, batch: int) -> Callable[[], int]:
-    """A product of two square matrices; counts operations."""
+def multiply(what: str, variant: str, batch: int) -> Once:
+    """A product of two square matrices."""
     a, b = (torch.randn(batch, batch, dtype=torch.bfloat16 if variant == "bf16" else torch.float32) for _ in range(2))
 
-    def once() -> int:
+    def once() -> float:
         torch.mm(a, b)
-        return 2 * batch**3
+        return 0.0
 
     return once
 
 
-WORK = {"emulate": emulate, "infer": infer, "learn": learn, "multiply": multiply}
+WORK = {"multiply": multiply, "emulate": emulate, "infer": infer, "learn": learn}
 
 
-def measure(process: int, task: tuple[str, str, str, int], seconds: float, rates: Tensor, barrier: object) -> None:
-    """One process's rate, while the others measure theirs."""
+@functools.cache
+def work(task: Task) -> Once:
+    """Made once, passed through once, and kept for all rounds: a reset of the emulators takes seconds."""
+    once = WORK[task.kind](task.what, task.variant, task.batch)
+    once()
+    return once
+
+
+def worker(tasks: Connection, barrier: Barrier, seconds: float) -> None:
+    """One core: sends passes per second of every task, with and without the forward passes before learning."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # keep big blocks: see docs/performance.md
         for name, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 26)):
             mallopt(name, value)
     torch.set_num_threads(1)
-    kind, what, variant, batch = task
-    once = WORK[kind](what, variant, batch)
-    for _ in range(3):
-        once()
-    barrier.wait()  # type: ignore[attr-defined]
-    done, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        done += once()
-    rates[process] = done / (time.perf_counter() - start)
+    with suppress(EOFError):  # no more tasks
+        while True:
+            once = work(tasks.recv())
+            once()  # the caches hold what ran before
+            barrier.wait()
+            passes, forward, start = 0, 0.0, time.perf_counter()
+            while (elapsed := time.perf_counter() - start) < seconds:
+                forward += once()
+                passes += 1
+            tasks.send((passes / elapsed, passes / (elapsed - forward)))
 
 
-def rate(task: tuple[str, str, str, int], seconds: float, processes: int) -> float:
-    """Of all processes together, per second."""
-    rates = torch.zeros(processes, dtype=torch.float64).share_memory_()
-    barrier = multiprocessing.get_context("spawn").Barrier(processes)
-    multiprocessing.spawn(measure, (task, seconds, rates, barrier), nprocs=processes)
-    return float(rates.sum())
+def plan(game: str, net: str) -> list[Task]:
+    """A round's tasks; all kinds take turns, so that drift within the round meets all of them."""
+    kinds = (
+        [Task("multiply", "", variant, size) for variant in PRECISIONS for size in MULTIPLYING],
+        [Task("emulate", game, "", batch) for batch in EMULATING],
+        [Task("infer", net, variant, batch) for variant in VARIANTS for batch in ACTING],
+        [Task("learn", net, variant, batch) for variant in VARIANTS for batch in LEARNING],
+    )
+    return [task for _, task in sorted(((i + 0.5) / len(kind), task) for kind in kinds for i, task in enumerate(kind))]
+
+
+def measure(tasks: list[Task], rounds: int, seconds: float, processes: int) -> dict[Task, list[float]]:
+    """Rates of all processes together in every round, per second; "backward" comes from "learn"."""
+    context = multiprocessing.get_context("spawn")
+    barrier, connections = context.Barrier(processes, timeout=120), []
+    for _ in range(processes):
+        ours, theirs = context.Pipe()
+        context.Process(target=worker, args=(theirs, barrier, seconds), daemon=True).start()
+        theirs.close()  # or a worker's death would not end our recv
+        connections.append(ours)
+    rates: dict[Task, list[float]] = {}
+    for number in range(rounds):
+        start = time.perf_counter()
+        for task in tasks:
+            for connection in connections:
+                connection.send(task)
+            whole, backward = (sum(each) for each in zip(*(c.recv() for c in connections), strict=True))
+            amount = 2 * task.batch**3 if task.kind == "multiply" else task.batch
+            rates.setdefault(task, []).append(whole * amount)
+            if task.kind == "learn":
+                rates.setdefault(task._replace(kind="backward"), []).append(backward * amount)
+        print(f"round {number + 1} of {rounds}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    return rates
+
+
+def cpu_name() -> str:
+    """As the system gives it, never empty."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def spread(values: list[float], form: str = ",.0f") -> str:
+    """Median [min–max]."""
+    return f"{statistics.median(values):{form}} [{min(values):{form}}–{max(values):{form}}]"
 
 
 def main() -> None:
@@ -163,35 +250,49 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--game", default="pong")
     parser.add_argument("--net", default="a3c", choices=NETS)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=4, help="of PPO")
     options = parser.parse_args()
-    processes = len(os.sched_getaffinity(0))
-    print(f"{processes} processes of one thread, {options.game}, {options.net}, torch {torch.__version__}")
-    found: dict[str, float] = {}
+    date, processes = datetime.now(UTC).isoformat(timespec="seconds"), len(os.sched_getaffinity(0))
+    versions = {"torch": torch.__version__, "ale_py": version("ale-py")}
+    shown = ", ".join(f"{name} {number}" for name, number in versions.items())
+    print(f"{cpu_name()}, {processes} processes of one thread, {options.game}, {options.net}, {shown}", flush=True)
+    rates = measure(plan(options.game, options.net), options.rounds, options.seconds, processes)
 
-    def best(kind: str, what: str, variant: str, batches: tuple[int, ...]) -> float:
-        rates = {batch: rate((kind, what, variant, batch), options.seconds, processes) for batch in batches}
-        batch = max(rates, key=rates.__getitem__)
-        found.update({f"{kind} {variant} {b}".replace("  ", " "): r for b, r in rates.items()})
-        unit = "GFLOP/s" if kind == "multiply" else "agent steps/s"
-        shown = rates[batch] / 1e9 if kind == "multiply" else rates[batch]
-        print(f"{kind:<10}{variant:<22}{shown:>10,.0f} {unit}, at {batch}", flush=True)
-        return rates[batch]
+    ranked = sorted(rates, key=lambda task: statistics.median(rates[task]))  # of those under one key the best is last
+    of_variant = {(task.kind, task.variant): task for task in ranked}
+    of_precision = {(task.kind, task.variant[:4]): task for task in ranked}
+    for kind, variant in itertools.product((*WORK, "backward"), dict.fromkeys(("", *PRECISIONS, *VARIANTS))):
+        if task := of_variant.get((kind, variant)):
+            scale, unit = (1e9, "GFLOP/s") if kind == "multiply" else (1, "agent steps/s")
+            print(f"{kind:<10}{variant:<22}{spread([r / scale for r in rates[task]]):>26} {unit}, at {task.batch}")
 
-    for variant in ("fp32", "bf16"):
-        best("multiply", "", variant, (1024, 2048))
-    emulator = best("emulate", options.game, "", (64,))
-    acting = {variant: best("infer", options.net, variant, ACTING) for variant in VARIANTS}
-    learning = {variant: best("learn", options.net, variant, LEARNING) for variant in VARIANTS}
-    for kind in ("fp32", "bf16"):
-        act, learn_rate = (max(r for v, r in part.items() if v.startswith(kind)) for part in (acting, learning))
-        roofline = 1 / (1 / emulator + 1 / act + 1 / learn_rate)
-        found[f"roofline {kind}"] = roofline
-        print(f"roofline  {kind:<22}{roofline:>10,.0f} agent steps/s, {roofline / emulator:.2f} of the emulator alone")
+    rooflines: dict[str, dict[str, list[float]]] = {}
+    passes = {"A3C": {"infer": 1, "learn": 1}, "reused": {"infer": 1, "backward": 1}}
+    passes[f"PPO, {options.epochs} epochs"] = {"infer": 2, "learn": options.epochs}
+    emulator = rates[of_precision["emulate", ""]]
+    for precision, (method, counts) in itertools.product(PRECISIONS, passes.items()):
+        parts = [(count, rates[of_precision[kind, precision]]) for kind, count in counts.items()]
+        roofline = [1 / (1 / e + sum(count / rate[r] for count, rate in parts)) for r, e in enumerate(emulator)]
+        ratio = [rate / e for rate, e in zip(roofline, emulator, strict=True)]
+        rooflines[f"{method} {precision}"] = {"rates": roofline, "ratios": ratio}
+        shown_ratio = f"{spread(ratio, '.3f')} of the emulator alone"
+        print(f"roofline  {method + ' ' + precision:<22}{spread(roofline):>26} agent steps/s, {shown_ratio}")
+
+    about = {
+        "command": shlex.join(["python", "benchmarks/limits.py", *sys.argv[1:]]),
+        "date": date,
+        "cpu": cpu_name(),
+        "cores": processes,
+        "versions": versions,
+        **vars(options),
+    }
+    raw = {" ".join(filter(None, (t.kind, t.variant, str(t.batch)))): r for t, r in rates.items()}
     RESULTS.mkdir(exist_ok=True)
-    about = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__, "processes": processes}
     path = RESULTS / f"limits-{options.game}-{options.net}.json"
-    path.write_text(json.dumps({**vars(options), **about, "rates": found}, indent=1) + "\n")
+    path.write_text(json.dumps({**about, "rates": raw, "rooflines": rooflines}, indent=1) + "\n")
+    print(path)
 
 
 if __name__ == "__main__":

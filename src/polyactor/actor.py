@@ -66,9 +66,8 @@ class Actor:
         b = envs.num_envs
         self.length, self.differentiated = length, differentiated
         self.own: Rollout | None = None
-        self.observation = torch.from_numpy(envs.reset(seed))
-        self.is_first = torch.ones(b, dtype=torch.bool)
-        self.ended = torch.zeros(b, dtype=torch.bool)
+        self.observation = envs.reset(seed)
+        self.is_first, self.ended = np.ones(b, dtype=bool), np.zeros(b, dtype=bool)
         self.state = model.initial_state(b)
         self.score, self.steps = np.zeros(b), np.zeros(b, dtype=np.int64)
         self.discounted_return = torch.zeros(b)
@@ -93,29 +92,30 @@ class Actor:
 
     def _collect(self, x: Rollout) -> None:
         watch = Watch(self.spend)
-        x.observation[0], x.is_first[0] = self.observation, self.is_first
+        # Written through NumPy: a row of a tensor costs more to assign than these small rows to copy.
+        observation, is_first, action, reward, terminated = (
+            each.numpy() for each in (x.observation, x.is_first, x.action, x.reward, x.terminated)
+        )
+        observation[0], is_first[0] = self.observation, self.is_first
         for own, part in zip(x.core_state, self.state, strict=True):
             own.copy_(part)
-        b = self.envs.num_envs
-        for t in range(len(x.reward)):
+        b, params = self.envs.num_envs, []
+        for t in range(len(reward)):
             memo = None if x.memo is None else x.memo[t * b : (t + 1) * b]
-            params, self.state = self.model.step(x.observation[t], self.state, x.is_first[t], memo)
-            pi_t = self.model.distribution(params)
-            a_t = pi_t.sample(self.generator)
+            params_t, self.state = self.model.step(x.observation[t], self.state, x.is_first[t], memo)
+            params.append(params_t)
+            a_t = self.model.distribution(params_t).sample(self.generator).numpy()
             watch.lap(Part.INFER)
-            observation, reward, terminated, done = self.envs.step(a_t.numpy())
+            observation_tp1, r_t, terminated_t, done_t = self.envs.step(a_t)
             watch.lap(Part.EMULATE)
-            x.action[t] = a_t
-            x.behavior_log_prob[t] = pi_t.log_prob(a_t)
-            x.reward[t] = torch.from_numpy(reward)
-            x.terminated[t] = torch.from_numpy(terminated)
-            x.observation[t + 1] = torch.from_numpy(observation)
+            action[t], reward[t], terminated[t] = a_t, r_t, terminated_t
             # The row after `done` holds the final observation; the row after that starts the next episode.
-            x.is_first[t + 1] = self.ended
-            self._count(reward, done)
-            self.ended = torch.from_numpy(done.copy())
+            observation[t + 1], is_first[t + 1] = observation_tp1, self.ended
+            self._count(r_t, done_t)
+            self.ended = done_t.copy()
             watch.lap(Part.STORE)
-        self.observation, self.is_first = x.observation[-1], x.is_first[-1]
+        x.behavior_log_prob.copy_(self.model.distribution(torch.stack(params)).log_prob(x.action))
+        self.observation, self.is_first = observation[-1].copy(), is_first[-1].copy()
         for name, new in self._moments(x).items():
             x.moments[name].copy_(new)
         watch.lap(Part.STORE)
@@ -123,7 +123,7 @@ class Actor:
     def _count(self, reward: np.ndarray, done: np.ndarray) -> None:
         """Scores are the environment's own: whole games, unclipped; a fake step counts nothing."""
         self.score += reward
-        self.steps += ~self.ended.numpy()
+        self.steps += ~self.ended
         for i in np.flatnonzero(done):
             self.on_game(float(self.score[i]), int(self.steps[i]))
             self.score[i], self.steps[i] = 0.0, 0

@@ -31,9 +31,9 @@ class Categorical:
         return self.logits.log_softmax(-1)
 
     def sample(self, generator: torch.Generator | None) -> Tensor:
-        """a ~ π."""
+        """a ~ π, as a race: with ε_a ~ Exp(1), π(a|x)/ε_a is the largest with probability π(a|x)."""
         p = self.logits.softmax(-1)
-        return p.flatten(0, -2).multinomial(1, generator=generator).reshape(p.shape[:-1])
+        return (p / p.new_empty(p.shape).exponential_(generator=generator)).argmax(-1)
 
     def mode(self) -> Tensor:
         """argmax_a π(a|x)."""

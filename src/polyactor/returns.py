@@ -36,13 +36,9 @@ def gae(reward: Tensor, value: Tensor, discount: Tensor, mask: Tensor, gae_lambd
         gae_lambda: λ in [0, 1].
     """
     _check(reward, value, discount, mask)
-    advantage = reward.new_empty(reward.shape)
-    a_tp1 = reward.new_zeros(reward.shape[1:])
-    for t in reversed(range(len(reward))):
-        # A finite but meaningless V after a terminal row must not leak: γ_t is 0 there, and 0 · finite = 0.
-        delta_t = reward[t] + discount[t] * value[t + 1] - value[t]
-        a_tp1 = mask[t] * (delta_t + gae_lambda * discount[t] * a_tp1)
-        advantage[t] = a_tp1
+    # A finite but meaningless V after a terminal row must not leak: γ_t is 0 there, and 0 · finite = 0.
+    delta = reward + discount * value[1:] - value[:-1]
+    advantage = _backwards(mask * delta, mask * gae_lambda * discount)
     return Estimate(advantage, advantage + value[:-1])
 
 
@@ -86,16 +82,22 @@ def vtrace(
     _check(reward, value, discount, mask)
     if rho_bar < c_bar:
         raise ValueError(f"rho_bar {rho_bar} must be at least c_bar {c_bar}")
-    advantage, excess = reward.new_empty(reward.shape), reward.new_empty(reward.shape)
-    rho_pi = rho.new_ones(rho.shape) if policy_rho_bar is None else rho.clamp(max=policy_rho_bar)
-    excess_tp1 = reward.new_zeros(reward.shape[1:])  # v_{t+1} − V(x_{t+1})
-    for t in reversed(range(len(reward))):
-        q_t = reward[t] + discount[t] * (value[t + 1] + trace_lambda * excess_tp1)
-        advantage[t] = mask[t] * rho_pi[t] * (q_t - value[t])
-        delta_t = rho[t].clamp(max=rho_bar) * (reward[t] + discount[t] * value[t + 1] - value[t])
-        excess_tp1 = mask[t] * (delta_t + discount[t] * trace_lambda * rho[t].clamp(max=c_bar) * excess_tp1)
-        excess[t] = excess_tp1
-    return Estimate(advantage, excess + value[:-1])
+    v_t, v_tp1 = value[:-1], value[1:]
+    delta = rho.clamp(max=rho_bar) * (reward + discount * v_tp1 - v_t)
+    excess = _backwards(mask * delta, mask * discount * trace_lambda * rho.clamp(max=c_bar))  # v_t − V(x_t)
+    excess_tp1 = excess.roll(-1, 0)
+    excess_tp1[-1] = 0.0
+    rho_pi = 1.0 if policy_rho_bar is None else rho.clamp(max=policy_rho_bar)
+    q_t = reward + discount * (v_tp1 + trace_lambda * excess_tp1)
+    return Estimate(mask * rho_pi * (q_t - v_t), excess + v_t)
+
+
+def _backwards(delta: Tensor, decay: Tensor) -> Tensor:
+    """``[T, B]``: x_t = δ_t + c_t x_{t+1}, from x_T = 0."""
+    x = delta.clone()
+    for t in reversed(range(len(delta) - 1)):
+        x[t].addcmul_(decay[t], x[t + 1])
+    return x
 
 
 def _check(reward: Tensor, value: Tensor, discount: Tensor, mask: Tensor) -> None:

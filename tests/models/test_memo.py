@@ -95,18 +95,23 @@ def test_other_observations_have_no_memo() -> None:
 
 
 def test_without_gradients_the_features_are_enough() -> None:
-    for spec in (ModelSpec(torso="mlp"), ModelSpec(torso="a3c-cnn", share_torso=False, core="lstm", core_size=8)):
-        model, rollout = acted(spec, "fp32", differentiated=False)
-        assert rollout.memo is not None
-        assert rollout.memo.images is None
-        assert len(rollout.memo.features) == len(model.trunks)
-        with torch.no_grad():
-            with_memo, without = model.unroll(rollout), model.unroll(rollout.replace(memo=None))
-            assert torch.equal(with_memo.policy, without.policy)
-            assert torch.equal(with_memo.value, without.value)
-            rollout.memo.features[0].add_(1)
-            assert not torch.equal(model.unroll(rollout).policy, without.policy)
-        assert gradients(A2C(), model, rollout).keys() == dict(model.named_parameters()).keys()
+    spec = ModelSpec(torso="a3c-cnn", share_torso=False, core="lstm", core_size=8)
+    model, rollout = acted(spec, "fp32", differentiated=False)
+    assert rollout.memo is not None
+    assert rollout.memo.images is None
+    assert len(rollout.memo.features) == len(model.trunks)
+    with torch.no_grad():
+        with_memo, without = model.unroll(rollout), model.unroll(rollout.replace(memo=None))
+        assert torch.equal(with_memo.policy, without.policy)
+        assert torch.equal(with_memo.value, without.value)
+        rollout.memo.features[0].add_(1)
+        assert not torch.equal(model.unroll(rollout).policy, without.policy)
+    assert gradients(A2C(), model, rollout).keys() == dict(model.named_parameters()).keys()
+
+
+def test_without_convolutions_there_is_none() -> None:
+    model = ActorCritic(IMAGE, spaces.Discrete(5), ModelSpec(torso="mlp"))
+    assert model.blank_memo(IMAGE.shape, 4, differentiated=True) is None
 
 
 def test_a_memo_of_other_parameters_is_not_used() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from gymnasium import spaces
@@ -38,9 +38,11 @@ class Trunk(nn.Module):
 
     def see(self, x: Tensor, outputs: Sequence[Tensor] | None = None, *, known: bool = False) -> Tensor:
         """The torso's features ``[N, F]`` of ``x [N, ...]``; of a CNN, keeping or knowing what its layers give."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            features: Tensor = self.torso(x) if outputs is None else self.torso(x, outputs, known=known)
-        return features.float() if self.bf16 else features
+        how: dict[str, Any] = {} if outputs is None else {"outputs": outputs, "known": known}
+        if not self.bf16:
+            return cast("Tensor", self.torso(x, **how))
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return cast("Tensor", self.torso(x, **how)).float()
 
     def remember(self, features: Tensor, state: CoreState, is_first: Tensor) -> tuple[Tensor, CoreState]:
         """The core's features ``[T, B, F]`` of the torso's ``[T·B, F]``, and the state after the last row."""
@@ -149,13 +151,15 @@ class ActorCritic(nn.Module):
         Args:
             memo: B rows to write; learning from the rollout at the same parameters is faster with it.
         """
-        if memo is None:
-            seen = self.see(self.prepared(observation))
-        else:
-            seen = self.see(self.prepared(observation, memo.images), memo.outputs)
+        x = self.prepared(observation, None if memo is None else memo.images)
+        if memo is not None:
+            seen = self.see(x, memo.outputs)
             for kept, features in zip(memo.features, seen, strict=True):
                 kept.copy_(features)
-        params, _, state = self.answer(seen, state, is_first.unsqueeze(0))
+        else:  # a torso of the value's own is needed to act only where it remembers
+            seen = self.see(x) if state else [self.trunk.see(x)]
+        remembered, state = self.remember(seen, state, is_first.unsqueeze(0))
+        params: Tensor = self.policy(self.policy_layer(remembered[0]))
         return params[0], state
 
     def unroll(self, rollout: Rollout) -> Outputs:
@@ -188,26 +192,35 @@ class ActorCritic(nn.Module):
 
     def answer(self, seen: Sequence[Tensor], state: CoreState, is_first: Tensor) -> tuple[Tensor, Tensor, CoreState]:
         """As `forward`, from each torso's features ``[T·B, F]``."""
-        parts = len(state) // len(seen)
-        features, after = self.trunk.remember(seen[0], state[:parts], is_first)
-        params: Tensor = self.policy(self.policy_layer(features))
-        if self.critic is not None:
-            features, own = self.critic.remember(seen[1], state[parts:], is_first)
-            after = after + own
-        value: Tensor = self.value(self.value_layer(features)).squeeze(-1)
-        return params, value, after
+        remembered, state = self.remember(seen, state, is_first)
+        params: Tensor = self.policy(self.policy_layer(remembered[0]))
+        value: Tensor = self.value(self.value_layer(remembered[-1]))
+        return params, value.squeeze(-1), state
 
-    def blank_memo(self, shape: tuple[int, ...], rows: int, *, differentiated: bool) -> Memo:
-        """Memory for a memo of so many observations of this shape.
+    def remember(self, seen: Sequence[Tensor], state: CoreState, is_first: Tensor) -> tuple[list[Tensor], CoreState]:
+        """Each core's features ``[T, B, F]`` from its torso's ``[T·B, F]``, and all their states after the last row."""
+        own = len(state) // len(seen)
+        remembered: list[Tensor] = []
+        after: CoreState = ()
+        for i, (trunk, features) in enumerate(zip(self.trunks, seen, strict=False)):
+            output, state_i = trunk.remember(features, state[i * own : (i + 1) * own], is_first)
+            remembered.append(output)
+            after += state_i
+        return remembered, after
+
+    def blank_memo(self, shape: tuple[int, ...], rows: int, *, differentiated: bool) -> Memo | None:
+        """Memory for a memo of so many observations of this shape; None without CNNs, where it would not pay.
 
         Args:
             shape: of one observation.
             rows: T·B.
-            differentiated: for gradients too, where the torsos are CNNs: a much larger one.
+            differentiated: for gradients too: a much larger one.
         """
-        features = tuple(torch.empty(rows, trunk.torso.features) for trunk in self.trunks)
         torsos = [trunk.torso for trunk in self.trunks if isinstance(trunk.torso, CNN)]
-        if not differentiated or len(torsos) < len(self.trunks):
+        if not torsos:
+            return None
+        features = tuple(torch.empty(rows, torso.features) for torso in torsos)
+        if not differentiated:
             return Memo(features)
         with torch.no_grad():
             images = self.prepared(torch.zeros((rows, *shape), dtype=torch.uint8))

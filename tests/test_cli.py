@@ -276,6 +276,8 @@ except SystemExit as stop:
         (f"{TRAIN} --steps many", USAGE),
         ("train a3c --env CartPol-v1", ENVIRONMENT),
         (f"{TRAIN} --out /dev/null", DIRECTORY),
+        (f"{TRAIN} --envs auto --algorithm.gamma 1.5", USAGE),
+        (f"{TRAIN} --envs auto --out /dev/null", DIRECTORY),
         (f"{TRAIN} --help", 0),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from polyactor.errors import PolyactorError, UsageError, suggestion
-from polyactor.flags import read_config, small_flags, take
+from polyactor.flags import read_config, small_flags, take, take_auto
 
 STOPPED_AND_SAVED = 75
 USAGE = """\
@@ -61,17 +61,20 @@ def run(args: list[str]) -> int:
 
 
 def _train(args: list[str]) -> int:
+    wanted, args = take_auto(args)
     config = read_config(args)
+    from polyactor.auto import chosen
     from polyactor.config import check
     from polyactor.envs import check_env
     from polyactor.rundir import run_directory
 
-    check(config)
     check_env(config.env)
     run_directory(config)
+    (config,), reasons = chosen([config], wanted)
+    check(config)
     from polyactor.training import train
 
-    return _report(train(config))
+    return _report(train(config, reasons))
 
 
 def _report(run: Any) -> int:
@@ -156,6 +159,7 @@ def _check(args: list[str]) -> int:
 def _bench(args: list[str]) -> int:
     from polyactor.schemes import SCHEMES
 
+    wanted, args = take_auto(args)
     seconds, args = take(args, "seconds")
     schemes, args = take(args, "schemes")
     if not args or args[0].startswith("-"):
@@ -166,12 +170,16 @@ def _bench(args: list[str]) -> int:
     for name in names:
         if name not in SCHEMES:
             raise UsageError(f"--schemes {schemes} is not allowed: each must be one of {', '.join(SCHEMES)}")
-    configs = [read_config([*args, "--scheme", name]) for name in names]
-    from polyactor.bench import bench
+    from polyactor.auto import chosen
     from polyactor.config import check
 
+    configs, reasons = chosen([read_config([*args, "--scheme", name]) for name in names], wanted)
     for config in configs:
         check(config)
+    from polyactor.bench import bench
+
+    for reason in reasons:
+        print(reason)
     bench(configs, seconds=options["seconds"])
     return 0
 

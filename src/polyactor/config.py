@@ -100,9 +100,9 @@ class Config:
     seed: Annotated[int, Allowed(0)] = 0
     """Of every random stream."""
     workers: Annotated[int, Allowed(1)] = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    """Worker processes (`sync` has one)."""
+    """Worker processes (`sync` has one); auto: one per core."""
     envs: Annotated[int, Allowed(1)] = 16
-    """Environments per worker."""
+    """Environments per worker; auto: the fewest with which a step is about as cheap as it gets, by a measurement."""
     rollout: Annotated[int, Allowed(1)] = 5
     """T, steps per rollout."""
     stop_at: Annotated[float | None, Allowed()] = None

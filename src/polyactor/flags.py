@@ -21,6 +21,8 @@ Read first, since they decide which flags there are:
 """
 SHORT = {"--max-lag": "--scheme.max-lag", "--max-staleness": "--scheme.max-staleness"}
 """Flags with a short name."""
+AUTO = ("workers", "envs")
+"""Flags that may be ``auto``: a number is chosen then."""
 ARTICLES: dict[Any, str] = {int: "a whole number", float: "a number"}
 
 
@@ -102,6 +104,17 @@ def _flags(part: Any, prefix: str = "") -> dict[str, bool]:
         if isinstance(value, bool):
             known[f"{prefix}no-{f.name.replace('_', '-')}"] = False
     return known
+
+
+def take_auto(args: list[str]) -> tuple[list[str], list[str]]:
+    """The flags whose value is ``auto``, where it may be, and the other arguments."""
+    wanted = []
+    for flag in AUTO:
+        value, rest = take(args, flag)
+        if value == "auto":
+            wanted.append(flag)
+            args = rest
+    return wanted, args
 
 
 def take(args: list[str], flag: str) -> tuple[str | None, list[str]]:

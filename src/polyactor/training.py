@@ -10,7 +10,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,8 +61,12 @@ class Run:
     summary: Mapping[str, Any]
 
 
-def train(config: Config) -> Run:
+def train(config: Config, reasons: Sequence[str] = ()) -> Run:
     """Train from the start.
+
+    Args:
+        config: of the run.
+        reasons: why it has numbers that nobody set; said below the banner.
 
     Raises:
         UsageError: a value that cannot be.
@@ -77,7 +81,7 @@ def train(config: Config) -> Run:
         _start_from(state, Path(config.init_from))
     new_directory(directory)
     checkpoint.replace_file(directory / "config.json", _json(to_json(config)))
-    return _Training(config, directory, state, Board(config.workers, config.algorithm.metrics)).run()
+    return _Training(config, directory, state, Board(config.workers, config.algorithm.metrics)).run(reasons)
 
 
 def resume(path: Path, *, steps: int | None = None, algorithm: str | None = None, quiet: bool = False) -> Run:
@@ -152,14 +156,16 @@ class _Training:
         """Mean score of the last 100 games; of fewer while there are fewer."""
         return statistics.fmean(self.scores) if self.scores else None
 
-    def run(self) -> Run:
+    def run(self, reasons: Sequence[str] = ()) -> Run:
         """Train until something ends it."""
         config = self.config
         title = f"{config.preset or 'polyactor'} · {config.env} · {config.scheme.name}"
         status = "failed"
         with self.log, Progress(title, config.steps, quiet=config.quiet) as self.progress, self._signals():
-            self.progress.say(self._banner())
-            self.log.event("started", precision=self.precision, workers=config.workers, envs=config.envs)
+            self.progress.say("\n".join((self._banner(), *reasons)))
+            self.log.event(
+                "started", "; ".join(reasons), precision=self.precision, workers=config.workers, envs=config.envs
+            )
             try:
                 scheme = transport.run(config, self.state, self.board)
                 try:

@@ -129,7 +129,8 @@ class Stopwatch:
         times = size // envs.num_envs
         observation = torch.from_numpy(np.concatenate([self.first] * times))
         places = observation.view(times, envs.num_envs, *observation.shape[1:])
-        memo = None if self.config.algorithm.reuses else model.blank_memo(observation.shape[1:], size)
+        differentiated = not self.config.algorithm.reuses
+        memo = model.blank_memo(observation.shape[1:], size, differentiated=differentiated)
         state, is_first = model.initial_state(size), torch.zeros(size, dtype=torch.bool)
         generator, end = torch.Generator(), time.perf_counter() + TIMED
         with torch_threads(1), torch.inference_mode():

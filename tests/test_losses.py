@@ -69,8 +69,8 @@ def numpy_returns(x: Rollout, value: Tensor, gamma: float) -> np.ndarray:
 
 def test_mean_is_over_real_rows_and_sum_skips_fake_ones() -> None:
     x, mask = torch.tensor([[1.0, 2.0], [3.0, 100.0]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]])
-    assert losses.reduce(x, mask, "mean") == 2.0
-    assert losses.reduce(x, mask, "sum") == 6.0
+    assert losses.weighted(x, losses.weights(mask, "mean")) == 2.0
+    assert losses.weighted(x, losses.weights(mask, "sum")) == 6.0
 
 
 def test_advantages_and_targets_are_constants_to_their_terms() -> None:
@@ -100,7 +100,7 @@ def test_a2c_takes_the_value_loss_it_is_told(make_rollout: MakeRollout, name: An
     x = x.replace(reward=x.reward * 5)
     table = Table(x, spaces.Discrete(2))
     target = torch.from_numpy(numpy_returns(x, table.value, 0.99))
-    expected = losses.reduce(error(table.value[:-1], target), x.mask, "mean")
+    expected = losses.weighted(error(table.value[:-1], target), losses.weights(x.mask, "mean"))
     assert target[x.mask == 1].sub(table.value[:-1][x.mask == 1]).abs().max() > 1
     loss, metrics = A2C(value_loss=name, value_coef=0.7).loss(table, Batch(x))
     torch.testing.assert_close(metrics["value_loss"], expected.detach())
@@ -112,7 +112,7 @@ def test_a2c_takes_the_value_loss_it_is_told(make_rollout: MakeRollout, name: An
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_mean_of_nothing_is_zero_and_so_is_its_gradient(reduction: losses.Reduction) -> None:
     x = torch.ones(2, 2, requires_grad=True)
-    loss = losses.reduce(x, torch.zeros(2, 2), reduction)
+    loss = losses.weighted(x, losses.weights(torch.zeros(2, 2), reduction))
     loss.backward()
     assert loss.item() == 0.0
     assert x.grad is not None
@@ -157,7 +157,7 @@ def test_golden_clipped_surrogate_and_error(golden: Golden) -> None:
     loss.sum().backward()
     close(loss, outputs["policy_loss_per_sample"])
     ones = torch.ones_like(loss)
-    close(losses.reduce(loss, ones, "mean"), outputs["policy_loss_mean"])
+    close(losses.weighted(loss, losses.weights(ones, "mean")), outputs["policy_loss_mean"])
     assert log_prob.grad is not None
     close(log_prob.grad, outputs["dloss_dlogp"])
     assert (log_prob.grad == 0).tolist() == [bool(flat) for flat in outputs["in_flat_zone"]]
@@ -293,8 +293,12 @@ def test_loss_terms_gradcheck() -> None:
     x, y = torch.randn(2, 3, 2, generator=generator, dtype=torch.float64)
     mask = torch.tensor([[1, 1], [0, 1], [1, 0]], dtype=torch.float64)
     x.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: losses.reduce(losses.policy_gradient(x, y), mask, "mean"), x)
-    assert torch.autograd.gradcheck(lambda x: losses.reduce(losses.squared_error(x, y), mask, "mean"), x)
+    assert torch.autograd.gradcheck(
+        lambda x: losses.weighted(losses.policy_gradient(x, y), losses.weights(mask, "mean")), x
+    )
+    assert torch.autograd.gradcheck(
+        lambda x: losses.weighted(losses.squared_error(x, y), losses.weights(mask, "mean")), x
+    )
 
 
 # -- the V-trace loss --------------------------------------------------------------------------------------------------

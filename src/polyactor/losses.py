@@ -11,10 +11,14 @@ Reduction = Literal["mean", "sum"]
 """How a loss over real rows becomes a scalar; see docs/algorithms/a2c.md for what it does to clipping and ε."""
 
 
-def reduce(x: Tensor, mask: Tensor, reduction: Reduction) -> Tensor:
-    """Sum, or mean over real rows, of ``x [T, B]``; 0 (not NaN) when every row is fake."""
-    total = (x * mask).sum()
-    return total if reduction == "sum" else total / mask.sum().clamp(min=1.0)
+def weights(mask: Tensor, reduction: Reduction) -> Tensor:
+    """``w [T, B]`` with ``Σ w x`` the sum of x, or its mean, over real rows; 0 (not NaN) when every row is fake."""
+    return mask if reduction == "sum" else mask / mask.sum().clamp(min=1.0)
+
+
+def weighted(x: Tensor, w: Tensor) -> Tensor:
+    """``Σ w x`` of ``[T, B]`` each."""
+    return (x * w).sum()
 
 
 def policy_gradient(log_prob: Tensor, advantage: Tensor) -> Tensor:
@@ -42,9 +46,9 @@ def normalized(advantage: Tensor, mask: Tensor) -> Tensor:
     count = mask.sum()
     if count < 2:
         return advantage
-    mean = (advantage * mask).sum() / count
-    variance = ((advantage - mean) ** 2 * mask).sum() / count
-    return (advantage - mean) * mask / (variance.sqrt() + 1e-8)
+    centred = (advantage - (advantage * mask).sum() / count) * mask
+    variance = centred.square().sum() / count
+    return centred / (variance.sqrt() + 1e-8)
 
 
 def clipped_surrogate(rho: Tensor, advantage: Tensor, clip: float) -> Tensor:

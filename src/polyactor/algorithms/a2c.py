@@ -55,15 +55,16 @@ class A2C(Algorithm):
             advantage_t = losses.normalized(advantage_t, mask_t)
 
         entropy_t = pi_t.entropy()
-        policy = losses.reduce(losses.policy_gradient(pi_t.log_prob(x.action), advantage_t), mask_t, self.reduction)
+        w_t, mean_t = losses.weights(mask_t, self.reduction), losses.weights(mask_t, "mean")
+        policy = losses.weighted(losses.policy_gradient(pi_t.log_prob(x.action), advantage_t), w_t)
         error = losses.huber_error if self.value_loss == "huber" else losses.squared_error
-        value = losses.reduce(error(v_t, return_t), mask_t, self.reduction)
-        entropy = losses.reduce(entropy_t, mask_t, self.reduction)
+        value = losses.weighted(error(v_t, return_t), w_t)
+        entropy = losses.weighted(entropy_t, w_t)
         total = policy + self.value_coef * value - self.entropy_coef * entropy
 
         metrics: Mapping[str, Tensor] = {
             "policy_loss": policy.detach(),
             "value_loss": value.detach(),
-            "entropy": losses.reduce(entropy_t.detach(), mask_t, "mean"),
+            "entropy": losses.weighted(entropy_t.detach(), mean_t),
         }
         return total, dict(metrics)

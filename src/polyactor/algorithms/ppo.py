@@ -104,19 +104,21 @@ class PPO(Algorithm):
         # ρ = 1 at fake rows: there it could overflow unnoticed, and ∞ · 0 is not 0.
         log_rho_t = (pi_t.log_prob(x.action) - x.behavior_log_prob) * mask_t
         rho_t = log_rho_t.exp()
-        policy = losses.reduce(losses.clipped_surrogate(rho_t, advantage_t, self.clip), mask_t, "mean")
-        value = losses.reduce(0.5 * losses.clipped_error(v_t, return_t, v_old, self.clip_value), mask_t, "mean")
-        entropy = losses.reduce(pi_t.entropy(), mask_t, "mean")
+        w_t = losses.weights(mask_t, "mean")
+        policy = losses.weighted(losses.clipped_surrogate(rho_t, advantage_t, self.clip), w_t)
+        value = losses.weighted(0.5 * losses.clipped_error(v_t, return_t, v_old, self.clip_value), w_t)
+        entropy = losses.weighted(pi_t.entropy(), w_t)
         total = policy + self.value_coef * value - self.entropy_coef * entropy
 
-        outside = ((rho_t.detach() - 1).abs() > self.clip).to(mask_t.dtype)
+        rho_t, log_rho_t = rho_t.detach(), log_rho_t.detach()
+        outside = ((rho_t - 1).abs() > self.clip).to(mask_t.dtype)
         metrics = {
             "policy_loss": policy.detach(),
             "value_loss": value.detach(),
             "entropy": entropy.detach(),
             # KL(μ‖π) without bias and of low variance: ρ − 1 − log ρ (Schulman 2020).
-            "kl": losses.reduce((rho_t - 1 - log_rho_t).detach(), mask_t, "mean"),
-            "clip_fraction": losses.reduce(outside, mask_t, "mean"),
+            "kl": losses.weighted(rho_t - 1 - log_rho_t, w_t),
+            "clip_fraction": losses.weighted(outside, w_t),
         }
         return total, metrics
 
@@ -144,7 +146,7 @@ def _parts(batch: Batch, count: int, memory: bool, generator: torch.Generator) -
 
             def rows(tensor: Tensor, index: Tensor = index) -> Tensor:
                 """``[T(+1), B, ...]`` to ``[1, n, ...]``."""
-                return tensor[:t].flatten(0, 1)[index].unsqueeze(0)
+                return tensor[:t].flatten(0, 1).index_select(0, index).unsqueeze(0)
 
             part = x.replace(
                 observation=rows(x.observation),

@@ -73,13 +73,14 @@ class VTrace(Algorithm):
             c_bar=self.c_bar,
             policy_rho_bar=self.policy_rho_bar,
         )
-        policy = losses.reduce(losses.policy_gradient(log_pi_t, advantage_t), mask_t, self.reduction)
-        value = losses.reduce(0.5 * losses.squared_error(v_t, target_t), mask_t, self.reduction)
+        w_t, mean_t = losses.weights(mask_t, self.reduction), losses.weights(mask_t, "mean")
+        policy = losses.weighted(losses.policy_gradient(log_pi_t, advantage_t), w_t)
+        value = losses.weighted(0.5 * losses.squared_error(v_t, target_t), w_t)
         entropy_t = pi_t.entropy()
-        entropy = losses.reduce(entropy_t, mask_t, self.reduction)
+        entropy = losses.weighted(entropy_t, w_t)
         total = policy + self.value_coef * value - self.entropy_coef * entropy
         return total, {
             "policy_loss": policy.detach(),
             "value_loss": value.detach(),
-            "entropy": losses.reduce(entropy_t.detach(), mask_t, "mean"),
+            "entropy": losses.weighted(entropy_t.detach(), mean_t),
         }

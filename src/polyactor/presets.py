@@ -138,6 +138,21 @@ PRESETS: dict[str, Preset] = {
         },
         measured="0.996 over 2,000 games; 0.494 without memory (1 seed)",
     ),
+    "catch-a3c": Preset(
+        "a CNN in well under a minute: catch ten balls of ten",
+        "a3c",
+        "polyactor/Catch-v0",
+        {
+            "workers": 2,
+            "envs": 16,
+            "steps": 400_000,
+            "stop_at": 9.0,
+            "algorithm.gamma": 0.9,
+            "algorithm.entropy_coef": 0.01,
+            "normalize.observation": True,
+        },
+        measured="9 after 126k–171k steps (5 seeds in fp32, 5 in bf16)",
+    ),
     **PUBLISHED,
 }
 

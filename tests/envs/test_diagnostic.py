@@ -7,15 +7,18 @@ from itertools import product
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 from polyactor.envs import diagnostic, make_envs
+from polyactor.models.spec import ModelSpec, TorsoName
+from polyactor.models.torso import CNN, is_image, make_torso
 
 
 def test_registration_is_idempotent() -> None:
     before = dict(gymnasium.registry)
     diagnostic.register()
     assert all(gymnasium.registry[env_id] is spec for env_id, spec in before.items())
-    assert {f"polyactor/{name}-v0" for name in ("Bandit", "Chain", "TimeLimit", "TMaze", "LQR")} <= set(before)
+    assert {f"polyactor/{name}-v0" for name in ("Bandit", "Chain", "TimeLimit", "TMaze", "LQR", "Catch")} <= set(before)
 
 
 @pytest.mark.filterwarnings("ignore:.*Box (action|observation) space")  # LQR is unbounded, as it must be
@@ -146,3 +149,83 @@ def test_lqr_noise_and_spaces() -> None:
     np.testing.assert_allclose(step.reward, -(1 + 0.1 * 400), rtol=1e-6)
     np.testing.assert_allclose(step.observation.mean(0), [1.1, 2.0], atol=0.003)
     np.testing.assert_allclose(step.observation.std(0), [0.01, 0.01], rtol=0.15)
+
+
+def towards(env: diagnostic.Catch) -> np.int64:
+    """The best action."""
+    return np.int64(1 + np.sign(env.column - env.paddle))
+
+
+def test_catch_looks_as_it_is() -> None:
+    env = diagnostic.Catch()
+    env.reset(seed=0)
+    env.paddle, env.row, env.column = 7, 4, 2
+    image, *_ = env.step(np.int64(2))
+    assert image.shape == (1, 44, 44)
+    assert image.dtype == np.uint8
+    board = np.zeros((11, 11), np.uint8)
+    board[5, 2] = board[10, 8] = 255
+    np.testing.assert_array_equal(image[0], np.kron(board, np.ones((4, 4), np.uint8)))
+
+
+@pytest.mark.parametrize(("paddle", "column"), list(product(range(11), repeat=2)))
+def test_catch_every_ball_can_be_caught(paddle: int, column: int) -> None:
+    env = diagnostic.Catch()
+    env.reset(seed=0)
+    env.paddle, env.column = paddle, column
+    rewards = [env.step(towards(env))[1] for _ in range(10)]
+    assert rewards == [0] * 9 + [1]
+    assert env.row == 0  # the next one is at the top
+
+
+def test_catch_best_policy_gets_ten_in_a_hundred_steps() -> None:
+    env = diagnostic.Catch()
+    for seed in range(20):
+        env.reset(seed=seed)
+        answers = [env.step(towards(env)) for _ in range(100)]
+        assert sum(reward for _, reward, *_ in answers) == 10
+        assert [terminated for _, _, terminated, *_ in answers] == [False] * 99 + [True]
+        assert not any(truncated for *_, truncated, _ in answers)
+
+
+def test_catch_pays_who_does_not_look_for_one_ball_in_eleven() -> None:
+    envs = make_envs("polyactor/Catch-v0", 200)
+    envs.reset(0)
+    rng = np.random.default_rng(0)
+    still = sum(envs.step(np.ones(200, np.int64)).reward for _ in range(100))
+    assert np.mean(still) == pytest.approx(-90 / 11, abs=0.4)  # three standard deviations
+    envs.step(np.ones(200, np.int64))  # autoreset
+    uniform = sum(envs.step(rng.integers(3, size=200)).reward for _ in range(100))
+    assert np.mean(uniform) == pytest.approx(-90 / 11, abs=0.4)
+    assert set(np.unique(still)) | set(np.unique(uniform)) <= set(range(-10, 11, 2))
+
+
+def test_catch_is_the_same_with_the_same_seed_and_another_with_another() -> None:
+    def played(seed: int) -> list[int]:
+        env = diagnostic.Catch()
+        env.reset(seed=seed)
+        columns = []
+        for time in range(100):
+            columns += [env.column] * (time % 10 == 0)
+            env.step(np.int64(1))
+        return columns
+
+    assert played(3) == played(3)
+    assert played(3) != played(4)
+    assert set(played(3) + played(4) + played(5) + played(6)) == set(range(11))
+
+
+@pytest.mark.parametrize("name", ["auto", "a3c-cnn", "nature-cnn"])
+def test_catch_shows_a_cnn_every_cell(name: TorsoName) -> None:
+    torch.manual_seed(0)
+    space = make_envs("polyactor/Catch-v0", 1).observation_space
+    assert is_image(space.shape, torch.uint8)
+    assert space.dtype == np.uint8
+    torso = make_torso(space.shape, torch.uint8, ModelSpec(torso=name))
+    assert isinstance(torso, CNN)
+    images = torch.rand(8, *space.shape, requires_grad=True)
+    torso(images).sum().backward()
+    assert images.grad is not None
+    size, cell = diagnostic.Catch.size, diagnostic.Catch.cell
+    seen = images.grad.abs().sum((0, 1)).view(size, cell, size, cell).amin((1, 3))
+    assert (seen > 0).all()

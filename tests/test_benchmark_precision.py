@@ -1,0 +1,125 @@
+"""benchmarks/precision.py: what it reads from a run, its interval, and gradients that do and do not agree."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from polyactor.build import make_state
+from polyactor.learner import Learner
+from polyactor.presets import base_config
+from polyactor.types import Rollout
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def precision(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script as a module."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("precision")
+
+
+def row(steps: int, wall: float, games: int, score: float | None) -> dict[str, Any]:
+    return {"agent_steps": steps, "wall_s": wall, "games": games, "score_mean100": score}
+
+
+ROWS = [row(10, 1.0, 0, None), row(20, 2.0, 99, 9.5), row(30, 3.0, 100, 7.0), row(40, 9.0, 130, 9.0)]
+NOTE = {"event": "confirmation", "agent_steps": 36, "wall_s": 3.5, "evaluation_score": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("target", "stop_at", "found"),
+    [
+        (7.0, None, (30, 3.0)),
+        (9.0, None, (40, 9.0)),
+        (9.0, 9.0, (36, 3.5)),  # the row after it counts the games that confirm
+        (7.0, 9.0, (30, 3.0)),
+        (9.0, 8.0, (40, 9.0)),  # the note is of a lower score
+        (9.5, 9.0, (None, None)),  # a mean of fewer than 100 games is none
+    ],
+)
+def test_where_a_run_reached_the_target(
+    precision: ModuleType, target: float, stop_at: float | None, found: tuple[int | None, float | None]
+) -> None:
+    events = [{"event": "started"}] + [NOTE] * (stop_at is not None)
+    assert precision.reached(ROWS, events, target, stop_at) == found
+
+
+def test_the_ratio_is_a_geometric_mean_with_students_interval(precision: ModuleType) -> None:
+    said = precision.ratio([(100, 200), (400, 200), (10, None), (100, 100)])
+    assert said["each"] == [2.0, 0.5, 1.0]
+    assert said["mean"] == 1.0
+    half = 4.303 * math.log(2) / math.sqrt(3)  # t of two degrees of freedom, from a table
+    assert said["high"] == pytest.approx(math.exp(half), rel=0.02)
+    assert said["low"] == pytest.approx(math.exp(-half), rel=0.02)
+    assert precision.ratio([(1, 2)])["mean"] is None  # one pair has no interval
+    assert precision.student(4) == pytest.approx(2.776, rel=0.005)
+
+
+@pytest.mark.parametrize("preset", ["catch-a3c", "pong-appo"])
+def test_gradients_are_compared_at_each_snapshot(
+    precision: ModuleType, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if preset.startswith("pong"):
+        pytest.importorskip("ale_py")
+    for name, value in {"ENVS": 4, "WARM_UP": 1}.items():
+        monkeypatch.setattr(precision, name, value)
+    seen: list[tuple[Learner, Rollout, torch.Tensor]] = []
+    taken = precision.gradient
+
+    def watched(learner: Learner, rollout: Rollout) -> torch.Tensor:
+        seen.append((learner, rollout, learner.replica.vector.clone()))
+        found: torch.Tensor = taken(learner, rollout)
+        return found
+
+    monkeypatch.setattr(precision, "gradient", watched)
+    config = replace(base_config(preset), precision="fp32", seed=1)
+    start = make_state(config).vector.clone()
+    later = start + 0.02 * torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
+    said = precision.compare(config, [(0, start), (1000, later)], 8)
+    assert [each["agent_steps"] for each in said] == [0, 1000]
+    assert all(0.99 < each["cosine"] < 1 for each in said)
+    assert all(each["length"] == pytest.approx(1, abs=0.1) for each in said)
+    assert [learner.replica.model.trunk.bf16 for learner, *_ in seen] == [False, True] * 2
+    assert all(rollout.memo is None for _, rollout, _ in seen)
+    for (*_, vector), expected in zip(seen, (start, start, later, later), strict=True):
+        assert torch.equal(vector, expected)
+    assert len(seen[0][1].reward) == 8
+    assert seen[-1][0].replica.board.steps == 1000
+
+
+@pytest.mark.parametrize(("cosine", "word", "code"), [(0.9995, "ok", 0), (0.99, "FAIL", 1), (math.nan, "FAIL", 1)])
+def test_one_gradient_that_points_elsewhere_fails(
+    precision: ModuleType,
+    cosine: float,
+    word: str,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = [{"agent_steps": 1, "cosine": each, "length": 1.0} for each in (1.0, cosine, 1.0)]
+    monkeypatch.setattr(precision, "snapshots", lambda *_: [])
+    monkeypatch.setattr(precision, "compare", lambda *_: found)
+    assert precision.gradients("catch-a3c", 3, 10, 20, tmp_path) == code
+    assert capsys.readouterr().out.splitlines()[-1].startswith(word)
+    assert np.isclose(json.loads((tmp_path / "gradients.json").read_text())["points"][0]["cosine"], 1)
+
+
+def test_snapshots_are_spread_over_the_run(precision: ModuleType) -> None:
+    config = replace(base_config("catch-a3c"), transport="inline", steps=10_000, envs=4, rollout=5)
+    found = precision.snapshots(config, 4, 400)
+    assert [steps // 100 for steps, _ in found] == [1, 2, 3, 4]
+    assert all(steps % 100 < 20 for steps, _ in found)  # a rollout
+    assert not any(torch.equal(one, two) for (_, one), (_, two) in pairwise(found))

@@ -163,9 +163,10 @@ def rllib(name: str, against: str, **settings: Any) -> Contestant:
 PONG, CARTPOLE, CHEETAH = "PongNoFrameskip-v4", "CartPole-v1", "HalfCheetah-v5"
 
 NATURE = ("--env", PONG, "--model.torso", "nature-cnn", "--normalize.no-observation")
-A3C_NATURE = ("a3c", *NATURE, "--optimizer", "rmsprop", "--workers", "2", "--envs", "16", "--rollout", "20")
+A3C_NATURE = ("a3c", *NATURE, "--optimizer", "rmsprop", "--workers", "2", "--envs", "32", "--rollout", "10")
 PPO_NATURE = (
-    *("ppo", *NATURE, "--envs", "8", "--rollout", "128"),
+    *("ppo", *NATURE, "--scheme", "param-server", "--scheme.apply", "mean"),
+    *("--workers", "2", "--envs", "4", "--rollout", "128"),
     *("--algorithm.epochs", "4", "--algorithm.minibatches", "4"),
 )
 APPO_NATURE = (
@@ -187,15 +188,16 @@ RUN_SB3 = {"algorithm": "ppo", "env": CHEETAH, "minibatch": 64, "epochs": 10}
 
 ROWS: dict[str, list[Contestant]] = {
     "a3c-nature": [
-        polyactor("polyactor A3C, 2 workers × 16", "SB3 A2C, 16", "bf16", *A3C_NATURE),
-        polyactor("polyactor A3C, 2 workers × 16", "SB3 A2C, 16", "fp32", *A3C_NATURE),
-        sb3("SB3 A2C, 16", algorithm="a2c", env=PONG, envs=16, rollout=20),
-        sb3("SB3 A2C, 16, rollout 5", algorithm="a2c", env=PONG, envs=16, rollout=5),
-        alone("emulator alone", "SB3 A2C, 16", PONG),
+        polyactor("polyactor A3C, 2 workers × 32, rollout 10", "SB3 A2C, 32, rollout 10", "bf16", *A3C_NATURE),
+        polyactor("polyactor A3C, 2 workers × 32, rollout 10", "SB3 A2C, 32, rollout 10", "fp32", *A3C_NATURE),
+        sb3("SB3 A2C, 32, rollout 10", algorithm="a2c", env=PONG, envs=32, rollout=10),
+        sb3("SB3 A2C, 16, rollout 5", algorithm="a2c", env=PONG, envs=16, rollout=5),  # its defaults
+        alone("emulator alone", "SB3 A2C, 32, rollout 10", PONG),
     ],
     "ppo-nature": [
-        polyactor("polyactor PPO, 8", "SB3 PPO, 8", "bf16", *PPO_NATURE),
-        polyactor("polyactor PPO, 8", "SB3 PPO, 8", "fp32", *PPO_NATURE),
+        # Gradients of both halves of a minibatch, averaged: the same update as with 8 in one process.
+        polyactor("polyactor PPO, 2 workers × 4", "SB3 PPO, 8", "bf16", *PPO_NATURE),
+        polyactor("polyactor PPO, 2 workers × 4", "SB3 PPO, 8", "fp32", *PPO_NATURE),
         sb3("SB3 PPO, 8", algorithm="ppo", env=PONG, envs=8, rollout=128, minibatch=256, epochs=4),
         alone("emulator alone", "SB3 PPO, 8", PONG),
     ],

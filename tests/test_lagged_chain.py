@@ -73,7 +73,7 @@ def trained(name: str, lag: int) -> tuple[float, float]:
     return float(value_of_policy(right, 1.0, 10.0)[START]), (total / count - (updates - 1) / 2) / updates
 
 
-@pytest.mark.parametrize("lag", [0, 5, 20])
+@pytest.mark.parametrize("lag", [pytest.param(0, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow), 20])
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "a2c"])
 def test_what_corrects_for_lag_finds_the_optimum_in_spite_of_it(golden: Golden, name: str, lag: int) -> None:
     _, answer = golden("chain5")

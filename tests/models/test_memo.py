@@ -116,7 +116,7 @@ def test_without_convolutions_there_is_none() -> None:
 
 def test_a_memo_of_other_parameters_is_not_used() -> None:
     config = Config(
-        env="PongNoFrameskip-v4",
+        env="polyactor/Catch-v0",
         algorithm=A2C(),
         scheme=Hogwild(),
         optimizer=SGD(),

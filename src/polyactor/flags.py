@@ -74,6 +74,11 @@ def _parse(cls: type[Any], default: Any, args: list[str], prog: str, description
 def _one_sentence(box: str) -> str:
     """What tyro says in a box, in one line."""
     text = re.sub(r"[╭╮╰╯│─]+|Value error", " ", box)
+    number = re.search(r"Error parsing (--\S+): (?:invalid literal for (int)|could not convert).*?:\s+'(.*?)'", text)
+    if number:
+        flag, whole, value = number.groups()
+        auto = " or auto" * (flag[2:] in AUTO)
+        return f"{flag} {value} is not allowed: it must be {ARTICLES[int if whole else float]}{auto}"
     text = re.split(r"Argument helptext|For full helptext|Got errors", text)[0]
     return " ".join(text.split()).removeprefix("Invalid choice ") or "the flags were not understood"
 

@@ -133,6 +133,17 @@ def polyactor(name: str, against: str, precision: str, *flags: str) -> Contestan
     return Contestant(name, "polyactor", {"": {"flags": [*flags, "--precision", precision]}}, against, precision)
 
 
+def appo(precision: str) -> Contestant:
+    """Actors and a learner, in two arrangements: one process more than cores, or as many."""
+    choices = {
+        f"actors {actors} × {envs}": {
+            "flags": [*APPO_NATURE, "--workers", str(actors), "--envs", str(envs), "--precision", precision]
+        }
+        for actors, envs in ((2, 16), (1, 32))
+    }
+    return Contestant("polyactor APPO", "polyactor", choices, "Sample Factory APPO", precision)
+
+
 def alone(name: str, against: str, env: str) -> Contestant:
     """The environments without an agent, a process for each core."""
     settings = {"flags": ["a2c", "--env", env], "environments_alone": True}
@@ -169,10 +180,7 @@ PPO_NATURE = (
     *("--workers", "2", "--envs", "4", "--rollout", "128"),
     *("--algorithm.epochs", "4", "--algorithm.minibatches", "4"),
 )
-APPO_NATURE = (
-    *("appo", *NATURE, "--workers", "2", "--envs", "16", "--rollout", "32"),
-    *("--algorithm.epochs", "2", "--algorithm.minibatches", "4"),
-)
+APPO_NATURE = (*("appo", *NATURE, "--rollout", "32", "--algorithm.epochs", "2", "--algorithm.minibatches", "4"),)
 APPO = {"rollout": 32, "minibatch": 256, "epochs": 2}
 IMPALA_NATURE = ("impala", *NATURE, "--workers", "2", "--envs", "16", "--rollout", "32")
 
@@ -202,8 +210,8 @@ ROWS: dict[str, list[Contestant]] = {
         alone("emulator alone", "SB3 PPO, 8", PONG),
     ],
     "appo": [
-        polyactor("polyactor APPO, 2 actors × 16", "Sample Factory APPO", "bf16", *APPO_NATURE),
-        polyactor("polyactor APPO, 2 actors × 16", "Sample Factory APPO", "fp32", *APPO_NATURE),
+        appo("bf16"),
+        appo("fp32"),
         Contestant(
             "Sample Factory APPO",
             "sample_factory",

@@ -104,6 +104,8 @@ class Learner:
             rollout = rollout.replace(memo=None)
         rollout = rollout.to(replica.device)
         rollout = rollout.replace(reward=self._scaled(rollout.reward))
+        if algorithm.reuses:
+            rollout = model.look(rollout)
         batches = algorithm.batches(model, rollout, None, self.generator)
         with torch.no_grad():  # what a batch needs of the model (targets) is not differentiated; its loss is
             batch: Batch | None = next(batches, None)

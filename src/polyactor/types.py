@@ -79,15 +79,15 @@ class Moments:
 
 @dataclass(frozen=True)
 class Memo:
-    """What the torsos computed while acting, so that learning at the same parameters need not compute it again.
+    """What was computed of a rollout's first T rows, so that learning need not compute it again.
 
     Attributes:
-        features: of each torso, ``[T·B, F]``; what needs no gradient needs no more.
-        images: ``[T·B, C, H, W]`` as the convolutions saw them; None where nothing is differentiated with it.
-        outputs: of each torso, those of each layer that has weights, ``[T·B, ...]``, likewise.
+        features: of each torso at the parameters that acted, ``[T·B, F]``; what needs no gradient needs no more.
+        images: ``[T·B, C, H, W]`` as the convolutions see them, channels last in memory.
+        outputs: of each torso, those of each layer that has weights, ``[T·B, ...]``, at the parameters that acted.
     """
 
-    features: tuple[Tensor, ...]
+    features: tuple[Tensor, ...] = ()
     images: Tensor | None = None
     outputs: tuple[tuple[Tensor, ...] | None, ...] = ()
 
@@ -98,6 +98,12 @@ class Memo:
             None if self.images is None else self.images[rows],
             tuple(torso and tuple(each[rows] for each in torso) for torso in self.outputs),
         )
+
+    def of_images(self, rows: Tensor) -> Memo | None:
+        """A copy of the images of some rows ``[n]`` alone, which other parameters see as these did."""
+        if self.images is None:
+            return None
+        return Memo(images=self.images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2))
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ class Rollout:
         core_state: recurrent state before the first step, ``[B, ...]`` each.
         version: ``[B]`` int64, the version of θ that acted.
         moments: what it adds to the running statistics, by name.
-        memo: what acting computed of its first T rows, where the same process learns from them at the same parameters.
+        memo: what is known of its first T rows; of what parameters gave, where those are still the learner's.
     """
 
     observation: Tensor
@@ -144,7 +150,7 @@ class Rollout:
     def replace(self, **changes: object) -> Rollout:
         """A copy with some fields replaced; with other observations the memo is no longer theirs."""
         if "observation" in changes:
-            changes["memo"] = None
+            changes.setdefault("memo", None)
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def block(self, i: int, width: int) -> Rollout:

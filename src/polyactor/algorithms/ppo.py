@@ -130,6 +130,7 @@ def _parts(batch: Batch, count: int, memory: bool, generator: torch.Generator) -
     if memory:  # whole columns, so that the recurrent state stays whole
         for index in _permutation(b, x.reward, generator).tensor_split(count):
             if len(index):
+                first = b * index.new_tensor(range(t)).unsqueeze(1)
                 part = x.replace(
                     observation=x.observation[:t, index],
                     is_first=x.is_first[:t, index],
@@ -138,6 +139,7 @@ def _parts(batch: Batch, count: int, memory: bool, generator: torch.Generator) -
                     terminated=x.terminated[:, index],
                     behavior_log_prob=x.behavior_log_prob[:, index],
                     core_state=tuple(state[index] for state in x.core_state),
+                    memo=x.memo and x.memo.of_images((first + index).flatten()),
                 )
                 yield Batch(part, {name: target[:, index] for name, target in batch.targets.items()})
         return
@@ -155,6 +157,7 @@ def _parts(batch: Batch, count: int, memory: bool, generator: torch.Generator) -
                 reward=rows(x.reward),
                 terminated=rows(x.terminated),
                 behavior_log_prob=rows(x.behavior_log_prob),
+                memo=x.memo and x.memo.of_images(index),
             )
             yield Batch(part, {name: rows(target) for name, target in batch.targets.items()})
 

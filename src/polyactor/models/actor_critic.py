@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
@@ -24,6 +25,8 @@ CLIP_OBSERVATION = 5.0
 
 IMAGES_IN_CACHE = 8
 """Images scaled at a time, so that every pass over them but the first reads from the cache."""
+MOST_PIXELS_KEPT = 1 << 27
+"""Of a rollout's images, for learning from them more than once: 256 MiB in bf16, twice that in fp32."""
 
 
 class Trunk(nn.Module):
@@ -167,13 +170,12 @@ class ActorCritic(nn.Module):
 
         The torso is differentiated at the T rows that were acted on, not at the one to bootstrap from.
         """
-        t, memo = len(rollout.reward), rollout.memo
-        if memo is not None and not torch.is_grad_enabled():
+        t, memo = len(rollout.reward), rollout.memo or Memo()
+        if memo.features and not torch.is_grad_enabled():
             seen = list(memo.features)
-        elif memo is not None and memo.images is not None:
-            seen = self.see(memo.images, memo.outputs, known=True)
         else:
-            seen = self.see(self.prepared(rollout.observation[:t].flatten(0, 1)))
+            x = self.prepared(rollout.observation[:t].flatten(0, 1)) if memo.images is None else memo.images
+            seen = self.see(x, memo.outputs, known=True)
         if len(rollout.observation) > t:
             with torch.no_grad():
                 last = self.see(self.prepared(rollout.observation[-1]))
@@ -225,6 +227,14 @@ class ActorCritic(nn.Module):
         with torch.no_grad():
             images = self.prepared(torch.zeros((rows, *shape), dtype=torch.uint8))
             return Memo(features, images, tuple(torso.blank_outputs(images) for torso in torsos))
+
+    def look(self, rollout: Rollout) -> Rollout:
+        """The rollout with its images in the memo, for learning from them more than once; unless they are too many."""
+        memo, observation = rollout.memo or Memo(), rollout.observation[: len(rollout.reward)]
+        if not self.image or memo.images is not None or observation.numel() > MOST_PIXELS_KEPT:
+            return rollout
+        with torch.no_grad():
+            return rollout.replace(memo=replace(memo, images=self.prepared(observation.flatten(0, 1))))
 
     def lower(self) -> None:
         """Hold what computes in bf16 in bf16, so that nothing is rounded anew in every pass."""

@@ -28,6 +28,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import math
 import os
 import platform
 import queue
@@ -45,7 +46,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 HERE = Path(__file__).resolve().parent
 DRIVERS, VENVS, RESULTS = HERE / "peers", HERE / ".venvs", HERE / "results"
@@ -150,8 +151,9 @@ def alone(name: str, against: str, env: str) -> Contestant:
     return Contestant(name, "polyactor", {"": settings}, against, "–")
 
 
-def sb3(name: str, **settings: Any) -> Contestant:
+def sb3(name: str, algorithm: str, env: str, envs: int, **values: Any) -> Contestant:
     """Stable-Baselines3 with one and with two torch threads; it is what the others are divided by."""
+    settings = {"algorithm": algorithm, "env": env, "envs": envs, "values": values}
     choices = {f"threads {threads}": {**settings, "threads": threads} for threads in (1, 2)}
     return Contestant(name, "sb3", choices, name)
 
@@ -192,21 +194,21 @@ RUN = (
     *("ppo", "--env", CHEETAH, "--model.no-share-torso", "--normalize.no-reward", "--normalize.no-observation"),
     *("--algorithm.epochs", "10", "--algorithm.minibatches", "32"),
 )
-RUN_SB3 = {"algorithm": "ppo", "env": CHEETAH, "minibatch": 64, "epochs": 10}
+RUN_SB3 = {"batch_size": 64, "n_epochs": 10}
 
 ROWS: dict[str, list[Contestant]] = {
     "a3c-nature": [
         polyactor("polyactor A3C, 2 workers × 32, rollout 10", "SB3 A2C, 32, rollout 10", "bf16", *A3C_NATURE),
         polyactor("polyactor A3C, 2 workers × 32, rollout 10", "SB3 A2C, 32, rollout 10", "fp32", *A3C_NATURE),
-        sb3("SB3 A2C, 32, rollout 10", algorithm="a2c", env=PONG, envs=32, rollout=10),
-        sb3("SB3 A2C, 16, rollout 5", algorithm="a2c", env=PONG, envs=16, rollout=5),  # its defaults
+        sb3("SB3 A2C, 32, rollout 10", "a2c", PONG, 32, n_steps=10),
+        sb3("SB3 A2C, 16, rollout 5", "a2c", PONG, 16),  # its defaults
         alone("emulator alone", "SB3 A2C, 32, rollout 10", PONG),
     ],
     "ppo-nature": [
         # Gradients of both halves of a minibatch, averaged: the same update as with 8 in one process.
         polyactor("polyactor PPO, 2 workers × 4", "SB3 PPO, 8", "bf16", *PPO_NATURE),
         polyactor("polyactor PPO, 2 workers × 4", "SB3 PPO, 8", "fp32", *PPO_NATURE),
-        sb3("SB3 PPO, 8", algorithm="ppo", env=PONG, envs=8, rollout=128, minibatch=256, epochs=4),
+        sb3("SB3 PPO, 8", "ppo", PONG, 8, n_steps=128, batch_size=256, n_epochs=4),
         alone("emulator alone", "SB3 PPO, 8", PONG),
     ],
     "appo": [
@@ -236,15 +238,15 @@ ROWS: dict[str, list[Contestant]] = {
     "cartpole": [
         polyactor("polyactor A2C, 8", "SB3 A2C, 8", "fp32", "a2c", *POLE_A2C),
         polyactor("polyactor A3C, 2 workers × 8", "SB3 A2C, 8", "fp32", "a3c", *POLE_A2C, "--workers", "2"),
-        sb3("SB3 A2C, 8", algorithm="a2c", env=CARTPOLE, envs=8, rollout=5),
+        sb3("SB3 A2C, 8", "a2c", CARTPOLE, 8, n_steps=5),
         polyactor("polyactor PPO, 8", "SB3 PPO, 8", "fp32", "ppo", *POLE_PPO),
-        sb3("SB3 PPO, 8", algorithm="ppo", env=CARTPOLE, envs=8, rollout=32, minibatch=64, epochs=10),
+        sb3("SB3 PPO, 8", "ppo", CARTPOLE, 8, n_steps=32, batch_size=64, n_epochs=10),
     ],
     "halfcheetah": [
         polyactor("polyactor PPO, 1", "SB3 PPO, 1", "fp32", *RUN, "--envs", "1", "--rollout", "2048"),
-        sb3("SB3 PPO, 1", **RUN_SB3, envs=1, rollout=2048),
+        sb3("SB3 PPO, 1", "ppo", CHEETAH, 1, n_steps=2048, **RUN_SB3),
         polyactor("polyactor PPO, 8", "SB3 PPO, 8", "fp32", *RUN, "--envs", "8", "--rollout", "256"),
-        sb3("SB3 PPO, 8", **RUN_SB3, envs=8, rollout=256),
+        sb3("SB3 PPO, 8", "ppo", CHEETAH, 8, n_steps=256, **RUN_SB3),
         alone("physics alone", "SB3 PPO, 8", CHEETAH),
     ],
 }
@@ -352,28 +354,35 @@ def measure(python: Path, contestant: Contestant, choice: str, seconds: float) -
     """Start a driver, let it warm up, count its steps for so many seconds, end it with everything it started."""
     begin = time.perf_counter()
     with driver(python, contestant, choice) as lines:
-        first, _ = next(lines)
-        while next(lines)[0] - first < WARM_UP:
+        first = next(lines).at
+        while next(lines).at - first < WARM_UP:
             pass
         size = proportional_mib()
         window = [next(lines)]
         busy = -processor_seconds()
-        while window[-1][0] - window[0][0] < seconds:
+        while window[-1].at - window[0].at < seconds:
             window.append(next(lines))
         busy += processor_seconds()
         size = max(size, proportional_mib())
-    (start, before), (end, after) = window[0], window[-1]
+    (start, before, _), (end, after, _) = window[0], window[-1]
     return Measurement(
         rate=(after - before) / (end - start),
         pss_mib=size,
         busy_cores=busy / (end - start),
         start_s=first - begin,
-        lines=[(round(at - start, 4), steps) for at, steps in window],
+        lines=[(round(at - start, 4), steps) for at, steps, _ in window],
     )
 
 
-Lines = Iterator[tuple[float, int]]
-"""When a line came, and the steps it says."""
+class Line(NamedTuple):
+    """When it came, the steps it says, and the score where it says one (NaN)."""
+
+    at: float
+    steps: int
+    score: float
+
+
+Lines = Iterator[Line]
 
 
 @contextmanager
@@ -407,7 +416,7 @@ def heard(process: subprocess.Popen[str], name: str, log: Path) -> Lines:
     Raises:
         PeerFailed: the driver has ended, or says nothing.
     """
-    lines: queue.SimpleQueue[tuple[float, int] | None] = queue.SimpleQueue()
+    lines: queue.SimpleQueue[Line | None] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(process, lines), daemon=True).start()
     while True:
         try:
@@ -419,7 +428,7 @@ def heard(process: subprocess.Popen[str], name: str, log: Path) -> Lines:
         yield line
 
 
-def listen(process: subprocess.Popen[str], lines: queue.SimpleQueue[tuple[float, int] | None]) -> None:
+def listen(process: subprocess.Popen[str], lines: queue.SimpleQueue[Line | None]) -> None:
     """A thread's work, so that a line has the time at which it came; None is the end.
 
     A line that says no more than the one before is left out: windows begin and end with an update.
@@ -428,10 +437,10 @@ def listen(process: subprocess.Popen[str], lines: queue.SimpleQueue[tuple[float,
     last = 0
     with process.stdout:
         for text in process.stdout:
-            word, _, steps = text.partition(" ")
-            if word == "steps" and int(steps) > last:
-                last = int(steps)
-                lines.put((time.perf_counter(), last))
+            said = text.split()
+            if said[:1] == ["steps"] and int(said[1]) > last:
+                last = int(said[1])
+                lines.put(Line(time.perf_counter(), last, float(said[3]) if "score" in said else math.nan))
     lines.put(None)
 
 

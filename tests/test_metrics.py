@@ -9,7 +9,8 @@ import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from polyactor import metrics
 from polyactor.errors import OutOfResources, RunDirectoryError
 from polyactor.metrics import MetricsLog, cpu_name, read_rows, resident_mb, versions
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 KEYS = (
     "agent_steps updates games games_per_worker wall_s steps_per_s score_mean100 score_last length_mean100 policy_lag "
@@ -226,24 +224,38 @@ def test_versions_and_cpu_name_without_importing_torch() -> None:
     assert name == cpu_name() != ""
 
 
-def test_resident_mb_sums_living_processes() -> None:
+def test_resident_mb_sums_a_process_and_all_it_started() -> None:
     holds = "print(flush=True); input(); block = b'x' * (64 << 20); print(flush=True); input()"
+    starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {holds!r}])"
     child = subprocess.Popen(
-        [sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        [sys.executable, "-c", starts], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     )
     assert child.stdin is not None
     assert child.stdout is not None
     try:
         child.stdout.readline()
-        before = resident_mb([child.pid])
+        before = resident_mb(child.pid)
         child.stdin.write("\n")
         child.stdout.readline()
-        after = resident_mb([child.pid])
-        assert 63 < after - before < 66
-        assert resident_mb([child.pid, child.pid]) == 2 * after
+        assert 63 < resident_mb(child.pid) - before < 66
     finally:
         child.communicate("\n", timeout=30)
-    assert resident_mb([child.pid]) == resident_mb([]) == 0
+    assert resident_mb(child.pid) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="other systems do not say what is shared")
+def test_resident_mb_counts_shared_memory_once() -> None:
+    forks = "import mmap, os; m = mmap.mmap(-1, 64 << 20); m.write(b'x' * (64 << 20)); pid = os.fork(); "
+    forks += "m.seek(0); m.read(64 << 20); print(flush=True); input() if pid else os.read(0, 1)"
+    child = subprocess.Popen([sys.executable, "-c", forks], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    try:
+        child.stdout.readline()
+        child.stdout.readline()
+        assert 64 < resident_mb(child.pid) < 100
+    finally:
+        child.kill()
+        child.communicate(timeout=30)
 
 
 def _environment() -> dict[str, str]:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -24,35 +25,41 @@ from polyactor.processes import Crew, tune_allocator
 
 INTERVAL = 0.2
 """Seconds between two lines."""
+GAMES = 100
 
 
 def main(settings: dict[str, Any]) -> None:
     """Train, or step, until killed."""
     tune_allocator()
-    config = replace(read_config(settings["flags"]), steps=10**12)
+    config = read_config(settings["flags"])
+    if not settings.get("whole"):
+        config = replace(config, steps=10**12)
     check(config)
     last = 0.0
-    for steps in environments(config) if settings.get("environments_alone") else training(config):
+    for line in environments(config) if settings.get("environments_alone") else training(config):
         now = time.perf_counter()
         if now - last >= INTERVAL:
             last = now
-            print(f"steps {steps}", flush=True)
+            print(line, flush=True)
 
 
-def training(config: Config) -> Iterator[int]:
-    """Environment steps consumed by updates."""
+def training(config: Config) -> Iterator[str]:
+    """Environment steps consumed by updates; the mean score of the last 100 games, once there are so many."""
     state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
+    scores: deque[float] = deque(maxlen=GAMES)
     for _ in transport.run(config, state, board):
-        yield board.steps
+        scores.extend(game.score for game in board.new_games())
+        mean = f" score {sum(scores) / GAMES:.3f}" if len(scores) == GAMES else ""
+        yield f"steps {board.steps}{mean}"
 
 
-def environments(config: Config) -> Iterator[int]:
+def environments(config: Config) -> Iterator[str]:
     """Steps of one vector environment in a process for each core."""
     processes = len(os.sched_getaffinity(0))
     counts = torch.zeros(processes, dtype=torch.int64).share_memory_()
     crew = Crew(step, processes, (config.env, config.atari, counts))
     while not crew.wait(INTERVAL):
-        yield int(counts.sum())
+        yield f"steps {int(counts.sum())}"
 
 
 def step(worker: int, env: str, atari: Any, counts: torch.Tensor) -> None:

@@ -1,6 +1,6 @@
 """Stable-Baselines3: A2C or PPO on Atari, CartPole or MuJoCo, one process with `DummyVecEnv`.
 
-Atari through its own `make_atari_env` and `VecFrameStack`; every setting that is not named here is its default.
+Atari through its own `make_atari_env` and `VecFrameStack`; every setting that is not named is its default.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 INTERVAL = 0.2
 """Seconds between two lines, unless an update takes longer."""
+GAMES = 100
 
 
 class Report(BaseCallback):
-    """Prints the steps that updates have consumed: those of every rollout before the one that begins."""
+    """Prints the steps that updates have consumed, those of every rollout before the one that begins, and the score.
+
+    The score is the mean of the last 100 games, once there are so many.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +36,9 @@ class Report(BaseCallback):
         now = time.perf_counter()
         if now - self.last >= INTERVAL:
             self.last = now
-            print(f"steps {self.num_timesteps}", flush=True)
+            scores = [game["r"] for game in self.model.ep_info_buffer]
+            mean = f" score {sum(scores) / len(scores):.3f}" if len(scores) == GAMES else ""
+            print(f"steps {self.num_timesteps}{mean}", flush=True)
 
     def _on_step(self) -> bool:
         return True
@@ -44,17 +50,9 @@ def main(settings: dict[str, Any]) -> None:
     atari = "NoFrameskip" in settings["env"]
     policy = "CnnPolicy" if atari else "MlpPolicy"
     envs = make_envs(settings["env"], settings["envs"], atari=atari)
-    if settings["algorithm"] == "a2c":
-        model: A2C | PPO = A2C(policy, envs, n_steps=settings["rollout"], device="cpu")
-    else:
-        model = PPO(
-            policy,
-            envs,
-            n_steps=settings["rollout"],
-            batch_size=settings["minibatch"],
-            n_epochs=settings["epochs"],
-            device="cpu",
-        )
+    model = {"a2c": A2C, "ppo": PPO}[settings["algorithm"]](
+        policy, envs, device="cpu", seed=settings.get("seed"), **settings["values"]
+    )
     model.learn(10**12, callback=Report())
 
 

@@ -36,7 +36,7 @@ def train(
     Raises:
         PolyactorError: whatever could not be; nothing has been created then.
 
-    Call it under ``if __name__ == "__main__":`` in a script: workers are started by spawn.
+    Call it under ``if __name__ == "__main__":`` in a script: workers import it.
     """
     config = configured(base_config(preset, env=env, scheme=scheme, optimizer=optimizer), values)
     check(config)

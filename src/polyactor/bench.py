@@ -29,7 +29,7 @@ WAITS = 0.15
 ADVICE = {
     Part.INFER: "more --envs per worker make each pass worth more",
     Part.STORE: "smaller observations, or a longer --rollout",
-    Part.DIFFERENTIATE: "--precision bf16 where the CPU has it, a smaller --model.torso, fewer --algorithm.epochs",
+    Part.DIFFERENTIATE: "--precision bf16 if it is fp32, a smaller --model.torso, fewer --algorithm.epochs",
     Part.APPLY: "a longer --rollout or more --envs make fewer updates",
     Part.WAIT: "--scheme hogwild waits for nobody",
 }

@@ -72,6 +72,10 @@ def _train(args: list[str]) -> int:
     run_directory(config)
     (config,), reasons = chosen([config], wanted)
     check(config)
+    from polyactor.nursery import open_nursery
+
+    if not config.scheme.single:
+        open_nursery()  # it imports torch while we do
     from polyactor.training import train
 
     return _report(train(config, reasons))

@@ -118,7 +118,7 @@ class Config:
     out: str | None = None
     """The run directory itself; default runs/<preset>-<env>-<time>."""
     device: Literal["cpu", "cuda", "auto"] = "auto"
-    """Where learning happens."""
+    """Where learning happens; acting is on CPUs. auto is the CPU, too: networks here are small."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the torso; auto is bf16 for CNNs on a CPU that has it."""
     quiet: bool = False
@@ -130,6 +130,11 @@ class Config:
     atari: AtariOptions = field(default_factory=AtariOptions)
     preset: str = ""
     """The name this run is shown under."""
+
+    @property
+    def learning_device(self) -> str:
+        """Where gradients are computed."""
+        return "cuda" if self.device == "cuda" else "cpu"
 
     def for_worker(self, worker: int) -> Self:
         """The config as one worker sees it, `per_worker` values in place (they repeat when workers are more)."""
@@ -191,8 +196,15 @@ def check(config: Config) -> None:
     for worker in range(config.workers if config.per_worker else 0):
         check(replace(config.for_worker(worker), per_worker=()))
     scheme, flag = config.scheme, f"--scheme {config.scheme.name}"
-    if config.device == "cuda" and not scheme.learns_on_gpu:
-        raise UsageError(f"--device cuda is not allowed with {flag}: only actor-learner can learn on a GPU; use cpu")
+    if config.device == "cuda":
+        if not scheme.learns_on_gpu:
+            raise UsageError(
+                f"--device cuda is not allowed with {flag}: only sync and actor-learner can learn on a GPU; use cpu"
+            )
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UsageError("--device cuda is not allowed: this machine has no GPU that torch can use; use cpu")
     if scheme.single and config.workers != 1:
         raise UsageError(
             f"--workers {config.workers} is not allowed: {flag} has one worker; "

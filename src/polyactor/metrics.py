@@ -13,7 +13,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -144,26 +144,44 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
-def resident_mb(pids: Iterable[int]) -> float:
-    """Resident memory of the processes together, in MiB.
+def resident_mb(process: int) -> float:
+    """Resident memory of a process and all it has started, in MiB.
 
-    Pages they share are counted once for each. A process that is gone counts nothing; NaN where the system cannot say.
+    On Linux a page that n processes share counts 1/n for each (PSS), elsewhere it counts n times. A process that is
+    gone counts nothing; NaN where the system cannot say.
     """
-    if Path("/proc/self/statm").exists():
-        return sum(_resident_pages(pid) for pid in pids) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    if Path("/proc/self/smaps_rollup").exists():
+        parents = {int(folder.name): _parent(folder) for folder in Path("/proc").glob("[0-9]*")}
+        return sum(_proportional_kib(pid) for pid in _family(process, parents)) / 2**10
     try:
-        command = ["ps", "-o", "rss=", "-p", ",".join(str(pid) for pid in pids)]
-        listing = subprocess.run(command, capture_output=True, text=True, timeout=5).stdout
-        return sum(int(kibibytes) for kibibytes in listing.split()) / 2**10
+        command = ["ps", "-A", "-o", "pid=,ppid=,rss="]
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.splitlines()
+        table = {pid: (parent, kib) for pid, parent, kib in (map(int, line.split()) for line in lines)}
+        family = _family(process, {pid: parent for pid, (parent, _) in table.items()})
+        return sum(table[pid][1] for pid in family if pid in table) / 2**10
     except (OSError, ValueError, subprocess.SubprocessError):
         return math.nan
 
 
-def _resident_pages(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
+def _family(process: int, parents: Mapping[int, int]) -> list[int]:
+    """The process and all its descendants, from the parent of every process there is."""
+    found = [process]
+    for pid in found:  # grows while it is read
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found
+
+
+def _parent(folder: Path) -> int:
+    with suppress(OSError):
+        return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
+def _proportional_kib(pid: int) -> int:
+    with suppress(OSError):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return 0
 
 
 def _plain(value: Any) -> Any:

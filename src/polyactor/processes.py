@@ -1,26 +1,28 @@
-"""Worker processes: started by spawn, one torch thread each, never outliving the run, never dying silently."""
+"""Worker processes: one torch thread each, never outliving the run, never dying silently."""
 
 from __future__ import annotations
 
 import ctypes
 import faulthandler
+import multiprocessing
 import os
 import signal
-import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import numpy as np
 import torch
-import torch.multiprocessing
+import torch.multiprocessing  # tensors among the arguments are shared, not copied
 
 from polyactor import errors
 from polyactor.channel import Bell
+from polyactor.nursery import contexts, one_thread
 
-PR_SET_PDEATHSIG = 1
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 LAST_WORDS = 6_000
 """Characters of an error's sentence and of its traceback: both fit a pipe (64 KiB) that nobody reads yet."""
@@ -39,18 +41,30 @@ def tune_allocator() -> bool:
     return all(mallopt(name, value) for name, value in settings.items())  # stops at the first refusal
 
 
-def die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent dies, however it dies (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(1)
+def die_with_run() -> None:
+    """Kill this process when the run's own process ends, however that dies, or has ended already.
+
+    The kernel's parent-death signal would be about the server that workers are forked from.
+    """
+    run = multiprocessing.parent_process()
+    assert run is not None
+
+    def watch() -> None:
+        run.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="die-with-run", daemon=True).start()
 
 
 def settle() -> None:
-    """One torch thread: a worker keeps one core busy by itself, and two would wait for each other."""
+    """One torch thread: a worker keeps one core busy by itself, and two would wait for each other.
+
+    Global random streams are made its own: forked processes would all have the same.
+    """
     tune_allocator()
     torch.set_num_threads(1)
+    torch.seed()
+    np.random.seed()
 
 
 @contextmanager
@@ -64,9 +78,10 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _enter(target: Callable[..., None], pipe: Connection, parent: int, args: tuple[Any, ...]) -> None:
+def _enter(target: Callable[..., None], pipe: Connection, environ: Mapping[str, str], args: tuple[Any, ...]) -> None:
     """A worker's first and last lines."""
-    die_with_parent(parent)
+    die_with_run()
+    os.environ.update(environ)  # of now: the server's is of its own start
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run decides what it means
     faulthandler.enable()
     settle()
@@ -84,6 +99,23 @@ def _shortened(text: str) -> str:
     return text if len(text) <= LAST_WORDS else f"{text[:half]} […] {text[-half:]}"
 
 
+def _started(i: int, target: Callable[..., None], args: tuple[Any, ...]) -> tuple[Any, Connection]:
+    """Worker i, and the pipe its last words come through."""
+    kind: Any
+    for kind in contexts():
+        ours, theirs = kind.Pipe(duplex=False)
+        own = (target, theirs, dict(os.environ), (i, *args))
+        process = kind.Process(target=_enter, args=own, name=f"polyactor-worker-{i}")
+        try:
+            process.start()
+        except ValueError:  # the server takes 250 open files at most, and every shared tensor is one
+            continue
+        finally:
+            theirs.close()
+        return process, ours
+    raise errors.WorkerFailed(f"worker {i} could not be started")
+
+
 class Crew:
     """N processes running one function; raises in the run what went wrong in a worker.
 
@@ -94,30 +126,13 @@ class Crew:
     """
 
     def __init__(self, target: Callable[..., None], workers: int, args: tuple[Any, ...]) -> None:
-        context = torch.multiprocessing.get_context("spawn")
-        # One thread in every math library, before a worker imports it.
-        inherited = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        os.environ.update(dict.fromkeys(inherited, "1"))
         self.pipes: list[Connection] = []
-        self.processes = []
-        try:
+        self.processes: list[Any] = []
+        with one_thread():
             for i in range(workers):
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(
-                    target=_enter, args=(target, theirs, os.getpid(), (i, *args)), name=f"polyactor-worker-{i}"
-                )
-                process.start()
-                theirs.close()
-                self.pipes.append(ours)
+                process, pipe = _started(i, target, args)
                 self.processes.append(process)
-        finally:
-            for name, value in inherited.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-    @property
-    def pids(self) -> list[int]:
-        """Process ids, for memory accounting."""
-        return [process.pid for process in self.processes if process.pid is not None]
+                self.pipes.append(pipe)
 
     def wait(self, timeout: float, bell: Bell | None = None) -> bool:
         """Wait up to `timeout` seconds for news of a worker, or for a bell; True when all have ended well.

@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import signal
 import statistics
-import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -30,10 +26,12 @@ from polyactor.metrics import MetricsLog, cpu_name, resident_mb, versions
 from polyactor.optim.flat import State
 from polyactor.plot import curve
 from polyactor.policy import read
+from polyactor.presets import PRESETS
 from polyactor.processes import tune_allocator
 from polyactor.progress import Progress, clock
 from polyactor.record import record
 from polyactor.rundir import new_directory, run_directory
+from polyactor.signals import stop_signals
 from polyactor.types import Algorithm
 
 GAMES = 100
@@ -141,7 +139,6 @@ class _Training:
         self.games_needed = GAMES
         self.reached: tuple[int, float] | None = None
         self.confirmation: float | None = None
-        self.asked_to_stop: int | None = None
         self.skipped = 0
         self.best_is_unsaved = False
         self.precision = precision(config, images=state.layout.convolutional)
@@ -161,8 +158,8 @@ class _Training:
         config = self.config
         title = f"{config.preset or 'polyactor'} · {config.env} · {config.scheme.name}"
         status = "failed"
-        with self.log, Progress(title, config.steps, quiet=config.quiet) as self.progress, self._signals():
-            self.progress.say("\n".join((self._banner(), *reasons)))
+        with self.log, Progress(title, config.steps, quiet=config.quiet) as self.progress, stop_signals() as self.stop:
+            self.progress.say("\n".join((*self._banner(), *reasons)))
             self.log.event(
                 "started", "; ".join(reasons), precision=self.precision, workers=config.workers, envs=config.envs
             )
@@ -190,12 +187,12 @@ class _Training:
         for child in multiprocessing.active_children():
             self.log.event("worker_started", pid=child.pid)
         for _ in scheme:
-            if self.asked_to_stop is not None:
+            if self.stop.asked:
                 return "stopped"
             if self._look():
                 return "reached"
         self._look()
-        return "done" if self.asked_to_stop is None else "stopped"
+        return "stopped" if self.stop.asked else "done"
 
     def _look(self) -> bool:
         """Take in what the workers did since the last look; True when the score asked for is reached."""
@@ -239,8 +236,7 @@ class _Training:
         }
 
     def _report(self) -> None:
-        children = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
-        row = self._row() | {"rss_mb": round(resident_mb([os.getpid(), *children]), 1)}
+        row = self._row() | {"rss_mb": round(resident_mb(os.getpid()), 1)}
         self.last_row = (self.wall, self.board.steps)
         self.board.mark()
         self.log.row(row)
@@ -368,29 +364,14 @@ class _Training:
             "cpu": cpu_name(),
         }
 
-    def _banner(self) -> str:
+    def _banner(self) -> Iterator[str]:
+        """What runs, and how long it took where its preset was measured."""
         c = self.config
         workers = f"{c.workers} worker{'s' * (c.workers > 1)} × {c.envs} environments"
-        return f"{self.directory}: {workers}, rollout {c.rollout}, {self.precision}, seed {c.seed}"
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM saves and stops; the second stops at once, the last checkpoint intact."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if self.asked_to_stop is not None:
-                os._exit(128 + number)
-            self.asked_to_stop = number
-
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        yield f"{self.directory}: {workers}, rollout {c.rollout}, {self.precision}, seed {c.seed}"
+        preset = PRESETS.get(c.preset)
+        if preset is not None and preset.measured and c.env == preset.env:
+            yield f"to expect, as measured on two cores: {preset.measured}"
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

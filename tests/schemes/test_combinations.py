@@ -180,9 +180,10 @@ def test_what_cannot_be_right_is_refused_in_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_machine_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", ["sync", "actor-learner"])
+def test_a_machine_without_a_gpu_says_so(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    config = replace(config_of("vtrace", "actor-learner", "none", "CartPole-v1"), device="cuda")
+    config = replace(config_of("vtrace", scheme, "none", "CartPole-v1"), device="cuda")
     with pytest.raises(UsageError, match="this machine has no GPU"):
         check(config)
 

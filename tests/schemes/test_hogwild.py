@@ -321,7 +321,6 @@ def program(path: Path, text: str, *args: object) -> Iterator[subprocess.Popen[s
         process.stdout.close()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_workers_die_with_the_parent_however_it_dies(tmp_path: Path) -> None:
     with program(tmp_path / "parent.py", PARENT) as parent:
         assert parent.stdout is not None

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from polyactor.config import Cast, Config, Role, Scheme
-from polyactor.errors import UsageError
 from polyactor.types import Allowed, Rollout
 
 if TYPE_CHECKING:
@@ -36,14 +35,6 @@ class ActorLearner(Scheme):
     """Rollouts of each actor that make one batch."""
     threads: Annotated[int, Allowed(0)] = 0
     """Threads of the learner; 0 is one, or all cores where the actors wait for it (images in lockstep)."""
-
-    def fits(self, config: Config) -> None:
-        """The GPU has to be there."""
-        if config.device == "cuda":
-            import torch
-
-            if not torch.cuda.is_available():
-                raise UsageError("--device cuda is not allowed: this machine has no GPU that torch can use; use cpu")
 
     def columns(self, config: Config) -> int:
         """A batch joins the environments of all actors."""
@@ -95,7 +86,7 @@ def learn(config: Config, state: State, board: Board, ring: Ring, rounds: list[R
     scheme = config.scheme
     idle = state.layout.convolutional and scheme.lag(config) == 0
     threads = scheme.threads or (len(os.sched_getaffinity(0)) if idle else 1)
-    replica = make_replica(config, state, board, device="cuda" if config.device == "cuda" else "cpu")
+    replica = make_replica(config, state, board, device=config.learning_device)
     learner = make_learner(config, 0, replica)
     updater = make_updater(config, 0, state, board, applying=FileLock(path))
     with torch_threads(threads):

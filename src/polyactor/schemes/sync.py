@@ -22,6 +22,7 @@ class Sync(Scheme):
 
     name: ClassVar[str] = "sync"
     single: ClassVar[bool] = True
+    learns_on_gpu: ClassVar[bool] = True
 
     threads: Annotated[int, Allowed(0)] = 0
     """Threads of torch and of the emulators; 0 is all cores for images and 1 for vectors."""
@@ -34,15 +35,18 @@ class Sync(Scheme):
 
 def learn(config: Config, state: State, board: Board, threads: int) -> Role:
     """The loop of A2C."""
-    from polyactor.build import make_actor, make_learner, make_updater
+    from polyactor.build import make_actor, make_learner, make_replica, make_updater
     from polyactor.processes import torch_threads
 
     threads = threads or (len(os.sched_getaffinity(0)) if state.layout.convolutional else 1)
     with torch_threads(threads):
         replica, actor = make_actor(config, 0, state, board, threads=threads)
-        learner, updater = make_learner(config, 0, replica), make_updater(config, 0, state, board)
+        device = config.learning_device
+        learning = replica if device == "cpu" else make_replica(config, state, board, device=device)
+        learner, updater = make_learner(config, 0, learning), make_updater(config, 0, state, board)
         while board.steps < config.steps:
-            replica.pull()  # θ' ← θ
+            for each in {replica, learning}:
+                each.pull()  # θ' ← θ
             rollout = actor.collect(replica.version)  # T steps in B environments with π(·; θ')
             for gradients in learner.gradients(rollout):  # dθ'
                 updater.apply(gradients)  # θ ← θ + Δ(dθ')

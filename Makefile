@@ -7,7 +7,7 @@ ORACLES := $(VENV)/.oracles
 .PHONY: train test test-slow check bench setup clean
 
 train: setup  ## A3C on Pong, until the mean of the last 100 games is 18
-	$(BIN)/polyactor train pong-a3c
+	$(BIN)/polyactor train pong-fast
 
 test: $(ORACLES)  ## the fast suite
 	$(BIN)/python -m pytest

@@ -85,6 +85,12 @@ METHODS: dict[str, Method] = {
 _TO_18: Values = {"stop_at": 18.0, "algorithm.entropy_coef_end": 0.0, "optimizer.lr_end": 1e-4}
 
 PRESETS: dict[str, Preset] = {
+    "pong-fast": Preset(
+        "Pong to a mean score of 18 in minutes: pong-a3c with a shorter schedule",
+        "a3c",
+        "PongNoFrameskip-v4",
+        {**_TO_18, "steps": 2_000_000},
+    ),
     "pong-a3c": Preset(
         "Pong to a mean score of 18 on a laptop",
         "a3c",

@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 
 from polyactor.algorithms.a2c import A2C
+from polyactor.algorithms.ppo import PPO
 from polyactor.algorithms.vtrace import VTrace
 from polyactor.board import Board
 from polyactor.build import make_actor, make_learner, make_state
@@ -51,8 +52,12 @@ def acted(spec: ModelSpec, precision: Any, *, differentiated: bool = True) -> tu
 
 
 def gradients(algorithm: Algorithm, model: ActorCritic, rollout: Rollout) -> dict[str, torch.Tensor]:
+    return gradients_of(algorithm, model, Batch(rollout))
+
+
+def gradients_of(algorithm: Algorithm, model: ActorCritic, batch: Batch) -> dict[str, torch.Tensor]:
     model.zero_grad()
-    loss, _ = algorithm.loss(model, Batch(rollout))
+    loss, _ = algorithm.loss(model, batch)
     loss.backward()  # type: ignore[no-untyped-call]
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -109,15 +114,51 @@ def test_without_gradients_the_features_are_enough() -> None:
     assert gradients(A2C(), model, rollout).keys() == dict(model.named_parameters()).keys()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("core", ["none", "lstm"])
+def test_epochs_share_the_images_of_a_rollout(core: Any, precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepared once, and every minibatch's gradient is what it would be with its own."""
+    model, rollout = acted(ModelSpec(torso="a3c-cnn", core=core, core_size=16), precision, differentiated=False)
+    ppo, looked = PPO(epochs=2, minibatches=3), model.look(rollout)
+    assert rollout.memo is not None
+    assert rollout.memo.images is None
+    assert model.look(looked) is looked
+
+    def each(x: Rollout) -> list[dict[str, torch.Tensor]]:
+        with torch.no_grad():
+            batches = list(ppo.batches(model, x, None, torch.Generator().manual_seed(0)))
+        return [gradients_of(ppo, model, batch) for batch in batches]
+
+    without = each(rollout)
+    prepared: list[int] = []
+    original = model.prepared
+    monkeypatch.setattr(model, "prepared", lambda x, *more: prepared.append(len(x)) or original(x, *more))
+    with_images = each(looked)
+    assert prepared == [B]  # the row to bootstrap from, for the targets
+    assert len(without) == len(with_images) == 6
+    for ours, theirs in zip(with_images, without, strict=True):
+        for name, gradient in theirs.items():
+            assert torch.equal(ours[name], gradient), name
+
+
+def test_too_many_images_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rollout = acted(ModelSpec(torso="a3c-cnn"), "fp32", differentiated=False)
+    pixels = rollout.observation[:T].numel()
+    monkeypatch.setattr("polyactor.models.actor_critic.MOST_PIXELS_KEPT", pixels - 1)
+    assert model.look(rollout) is rollout
+    monkeypatch.setattr("polyactor.models.actor_critic.MOST_PIXELS_KEPT", pixels)
+    assert model.look(rollout) is not rollout
+
+
 def test_without_convolutions_there_is_none() -> None:
     model = ActorCritic(IMAGE, spaces.Discrete(5), ModelSpec(torso="mlp"))
     assert model.blank_memo(IMAGE.shape, 4, differentiated=True) is None
 
 
-def test_a_memo_of_other_parameters_is_not_used() -> None:
-    config = Config(
+def config_of(algorithm: Algorithm) -> Config:
+    return Config(
         env="polyactor/Catch-v0",
-        algorithm=A2C(),
+        algorithm=algorithm,
         scheme=Hogwild(),
         optimizer=SGD(),
         steps=1000,
@@ -127,6 +168,23 @@ def test_a_memo_of_other_parameters_is_not_used() -> None:
         precision="fp32",
         model=ModelSpec(torso="a3c-cnn"),
     )
+
+
+def test_a_learner_of_several_epochs_prepares_images_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(PPO(epochs=3, minibatches=2))
+    state, board = make_state(config), Board(1, config.algorithm.metrics)
+    replica, actor = make_actor(config, 0, state, board)
+    rollout = actor.collect(replica.version)
+    actor.envs.close()
+    prepared: list[int] = []
+    original = replica.model.prepared
+    monkeypatch.setattr(replica.model, "prepared", lambda x, *more: prepared.append(len(x)) or original(x, *more))
+    assert len(list(make_learner(config, 0, replica).gradients(rollout))) == 6
+    assert prepared == [T * B, B]  # the row to bootstrap from is for the targets
+
+
+def test_a_memo_of_other_parameters_is_not_used() -> None:
+    config = config_of(A2C())
     state = make_state(config)
 
     def learned(*, memo: bool, older: bool) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
+import random
 import re
 import signal
 import subprocess
@@ -23,7 +24,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from polyactor import transport
+from polyactor import nursery, transport
 from polyactor.algorithms import A2C
 from polyactor.board import METRICS, Board, Counter
 from polyactor.build import make_state
@@ -274,7 +275,7 @@ def test_a_run_that_is_closed_lets_its_workers_go() -> None:
 
 PARENT = """
 import multiprocessing
-from polyactor import transport
+from polyactor import nursery, transport
 from polyactor.board import Board
 from polyactor.build import make_state
 from polyactor.presets import base_config
@@ -371,6 +372,63 @@ def test_a_worker_has_one_thread_and_leaves_ctrl_c_to_the_run(monkeypatch: pytes
     assert "MKL_NUM_THREADS" not in os.environ
     finish(crew)
     assert seen.tolist() == [[1, 1, 1, 1]]
+
+
+def draw(worker: int, drawn: torch.Tensor) -> None:
+    drawn[worker, 0], drawn[worker, 1] = float(np.random.random()), float(torch.rand(()))
+    drawn[worker, 2] = random.random()
+
+
+def test_workers_do_not_share_global_random_streams() -> None:
+    """Forked from one server, they would all begin with its own."""
+    drawn = torch.zeros(3, 3).share_memory_()
+    finish(Crew(draw, 3, (drawn,)))
+    assert all(len(set(column)) == 3 for column in drawn.T.tolist())
+
+
+def read_environment(worker: int, seen: torch.Tensor) -> None:
+    seen[worker] = int(os.environ["POLYACTOR_TEST"])
+
+
+def test_a_worker_has_the_environment_of_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of the server's start."""
+    seen = torch.zeros(1).share_memory_()
+    for value in (7, 8):
+        monkeypatch.setenv("POLYACTOR_TEST", str(value))
+        finish(Crew(read_environment, 1, (seen,)))
+        assert seen.tolist() == [value]
+
+
+def fill(worker: int, tensors: list[torch.Tensor]) -> None:
+    for tensor in tensors:
+        tensor.fill_(worker + 1)
+
+
+def test_more_shared_tensors_than_the_server_takes() -> None:
+    tensors = [torch.zeros(1).share_memory_() for _ in range(300)]
+    finish(Crew(fill, 1, (tensors,)))
+    assert torch.cat(tensors).eq(1).all()
+
+
+@pytest.mark.skipif(not nursery.FORKS, reason="workers are spawned here")
+def test_workers_share_what_an_import_allocates() -> None:
+    there = torch.zeros(1).share_memory_()
+    crew = Crew(hold, 1, (there,))
+    try:
+        until(lambda: bool(there), nap)
+        assert private_mib(crew.processes[0].pid) < 70
+    finally:
+        crew.stop(grace=0.0)
+
+
+def hold(worker: int, there: torch.Tensor) -> None:
+    there.fill_(1)
+    time.sleep(60)
+
+
+def private_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:")) / 2**10
 
 
 def test_an_error_of_ours_keeps_its_kind_and_so_its_exit_code() -> None:

@@ -2,6 +2,8 @@
 
 python benchmarks/peers.py a3c-nature --seconds 15 --rounds 3
 
+and, in the row "scaling", beside itself with half the workers.
+
 Every library has a virtual environment of its own in ``benchmarks/.venvs``, made from the pins in ``benchmarks/peers``,
 which are for Python 3.11 on Linux (without torch's package index for the CPU, torch brings several GB of CUDA), and a
 driver there that trains and prints how many agent steps its updates have consumed. Rates are measured from outside, by
@@ -197,6 +199,17 @@ RUN = (
 RUN_SB3 = {"batch_size": 64, "n_epochs": 10}
 
 ROWS: dict[str, list[Contestant]] = {
+    "scaling": [
+        Contestant(
+            f"polyactor A3C, {workers} × {envs}",
+            "polyactor",
+            {"": {"flags": ["pong-a3c", "--precision", "bf16", "--workers", str(workers), "--envs", str(envs)]}},
+            f"polyactor A3C, 1 × {envs}",
+            "bf16",
+        )
+        for envs in (8, 32)
+        for workers in (1, 2)
+    ],
     "a3c-nature": [
         polyactor("polyactor A3C, 2 workers × 32, rollout 10", "SB3 A2C, 32, rollout 10", "bf16", *A3C_NATURE),
         polyactor("polyactor A3C, 2 workers × 32, rollout 10", "SB3 A2C, 32, rollout 10", "fp32", *A3C_NATURE),
@@ -306,7 +319,7 @@ def keep(name: str, found: Rounds, options: argparse.Namespace) -> None:
     best = {i: max(contestant.settings, key=lambda c: median(found[i, c])) for i, contestant in enumerate(row)}
     rates = {contestant.name: [m.rate for m in found[i, best[i]]] for i, contestant in enumerate(row)}
     print(f"\n{name}: {cpu_name()}, {len(os.sched_getaffinity(0))} cores")
-    print(f"{'':<56}{'':<6}{'agent steps/s':>24}{'ratio':>24}{'MiB':>8}{'cores':>7}  ratio to")
+    print(f"{'':<56}{'':<6}{'agent steps/s':>24}{'ratio':>24}{'MiB':>8}{'cores':>7}{'start s':>9}  ratio to")
     for i, contestant in enumerate(row):
         own = found[i, best[i]]
         ratios = [m.rate / other for m, other in zip(own, rates[contestant.against], strict=True)]
@@ -314,6 +327,7 @@ def keep(name: str, found: Rounds, options: argparse.Namespace) -> None:
             f"{', '.join(filter(None, (contestant.name, best[i]))):<56}{contestant.precision:<6}"
             f"{spread([m.rate for m in own], ',.0f'):>24}{spread(ratios, '.3f'):>24}"
             f"{max(m.pss_mib for m in own):>8,.0f}{statistics.median(m.busy_cores for m in own):>7.2f}"
+            f"{statistics.median(m.start_s for m in own):>9.1f}"
             f"  {contestant.against}"
         )
     said = {

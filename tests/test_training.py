@@ -36,7 +36,7 @@ from polyactor.metrics import read_rows
 from polyactor.models.spec import ModelSpec
 from polyactor.optim.flat import State
 from polyactor.policy import Policy
-from polyactor.presets import base_config
+from polyactor.presets import PRESETS, base_config
 from polyactor.record import record
 
 SOURCE = Path(pa.__file__).parents[1]
@@ -112,6 +112,15 @@ def test_the_run_directory(finished: pa.Run) -> None:
     }  # fmt: skip
     assert (finished.path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert (finished.path / boards.pop()).stat().st_size > 1_000
+
+
+@pytest.mark.parametrize(("env", "known"), [(None, True), ("polyactor/Chain-v0", False)])
+def test_the_banner_says_what_to_expect_of_a_preset(
+    env: str | None, known: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pa.train("cartpole-a2c", env=env, steps=200, out=str(tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert (f"to expect, as measured on two cores: {PRESETS['cartpole-a2c'].measured}" in said) == known
 
 
 def test_rows_have_the_documented_keys_in_order(finished: pa.Run) -> None:

@@ -265,6 +265,14 @@ ROWS: dict[str, list[Contestant]] = {
         polyactor("polyactor PPO, 1", "SB3 PPO, 1", "fp32", *RUN, "--envs", "1", "--rollout", "2048"),
         sb3("SB3 PPO, 1", "ppo", CHEETAH, 1, n_steps=2048, **RUN_SB3),
         polyactor("polyactor PPO, 8", "SB3 PPO, 8", "fp32", *RUN, "--envs", "8", "--rollout", "256"),
+        # Gradients of both halves of a minibatch, averaged: the same update as with 8 in one process.
+        polyactor(
+            "polyactor PPO, 2 workers × 4",
+            "SB3 PPO, 8",
+            "fp32",
+            *(*RUN, "--scheme", "param-server", "--scheme.apply", "mean"),
+            *("--workers", "2", "--envs", "4", "--rollout", "256"),
+        ),
         polyactor(
             "polyactor PPO, hogwild, 2 workers × 8",
             "SB3 PPO, 8",

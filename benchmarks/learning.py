@@ -28,14 +28,17 @@ def main() -> None:
     """Run, keep, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 1 to N, one run each, one after the other")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, one run each, one after the other")
+    parser.add_argument("--first", type=int, default=1, help="the first of them")
     parser.add_argument("--target", type=float, help="report when the mean of the last 100 games first reached this")
     parser.add_argument("--games", type=int, help="play so many games with the final policy, sampled")
     parser.add_argument("--name", help="folder in results/; default the preset")
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="the rest goes to polyactor train")
     options = parser.parse_args()
     folder = RESULTS / (options.name or options.preset)
-    found = [one(options, seed, folder / f"seed-{seed}") for seed in range(1, options.seeds + 1)]
+    found = [
+        one(options, seed, folder / f"seed-{seed}") for seed in range(options.first, options.first + options.seeds)
+    ]
     for key in ("target_at_steps", "target_at_s", "outside_wall_s", "best_score_mean100", "evaluation_mean"):
         values = [summary[key] for summary in found if summary.get(key) is not None]
         if values:

@@ -10,7 +10,7 @@ Gradients: one more run in fp32, as long as that of seed 1, its parameters noted
 rollout is collected, and the loss's gradient of it taken in both precisions; nothing is remembered from acting. Exits
 with 1 if any two have a cosine below 0.999.
 
-All of it is kept in ``results/precision-<preset>/``.
+All of it is kept in ``results/precision-<preset>/``, and runs found there are not repeated.
 """
 
 from __future__ import annotations
@@ -110,7 +110,13 @@ def pairs(preset: str, seeds: int, target: float, folder: Path) -> None:
 
 
 def one(preset: str, precision: str, seed: int, target: float, folder: Path) -> tuple[int | None, float | None]:
-    """A run; where it reached the target. Its summary and curve are kept."""
+    """A run; where it reached the target. Its summary and curve are kept, and a run that is kept is not repeated."""
+    kept = folder / f"{precision}-seed-{seed}"
+    if (kept / "summary.json").exists():
+        summary = json.loads((kept / "summary.json").read_text())
+        if summary["target"] == target:
+            print(f"seed {seed} {precision}: {summary['target_at_steps']} steps, as kept in {kept}", flush=True)
+            return summary["target_at_steps"], summary["target_at_s"]
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
         arguments = ["train", preset, "--precision", precision, "--seed", str(seed)]
@@ -119,7 +125,6 @@ def one(preset: str, precision: str, seed: int, target: float, folder: Path) -> 
         summary, config = (json.loads((out / f"{name}.json").read_text()) for name in ("summary", "config"))
     steps, seconds = reached(rows, events, target, config["stop_at"])
     summary |= {"precision": precision, "target": target, "target_at_steps": steps, "target_at_s": seconds}
-    kept = folder / f"{precision}-seed-{seed}"
     kept.mkdir(parents=True, exist_ok=True)
     command = {"command": " ".join(["polyactor", *arguments])}
     (kept / "summary.json").write_text(json.dumps(summary | command, indent=1) + "\n")

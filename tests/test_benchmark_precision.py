@@ -56,6 +56,22 @@ def test_where_a_run_reached_the_target(
     assert precision.reached(ROWS, events, target, stop_at) == found
 
 
+def test_a_run_that_is_kept_is_not_repeated(
+    precision: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: object, **more: object) -> None:
+        raise RuntimeError("it runs")
+
+    monkeypatch.setattr(precision.subprocess, "run", refused)
+    kept = tmp_path / "bf16-seed-1" / "summary.json"
+    kept.parent.mkdir()
+    kept.write_text(json.dumps({"target": 9.0, "target_at_steps": 500, "target_at_s": 1.5}))
+    assert precision.one("catch-a3c", "bf16", 1, 9.0, tmp_path) == (500, 1.5)
+    for precision_name, target in (("fp32", 9.0), ("bf16", 10.0)):
+        with pytest.raises(RuntimeError, match="it runs"):
+            precision.one("catch-a3c", precision_name, 1, target, tmp_path)
+
+
 def test_the_ratio_is_a_geometric_mean_with_students_interval(precision: ModuleType) -> None:
     said = precision.ratio([(100, 200), (400, 200), (10, None), (100, 100)])
     assert said["each"] == [2.0, 0.5, 1.0]

@@ -128,6 +128,10 @@ class PeerFailed(Exception):
         self.said = said
 
 
+class DriverEnded(PeerFailed):
+    """By itself, without an error."""
+
+
 # -- rows ----------------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +188,7 @@ PPO_NATURE = (
     *("--workers", "2", "--envs", "4", "--rollout", "128"),
     *("--algorithm.epochs", "4", "--algorithm.minibatches", "4"),
 )
-APPO_NATURE = (*("appo", *NATURE, "--rollout", "32", "--algorithm.epochs", "2", "--algorithm.minibatches", "4"),)
+APPO_NATURE = ("appo", *NATURE, "--rollout", "32", "--algorithm.epochs", "2", "--algorithm.minibatches", "4")
 APPO = {"rollout": 32, "minibatch": 256, "epochs": 2}
 IMPALA_NATURE = ("impala", *NATURE, "--workers", "2", "--envs", "16", "--rollout", "32")
 
@@ -458,7 +462,8 @@ def heard(process: subprocess.Popen[str], name: str, log: Path) -> Lines:
         except queue.Empty:
             raise PeerFailed(f"{name} has made no step for {PATIENCE:.0f} s", last_lines(log)) from None
         if line is None:
-            raise PeerFailed(f"{name} ended before it was measured", last_lines(log))
+            kind = PeerFailed if process.wait() else DriverEnded
+            raise kind(f"{name} ended before it was measured", last_lines(log))
         yield line
 
 
@@ -506,7 +511,7 @@ def descendants() -> list[int]:
 
 def fields(pid: int | str) -> list[str]:
     """Of ``/proc/PID/stat``, those after the name: state, and so on."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
 def end_descendants() -> None:

@@ -18,6 +18,7 @@ import shlex
 import signal
 import statistics
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import peers
@@ -97,7 +98,7 @@ def main() -> None:
             {
                 "name": name,
                 "settings": settings,
-                "seconds_and_steps": [run if run[0] < LIMIT else None for run in found[name]],
+                "seconds_and_steps": [run if math.isfinite(run[0]) else None for run in found[name]],
             }
             for name, _, settings, _ in contestants
         ],
@@ -126,11 +127,12 @@ def until(target: float, contestant: peers.Contestant) -> tuple[float, float]:
     """Seconds from the first update, and steps."""
     with peers.driver(peers.interpreter(contestant.peer), contestant, "") as lines:
         start = next(lines).at
-        for line in lines:
-            if line.score >= target:
-                return round(line.at - start, 3), line.steps
-            if line.at - start > LIMIT:
-                break
+        with suppress(peers.DriverEnded):  # it made all its steps
+            for line in lines:
+                if line.score >= target:
+                    return round(line.at - start, 3), line.steps
+                if line.at - start > LIMIT:
+                    break
     return math.inf, math.inf
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,10 +16,13 @@ from torch import Tensor
 
 from polyactor import losses, returns
 from polyactor.algorithms import A2C, PPO
+from polyactor.board import Board
+from polyactor.build import make_actor, make_learner, make_state, make_updater
 from polyactor.distributions import action_spec
 from polyactor.errors import UsageError
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
+from polyactor.presets import base_config
 from polyactor.types import Algorithm, Batch, Distribution, Metrics, Outputs, Rollout
 
 MakeRollout = Callable[..., Rollout]
@@ -46,6 +50,24 @@ class Lookup:
         loss, metrics = algorithm.loss(self, first(algorithm, self, rollout))
         policy, value = torch.autograd.grad(loss, (self.policy, self.value))
         return policy, value, metrics
+
+
+def test_all_batches_of_a_rollout_see_it_scaled_alike() -> None:
+    """Though the state's running statistics take it in with the first."""
+    config = replace(base_config("ppo", env="Pendulum-v1"), envs=4, rollout=16, steps=1_000, seed=1)
+    assert config.normalize.observation
+    state, board = make_state(config), Board(1, config.algorithm.metrics)
+    replica, actor = make_actor(config, 0, state, board)
+    learner, updater = make_learner(config, 0, replica), make_updater(config, 0, state, board)
+    for taken in (0, 64):
+        replica.pull()
+        before = state.theta.clone()
+        for gradients in learner.gradients(actor.collect(replica.version)):
+            assert replica.model.observation_moments.count == taken
+            updater.apply(gradients)
+            assert state.views()["observation_moments.count"] == taken + 64
+        assert not torch.equal(state.theta, before)
+    actor.envs.close()
 
 
 def first(algorithm: Algorithm, model: Any, rollout: Rollout) -> Batch:

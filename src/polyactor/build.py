@@ -58,7 +58,7 @@ def make_model(config: Config, envs: VectorEnv) -> ActorCritic:
     Raises:
         UsageError: the torso cannot read such observations.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # asking a GPU for its stream would open it in every process
         torch.manual_seed(config.seed)
         try:
             return ActorCritic(

@@ -74,7 +74,7 @@ def _train(args: list[str]) -> int:
     check(config)
     from polyactor.nursery import open_nursery
 
-    if not config.scheme.single:
+    if config.transport == "local" and not config.scheme.single:
         open_nursery()  # it imports torch while we do
     from polyactor.training import train
 

@@ -198,9 +198,7 @@ def check(config: Config) -> None:
     scheme, flag = config.scheme, f"--scheme {config.scheme.name}"
     if config.device == "cuda":
         if not scheme.learns_on_gpu:
-            raise UsageError(
-                f"--device cuda is not allowed with {flag}: only sync and actor-learner can learn on a GPU; use cpu"
-            )
+            raise UsageError(f"--device cuda is not allowed with {flag}: use cpu, or --scheme sync or actor-learner")
         import torch
 
         if not torch.cuda.is_available():

@@ -53,11 +53,12 @@ class Replica:
         self.lowered = [(parameter, place) for parameter, place in places if parameter.dtype != place.dtype]
         self.pull()
 
-    def pull(self) -> None:
-        """θ' ← θ, running statistics too."""
+    def pull(self, *, running: bool = True) -> None:
+        """θ' ← θ, and unless told otherwise the running statistics."""
+        size = len(self.vector) if running else self.state.layout.theta
         with self.reading:
             self.version = self.board.version
-            self.vector.copy_(self.state.vector)
+            self.vector[:size].copy_(self.state.vector[:size])
         with torch.no_grad():
             for parameter, place in self.lowered:
                 parameter.copy_(place)
@@ -94,7 +95,8 @@ class Learner:
     def gradients(self, rollout: Rollout) -> Iterator[Gradients]:
         """dθ of every batch the algorithm makes of a rollout.
 
-        The first is taken at the replica's parameters of now; before each later one the newest are pulled.
+        The first is taken at the replica's parameters of now; before each later one the newest are pulled, while the
+        running statistics stay: all batches see the rollout scaled alike.
         """
         watch = Watch(self.spend)
         replica, model = self.replica, self.replica.model
@@ -122,7 +124,7 @@ class Learner:
                     batch = batches.send(metrics)
             except StopIteration:
                 return
-            replica.pull()
+            replica.pull(running=False)
 
     def _scaled(self, reward: Tensor) -> Tensor:
         """What is learned from; the score stays the environment's own."""

@@ -173,7 +173,7 @@ def _family(process: int, parents: Mapping[int, int]) -> list[int]:
 
 def _parent(folder: Path) -> int:
     with suppress(OSError):
-        return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        return int((folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
     return 0
 
 

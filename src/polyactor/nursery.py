@@ -1,8 +1,11 @@
 """Where workers come from.
 
 On Linux they are forked from a server that has imported everything once (`polyactor.preloaded`), elsewhere they are
-spawned. A forked worker is there at once, and what an import allocates (140 MiB for torch) is shared by all.
-Nothing here imports torch, so that the server can do so while its run does.
+spawned. A forked worker is there at once, and what an import allocates is shared by all. Nothing here imports torch,
+so that the server can do so while its run does.
+
+The server is that of `multiprocessing`: a program that has started it for itself keeps its own, and workers then import
+what that one has not. Environment variables that a library reads when it is loaded are those of the server's start.
 """
 
 from __future__ import annotations
@@ -11,10 +14,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver, get_context
-from multiprocessing.context import BaseContext
+from multiprocessing import forkserver
 
 FORKS = sys.platform == "linux"
+WAYS = ("forkserver", "spawn") if FORKS else ("spawn",)
+"""To start a process: the one to try first, and the one that always works."""
 
 
 def open_nursery() -> None:
@@ -23,14 +27,6 @@ def open_nursery() -> None:
         forkserver.set_forkserver_preload(["polyactor.preloaded"])
         with one_thread():
             forkserver.ensure_running()
-
-
-def contexts() -> Iterator[BaseContext]:
-    """How processes are made here: the way to try first, and what always works."""
-    if FORKS:
-        open_nursery()
-        yield get_context("forkserver")
-    yield get_context("spawn")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from polyactor.config import Config
 from polyactor.envs import make_envs
 from polyactor.errors import CheckpointError
 from polyactor.models.actor_critic import ActorCritic
+from polyactor.optim.flat import State
 
 
 def load_into(model: ActorCritic, tensors: Mapping[str, Tensor]) -> None:
@@ -97,3 +98,16 @@ def read(path: Path, tag: str | None = None) -> tuple[Config, dict[str, Tensor]]
         tag = "best" if checkpoint.exists(path, tag="best") else "last"
     found = checkpoint.load(path, tag=tag)
     return from_json(found.meta.get("config", {})), model_tensors(found.tensors)
+
+
+def start_from(state: State, path: Path) -> None:
+    """Copy parameters and running statistics of another run by name.
+
+    Raises:
+        CheckpointError: it is of another model.
+    """
+    _, tensors = read(path)
+    for name, view in state.views().items():
+        if name not in tensors or tensors[name].shape != view.shape:
+            raise CheckpointError(f"--init-from {path} is of another model: {name} is missing or of another shape")
+        view.copy_(tensors[name])

@@ -1,5 +1,10 @@
 """What the server that workers are forked from imports, once for all of them."""
 
+# ruff: noqa: E402
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run decides what it means
+
 import gc
 
 import polyactor.evaluate

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch.multiprocessing  # tensors among the arguments are shared, not copi
 
 from polyactor import errors
 from polyactor.channel import Bell
-from polyactor.nursery import contexts, one_thread
+from polyactor.nursery import WAYS, one_thread, open_nursery
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 LAST_WORDS = 6_000
@@ -44,7 +45,8 @@ def tune_allocator() -> bool:
 def die_with_run() -> None:
     """Kill this process when the run's own process ends, however that dies, or has ended already.
 
-    The kernel's parent-death signal would be about the server that workers are forked from.
+    From a thread, which has to wait for the interpreter's lock: the kernel's parent-death signal would not, but it is
+    about the server that workers are forked from.
     """
     run = multiprocessing.parent_process()
     assert run is not None
@@ -81,7 +83,8 @@ def torch_threads(count: int) -> Iterator[None]:
 def _enter(target: Callable[..., None], pipe: Connection, environ: Mapping[str, str], args: tuple[Any, ...]) -> None:
     """A worker's first and last lines."""
     die_with_run()
-    os.environ.update(environ)  # of now: the server's is of its own start
+    os.environ.clear()  # what the server was started with
+    os.environ.update(environ)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run decides what it means
     faulthandler.enable()
     settle()
@@ -101,19 +104,22 @@ def _shortened(text: str) -> str:
 
 def _started(i: int, target: Callable[..., None], args: tuple[Any, ...]) -> tuple[Any, Connection]:
     """Worker i, and the pipe its last words come through."""
-    kind: Any
-    for kind in contexts():
-        ours, theirs = kind.Pipe(duplex=False)
+    failure: Exception | None = None
+    for way in WAYS:
+        context: Any = get_context(way)
+        ours, theirs = context.Pipe(duplex=False)
         own = (target, theirs, dict(os.environ), (i, *args))
-        process = kind.Process(target=_enter, args=own, name=f"polyactor-worker-{i}")
+        process = context.Process(target=_enter, args=own, name=f"polyactor-worker-{i}")
         try:
+            open_nursery()
             process.start()
-        except ValueError:  # the server takes 250 open files at most, and every shared tensor is one
+        except (ValueError, OSError, EOFError) as error:  # the server takes at most 250 shared tensors, or is gone
+            failure = error
             continue
         finally:
             theirs.close()
         return process, ours
-    raise errors.WorkerFailed(f"worker {i} could not be started")
+    raise errors.WorkerFailed(f"worker {i} could not be started: {failure}") from failure
 
 
 class Crew:
@@ -148,7 +154,7 @@ class Crew:
             timeout = 0.0
         ended = wait(sentinels, timeout) if running else []
         for process in running:
-            if process.sentinel in ended:  # its files are closed; its exit code follows a moment later
+            if process.sentinel in ended:  # spawned: its files are closed, and its exit code follows a moment later
                 process.join(1.0)
         for i, process in enumerate(self.processes):
             if process.exitcode not in (None, 0):

@@ -25,7 +25,7 @@ from polyactor.evaluate import Evaluator, evaluate
 from polyactor.metrics import MetricsLog, cpu_name, resident_mb, versions
 from polyactor.optim.flat import State
 from polyactor.plot import curve
-from polyactor.policy import read
+from polyactor.policy import read, start_from
 from polyactor.presets import PRESETS
 from polyactor.processes import tune_allocator
 from polyactor.progress import Progress, clock
@@ -76,7 +76,7 @@ def train(config: Config, reasons: Sequence[str] = ()) -> Run:
     tune_allocator()
     state = make_state(config)
     if config.init_from is not None:
-        _start_from(state, Path(config.init_from))
+        start_from(state, Path(config.init_from))
     new_directory(directory)
     checkpoint.replace_file(directory / "config.json", _json(to_json(config)))
     return _Training(config, directory, state, Board(config.workers, config.algorithm.metrics)).run(reasons)
@@ -376,12 +376,3 @@ class _Training:
 
 def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
-
-
-def _start_from(state: State, path: Path) -> None:
-    """Copy parameters and running statistics of another run by name."""
-    _, tensors = read(path)
-    for name, view in state.views().items():
-        if name not in tensors or tensors[name].shape != view.shape:
-            raise CheckpointError(f"--init-from {path} is of another model: {name} is missing or of another shape")
-        view.copy_(tensors[name])

@@ -100,7 +100,7 @@ class Memo:
         )
 
     def of_images(self, rows: Tensor) -> Memo | None:
-        """A copy of the images of some rows ``[n]`` alone, which other parameters see as these did."""
+        """A copy of the images of some rows ``[n]`` alone, for whatever parameters."""
         if self.images is None:
             return None
         return Memo(images=self.images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2))

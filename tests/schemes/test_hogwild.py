@@ -275,7 +275,7 @@ def test_a_run_that_is_closed_lets_its_workers_go() -> None:
 
 PARENT = """
 import multiprocessing
-from polyactor import nursery, transport
+from polyactor import transport
 from polyactor.board import Board
 from polyactor.build import make_state
 from polyactor.presets import base_config
@@ -387,7 +387,7 @@ def test_workers_do_not_share_global_random_streams() -> None:
 
 
 def read_environment(worker: int, seen: torch.Tensor) -> None:
-    seen[worker] = int(os.environ["POLYACTOR_TEST"])
+    seen[worker] = int(os.environ.get("POLYACTOR_TEST", "-1"))
 
 
 def test_a_worker_has_the_environment_of_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,6 +397,9 @@ def test_a_worker_has_the_environment_of_its_start(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("POLYACTOR_TEST", str(value))
         finish(Crew(read_environment, 1, (seen,)))
         assert seen.tolist() == [value]
+    monkeypatch.delenv("POLYACTOR_TEST")
+    finish(Crew(read_environment, 1, (seen,)))
+    assert seen.tolist() == [-1]
 
 
 def fill(worker: int, tensors: list[torch.Tensor]) -> None:

@@ -229,7 +229,10 @@ class ActorCritic(nn.Module):
             return Memo(features, images, tuple(torso.blank_outputs(images) for torso in torsos))
 
     def look(self, rollout: Rollout) -> Rollout:
-        """The rollout with its images in the memo, for learning from them more than once; unless they are too many."""
+        """The rollout with its images in the memo, scaled by the running statistics of now; unless they are too many.
+
+        For learning from them more than once.
+        """
         memo, observation = rollout.memo or Memo(), rollout.observation[: len(rollout.reward)]
         if not self.image or memo.images is not None or observation.numel() > MOST_PIXELS_KEPT:
             return rollout

@@ -15,8 +15,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 HARNESS = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.path.insert(0, sys.argv[1])
 import peers
 peers.DRIVERS, peers.RESULTS, peers.WARM_UP = Path(sys.argv[2]), Path(sys.argv[2]), 0.2

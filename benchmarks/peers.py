@@ -254,6 +254,7 @@ ROWS: dict[str, list[Contestant]] = {
     ],
     "cartpole": [
         polyactor("polyactor A2C, 8", "SB3 A2C, 8", "fp32", "a2c", *POLE_A2C),
+        polyactor("polyactor A2C, 8, compiled", "SB3 A2C, 8", "fp32", "a2c", *POLE_A2C, "--compile"),
         polyactor("polyactor A3C, 2 workers × 8", "SB3 A2C, 8", "fp32", "a3c", *POLE_A2C, "--workers", "2"),
         sb3("SB3 A2C, 8", "a2c", CARTPOLE, 8, n_steps=5),
         polyactor("polyactor PPO, 8", "SB3 PPO, 8", "fp32", "ppo", *POLE_PPO),
@@ -263,12 +264,19 @@ ROWS: dict[str, list[Contestant]] = {
             "fp32",
             *("ppo", *POLE_PPO, "--scheme", "hogwild", "--workers", "2"),
         ),
+        polyactor("polyactor PPO, 8, compiled", "SB3 PPO, 8", "fp32", "ppo", *POLE_PPO, "--compile"),
         sb3("SB3 PPO, 8", "ppo", CARTPOLE, 8, n_steps=32, batch_size=64, n_epochs=10),
     ],
     "halfcheetah": [
         polyactor("polyactor PPO, 1", "SB3 PPO, 1", "fp32", *RUN, "--envs", "1", "--rollout", "2048"),
+        polyactor(
+            "polyactor PPO, 1, compiled", "SB3 PPO, 1", "fp32", *RUN, "--envs", "1", "--rollout", "2048", "--compile"
+        ),
         sb3("SB3 PPO, 1", "ppo", CHEETAH, 1, n_steps=2048, **RUN_SB3),
         polyactor("polyactor PPO, 8", "SB3 PPO, 8", "fp32", *RUN, "--envs", "8", "--rollout", "256"),
+        polyactor(
+            "polyactor PPO, 8, compiled", "SB3 PPO, 8", "fp32", *RUN, "--envs", "8", "--rollout", "256", "--compile"
+        ),
         # Gradients of both halves of a minibatch, averaged: the same update as with 8 in one process.
         polyactor(
             "polyactor PPO, 2 workers × 4",

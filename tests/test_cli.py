@@ -135,6 +135,7 @@ TRAIN = "train a2c --env CartPole-v1"
         (f"{TRAIN} --rollout auto", "--rollout auto is not allowed: it must be a whole number"),
         (f"{TRAIN} --optimizer.lr x", "--optimizer.lr x is not allowed: it must be a number"),
         (f"{TRAIN} --model.torso a3c-cnn", "--model.torso a3c-cnn does not fit"),
+        ("train pong-a3c --compile", "--compile is not allowed with a CNN"),
         ("train nowhere.py:Mine --env CartPole-v1", "there is no file nowhere.py"),
         ("resume", "a run directory is needed"),
         ("resume one two", "one run directory is needed, not 2"),
@@ -148,6 +149,11 @@ TRAIN = "train a2c --env CartPole-v1"
 )
 def test_usage_is_refused_in_one_sentence(refuse: Refuse, arguments: str, said: str) -> None:
     assert said in refuse(arguments, USAGE)
+
+
+def test_a_missing_compiler_is_named(refuse: Refuse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "it needs a C++ compiler (g++, or what CXX names)" in refuse(f"{TRAIN} --compile", USAGE)
 
 
 @pytest.mark.parametrize("verb", ["train a2c", "check"])

@@ -75,12 +75,16 @@ def make_model(config: Config, envs: VectorEnv) -> ActorCritic:
 
 
 def make_state(config: Config) -> State:
-    """θ, running statistics and optimizer statistics before the first update."""
-    envs = make_envs(config.env, 1, atari=config.atari)
-    try:
-        return State.of(make_model(config, envs), config.optimizer, config.workers)
-    finally:
-        envs.close()
+    """θ, running statistics and optimizer statistics before the first update.
+
+    Raises:
+        UsageError: the model does not fit the environment, or is not one to compile.
+    """
+    with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
+        state = State.of(make_model(config, envs), config.optimizer, config.workers)
+    if config.compile and state.layout.convolutional:
+        raise UsageError("--compile is not allowed with a CNN: convolutions would be no faster; it is for vectors")
+    return state
 
 
 def make_replica(
@@ -145,6 +149,7 @@ def make_learner(config: Config, worker: int, replica: Replica) -> Learner:
         total_steps=config.steps,
         clip_reward=config.normalize.clip_reward,
         generator=Streams.of(config.seed, worker, replica.board.version, device=replica.device).learn,
+        compile=config.compile,
         spend=partial(replica.board.spend, worker),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -121,6 +122,9 @@ class Config:
     """Where learning happens; acting is on CPUs. auto is the CPU, too: networks here are small."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the torso; auto is bf16 for CNNs on a CPU that has it."""
+    compile: bool = False
+    """Differentiate by compiled code (torch.compile): up to three times faster for small networks, no help to CNNs. It
+    needs a C++ compiler, and up to half a minute when a run starts."""
     quiet: bool = False
     """Print nothing but errors."""
     per_worker: tuple[str, ...] = ()
@@ -203,6 +207,8 @@ def check(config: Config) -> None:
 
         if not torch.cuda.is_available():
             raise UsageError("--device cuda is not allowed: this machine has no GPU that torch can use; use cpu")
+    if config.compile and not shutil.which(os.environ.get("CXX", "g++")):
+        raise UsageError("--compile is not allowed: it needs a C++ compiler (g++, or what CXX names), and none is here")
     if scheme.single and config.workers != 1:
         raise UsageError(
             f"--workers {config.workers} is not allowed: {flag} has one worker; "

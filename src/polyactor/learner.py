@@ -11,15 +11,19 @@ import torch
 from torch import Tensor
 
 from polyactor.board import Board, Counter, Part, Watch, scalars, unwatched
-from polyactor.errors import Diverged
+from polyactor.errors import Diverged, UsageError
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.normalizer import merge
-from polyactor.optim.flat import State, bind, collect_gradients
+from polyactor.optim.flat import State, bind, parameter_views
 from polyactor.optim.rules import Rule
 from polyactor.types import Algorithm, Batch, Gradients, Metrics, Rollout
 
 SKIPS_ALLOWED = 20
 """Updates in a row that may be skipped for a non-finite gradient before the run stops."""
+LONGEST_REASON = 300
+"""Characters of what a compiler says."""
+ROUNDING = 1e-4
+"""Of a gradient's norm: what compiled code may differ by."""
 
 
 class Replica:
@@ -73,6 +77,7 @@ class Learner:
         total_steps: environment steps of the whole run; progress is steps consumed ÷ this.
         clip_reward: learn from rewards clipped to ±this; none does not clip.
         generator: the algorithm's own random stream, on the replica's device.
+        compile: differentiate by code that is compiled for this loss and model when the first batch comes.
         spend: called with the seconds each gradient took.
     """
 
@@ -84,13 +89,15 @@ class Learner:
         total_steps: int,
         clip_reward: float | None,
         generator: torch.Generator,
+        compile: bool = False,
         spend: Callable[[Part, float], None] = unwatched,
     ) -> None:
         self.algorithm, self.replica, self.spend = algorithm, replica, spend
         self.total_steps, self.clip_reward, self.generator = total_steps, clip_reward, generator
         vector = replica.vector
         self.gradient = torch.zeros(replica.state.layout.theta, dtype=vector.dtype, device=vector.device)
-        collect_gradients(replica.model, self.gradient)
+        self.places = parameter_views(replica.model, self.gradient)
+        self.differentiate = compiled() if compile else differentiate
 
     def gradients(self, rollout: Rollout) -> Iterator[Gradients]:
         """dθ of every batch the algorithm makes of a rollout.
@@ -112,7 +119,9 @@ class Learner:
         with torch.no_grad():  # what a batch needs of the model (targets) is not differentiated; its loss is
             batch: Batch | None = next(batches, None)
         while batch is not None:
-            metrics = differentiate(algorithm, model, batch, self.gradient)
+            dtheta, metrics = self.differentiate(algorithm, model, batch)
+            for place, gradient in zip(self.places, dtheta, strict=True):
+                place.copy_(gradient)  # all of it, so nothing survives from the update before
             metrics["policy_lag"] = replica.version - acted
             gradients = Gradients(self.gradient.cpu(), metrics, replica.version, steps, moments)
             watch.lap(Part.DIFFERENTIATE)
@@ -134,15 +143,52 @@ class Learner:
         return reward if self.clip_reward is None else reward.clamp(-self.clip_reward, self.clip_reward)
 
 
-def differentiate(algorithm: Algorithm, model: ActorCritic, batch: Batch, gradient: Tensor) -> Metrics:
-    """Write ∂L/∂θ' into ``gradient [θ]``; returns the loss's metrics.
-
-    The model's gradients arrive in `gradient`, zeroed here, so nothing survives from the update before.
-    """
-    gradient.zero_()
+def differentiate(algorithm: Algorithm, model: ActorCritic, batch: Batch) -> tuple[tuple[Tensor, ...], Metrics]:
+    """∂L/∂θ' of every parameter, in the model's order, and the loss's metrics."""
     loss, metrics = algorithm.loss(model, batch)
-    loss.backward()  # type: ignore[no-untyped-call]
-    return metrics
+    return torch.autograd.grad(loss, tuple(model.parameters()), materialize_grads=True), metrics
+
+
+Differentiate = Callable[[Algorithm, ActorCritic, Batch], tuple[tuple[Tensor, ...], Metrics]]
+
+
+def compiled() -> Differentiate:
+    """`differentiate` by torch.compile: both passes as a few C++ functions instead of some hundred calls.
+
+    A batch of another size is compiled anew. Compilers are young: one form of this function got a bias's gradient wrong,
+    for one size of batch (torch 2.13). So the first batch of each size is differentiated by the plain code as well.
+    """
+    import torch._dynamo.config as dynamo
+    import torch._inductor.config as inductor
+
+    dynamo.trace_autograd_ops = True  # the backward pass belongs to the same graph
+    inductor.compile_threads = 1  # in this process: no pool of others beside every worker
+    fast: Differentiate = torch.compile(differentiate)
+    checked: set[torch.Size] = set()
+
+    def run(algorithm: Algorithm, model: ActorCritic, batch: Batch) -> tuple[tuple[Tensor, ...], Metrics]:
+        try:
+            dtheta, metrics = fast(algorithm, model, batch)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            why = " ".join(str(error).split())[:LONGEST_REASON]
+            raise UsageError(f"--compile does not work here, learn without it: {why}") from error
+        size = batch.rollout.reward.shape
+        if size not in checked:
+            _same(dtheta, differentiate(algorithm, model, batch)[0], size)
+            checked.add(size)
+        return dtheta, metrics
+
+    return run
+
+
+def _same(fast: tuple[Tensor, ...], plain: tuple[Tensor, ...], size: torch.Size) -> None:
+    difference = torch.stack([(ours - theirs).norm() for ours, theirs in zip(fast, plain, strict=True)]).norm()
+    share = float(difference / torch.stack([each.norm() for each in plain]).norm().clamp(min=1e-30))
+    if share > ROUNDING:
+        raise UsageError(
+            f"--compile is at fault here, learn without it: for batches of {' × '.join(map(str, size))} "
+            f"torch's compiler gives a gradient that is off by {share:.1%}"
+        )
 
 
 class Updater:

@@ -44,11 +44,10 @@ def huber_error(value: Tensor, target: Tensor) -> Tensor:
 def normalized(advantage: Tensor, mask: Tensor) -> Tensor:
     """``(A − mean) / std`` over real rows, population std; unchanged when fewer than two rows are real."""
     count = mask.sum()
-    if count < 2:
-        return advantage
-    centred = (advantage - (advantage * mask).sum() / count) * mask
-    variance = centred.square().sum() / count
-    return centred / (variance.sqrt() + 1e-8)
+    n = count.clamp(min=1.0)
+    centred = (advantage - (advantage * mask).sum() / n) * mask
+    deviation = (centred.square().sum() / n).sqrt() + 1e-8
+    return advantage.where(count < 2, centred / deviation)
 
 
 def clipped_surrogate(rho: Tensor, advantage: Tensor, clip: float) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD, Adam, RMSprop, Rule
-from polyactor.optim.flat import ALIGNMENT, Layout, State, bind, collect_gradients
+from polyactor.optim.flat import ALIGNMENT, Layout, State, bind, parameter_views
 
 
 def make_model(seed: int = 0, **spec: Any) -> ActorCritic:
@@ -75,28 +75,18 @@ def test_bind_keeps_values_and_makes_everything_a_view() -> None:
         assert (slot.view(vector) == 0.25).all()
 
 
-def test_gradients_are_views_and_backward_writes_into_them() -> None:
+def test_parameter_views_are_the_places_of_the_parameters_in_their_order() -> None:
     model = make_model()
     layout = Layout.of(model)
     gradient = torch.zeros(layout.theta)
-    bind(model, torch.zeros(layout.size))
-    collect_gradients(model, gradient)
-    pointers = {name: p.grad.data_ptr() for name, p in model.named_parameters() if p.grad is not None}
-    assert len(pointers) == len(list(model.parameters()))
-    for factor in (1.0, 2.0):  # the second backward adds: zeroing is the caller's
-        sum((3.0 * p).sum() for p in model.parameters()).backward()  # type: ignore[union-attr]
-        for slot in layout.slots:
-            if slot.name in pointers:
-                assert (slot.view(gradient) == 3.0 * factor).all()
-    assert {name: p.grad.data_ptr() for name, p in model.named_parameters() if p.grad is not None} == pointers
-    used = sum(p.numel() for p in model.parameters())
-    assert gradient.count_nonzero() == used  # nothing in the padding
-
-
-def test_bind_alone_leaves_no_gradient() -> None:
-    model = make_model()
-    bind(model, torch.zeros(Layout.of(model).size))
-    assert all(parameter.grad is None for parameter in model.parameters())
+    places = parameter_views(model, gradient)
+    for i, (place, parameter) in enumerate(zip(places, model.parameters(), strict=True)):
+        assert place.shape == parameter.shape
+        place.fill_(i + 1.0)
+    slots = {slot.name: slot for slot in layout.slots}
+    for i, (name, _) in enumerate(model.named_parameters()):
+        assert (slots[name].view(gradient) == i + 1.0).all()
+    assert gradient.count_nonzero() == sum(p.numel() for p in model.parameters())  # nothing in the padding
 
 
 def test_buffers_are_rebound_as_buffers() -> None:

@@ -18,7 +18,7 @@ from polyactor.learner import Updater, differentiate
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD, Adam, RMSprop, Rule
-from polyactor.optim.flat import State, bind, collect_gradients
+from polyactor.optim.flat import State, bind, parameter_views
 from polyactor.types import Batch, Gradients, Rollout
 
 Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
@@ -219,11 +219,13 @@ def after_updates(rollouts: Sequence[Rollout], algorithm: A2C, rule: RMSprop) ->
     state, board = State.of(model, rule, 1), Board(1)
     gradient = torch.zeros(state.layout.theta, dtype=torch.float64)
     bind(model, state.vector)
-    collect_gradients(model, gradient)
+    places = parameter_views(model, gradient)
     updater, norms = Updater(state, rule, board, worker=0, total_steps=10**6), []
     for x in rollouts:
         x = x.replace(core_state=tuple(part.detach() for part in model.initial_state(B)))
-        metrics = differentiate(algorithm, model, Batch(x), gradient)
+        dtheta, metrics = differentiate(algorithm, model, Batch(x))
+        for place, each in zip(places, dtheta, strict=True):
+            place.copy_(each)
         updater.apply(Gradients(gradient, metrics, board.version, x.steps))
         norms.append(board.metrics()["grad_norm"] or 0.0)
     assert board.counters[0, Counter.UPDATES] == len(rollouts)

@@ -265,9 +265,12 @@ class ActorCritic(nn.Module):
         return ready
 
     def _moments(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and 1/σ of observations, laid out as those; None as long as there are none."""
+        """Mean and 1/σ of observations, laid out as those; of bytes None as long as there are none.
+
+        Numbers have mean 0 and σ 1 until then: a branch that depends on a tensor would break what is compiled.
+        """
         stats = self.observation_moments
-        if stats is None or stats.count == 0:
+        if stats is None or (self.bytes and stats.count == 0):
             return None
         mean, scale = stats.mean, (stats.variance + self.variance_floor).rsqrt()
         if not self.image:

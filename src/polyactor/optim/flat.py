@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -84,23 +83,10 @@ def bind(model: nn.Module, vector: Tensor) -> Layout:
     return layout
 
 
-def collect_gradients(model: nn.Module, gradient: Tensor) -> None:
-    """Let autograd write a model's gradients to a flat vector ``[layout.theta]``, to be zeroed before each backward."""
-    parameters = dict(model.named_parameters())
-    for slot in Layout.of(model).slots:
-        if slot.name not in parameters:
-            continue
-        parameter, view = parameters[slot.name], slot.view(gradient)
-        if parameter.dtype == view.dtype:
-            parameter.grad = view
-        else:
-            parameter.register_post_accumulate_grad_hook(partial(_deliver, view))  # type: ignore[no-untyped-call]
-
-
-def _deliver(view: Tensor, parameter: Tensor) -> None:
-    """A gradient of fewer bits goes to its place in the vector as soon as it is complete."""
-    view.copy_(parameter.grad)  # type: ignore[arg-type]
-    parameter.grad = None
+def parameter_views(model: nn.Module, vector: Tensor) -> list[Tensor]:
+    """The places of a model's parameters in a flat vector ``[layout.theta]``, in the order the model lists them."""
+    places = {slot.name: slot.view(vector) for slot in Layout.of(model).slots if slot.start < len(vector)}
+    return [places[name] for name, _ in model.named_parameters()]
 
 
 @dataclass

@@ -104,17 +104,27 @@ class Adam(Rule):
         return statistics | ({"max_exp_avg_sq": theta.new_zeros(theta.shape)} if self.amsgrad else {})
 
     def step(self, theta: Tensor, grad: Tensor, statistics: Statistics, lr: float) -> None:
-        """m ← β₁m + (1−β₁)Δ,  v ← β₂v + (1−β₂)Δ²,  θ ← θ − η m̂/(√v̂ + ε)."""
-        m, v = statistics["exp_avg"], statistics["exp_avg_sq"]
-        t = float(statistics["step"].add_(1))
-        m.lerp_(grad, 1 - self.beta1)
-        v.mul_(self.beta2).addcmul_(grad, grad, value=1 - self.beta2)
-        if self.amsgrad:
-            v = statistics["max_exp_avg_sq"].copy_(statistics["max_exp_avg_sq"].maximum(v))
-        m_correction, v_correction = 1 - self.beta1**t, math.sqrt(1 - self.beta2**t)
-        root = v.sqrt() if self.eps_hat else v.sqrt().div_(v_correction)
-        scale = lr / m_correction * (v_correction if self.eps_hat else 1.0)
-        theta.addcdiv_(m, root.add_(self.eps), value=-scale)
+        """m ← β₁m + (1−β₁)Δ,  v ← β₂v + (1−β₂)Δ²,  θ ← θ − η m̂/(√v̂ + ε), in torch's single pass over all four."""
+        from torch.optim.adam import adam
+
+        t = float(statistics["step"]) + 1
+        largest = [statistics["max_exp_avg_sq"]] if self.amsgrad else []
+        adam(
+            [theta],
+            [grad],
+            [statistics["exp_avg"]],
+            [statistics["exp_avg_sq"]],
+            largest,
+            [statistics["step"]],
+            fused=True,
+            amsgrad=self.amsgrad,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            lr=lr,
+            weight_decay=0.0,
+            eps=self.eps / math.sqrt(1 - self.beta2**t) if self.eps_hat else self.eps,  # √v + ε̂ = √(1−β₂ᵗ) (√v̂ + ε)
+            maximize=False,
+        )
 
 
 RULES: dict[str, type[Rule]] = {"sgd": SGD, "rmsprop": RMSprop, "adam": Adam}

@@ -51,7 +51,7 @@ NETS = {
 VARIANTS = ("fp32", "fp32 channels-last", "bf16 channels-last", "bf16 autocast")
 PRECISIONS = ("fp32", "bf16")
 MULTIPLYING, EMULATING = (1024, 2048), (64,)
-ACTING, LEARNING = (8, 16, 32, 64, 128), (80, 160, 320, 640)
+ACTING, LEARNING = (4, 8, 16, 32, 64, 128), (80, 128, 160, 320, 640)
 """Batch sizes."""
 ACTIONS = 6
 
@@ -269,11 +269,18 @@ def main() -> None:
             print(f"{kind:<10}{variant:<22}{spread([r / scale for r in rates[task]]):>26} {unit}, at {task.batch}")
 
     rooflines: dict[str, dict[str, list[float]]] = {}
-    passes = {"A3C": {"infer": 1, "learn": 1}, "reused": {"infer": 1, "backward": 1}}
-    passes[f"PPO, {options.epochs} epochs"] = {"infer": 2, "learn": options.epochs}
+    # Passes of each kind for every step, in batches of this size, or (0) of the best one.
+    passes = {"A3C": {"infer": (1, 0), "learn": (1, 0)}, "reused": {"infer": (1, 0), "backward": (1, 0)}}
+    ppo = f"PPO, {options.epochs} epochs"
+    passes[ppo] = {"infer": (2, 0), "learn": (options.epochs, 0)}
+    passes[f"{ppo}, 4 × 128"] = {"infer": (1, 4), "learn": (options.epochs, 128)}
+    of_size = {(task.kind, task.variant[:4], task.batch): task for task in ranked}
     emulator = rates[of_precision["emulate", ""]]
     for precision, (method, counts) in itertools.product(PRECISIONS, passes.items()):
-        parts = [(count, rates[of_precision[kind, precision]]) for kind, count in counts.items()]
+        parts = [
+            (count, rates[of_size[kind, precision, size] if size else of_precision[kind, precision]])
+            for kind, (count, size) in counts.items()
+        ]
         roofline = [1 / (1 / e + sum(count / rate[r] for count, rate in parts)) for r, e in enumerate(emulator)]
         ratio = [rate / e for rate, e in zip(roofline, emulator, strict=True)]
         rooflines[f"{method} {precision}"] = {"rates": roofline, "ratios": ratio}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ def test_without_gradients_the_features_are_enough() -> None:
     spec = ModelSpec(torso="a3c-cnn", share_torso=False, core="lstm", core_size=8)
     model, rollout = acted(spec, "fp32", differentiated=False)
     assert rollout.memo is not None
-    assert rollout.memo.images is None
+    assert not rollout.memo.outputs
     assert len(rollout.memo.features) == len(model.trunks)
     with torch.no_grad():
         with_memo, without = model.unroll(rollout), model.unroll(rollout.replace(memo=None))
@@ -119,9 +120,14 @@ def test_without_gradients_the_features_are_enough() -> None:
 def test_epochs_share_the_images_of_a_rollout(core: Any, precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prepared once, and every minibatch's gradient is what it would be with its own."""
     model, rollout = acted(ModelSpec(torso="a3c-cnn", core=core, core_size=16), precision, differentiated=False)
-    ppo, looked = PPO(epochs=2, minibatches=3), model.look(rollout)
-    assert rollout.memo is not None
-    assert rollout.memo.images is None
+    ppo, acting = PPO(epochs=2, minibatches=3), rollout.memo
+    assert acting is not None
+    rollout = rollout.replace(memo=replace(acting, images=None))
+    looked = model.look(rollout)
+    assert looked.memo is not None
+    assert looked.memo.images is not None
+    assert acting.images is not None
+    assert torch.equal(looked.memo.images, acting.images)  # what acting prepared
     assert model.look(looked) is looked
 
     def each(x: Rollout) -> list[dict[str, torch.Tensor]]:
@@ -143,9 +149,14 @@ def test_epochs_share_the_images_of_a_rollout(core: Any, precision: Any, monkeyp
 
 def test_too_many_images_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rollout = acted(ModelSpec(torso="a3c-cnn"), "fp32", differentiated=False)
+    assert rollout.memo is not None
+    rollout = rollout.replace(memo=replace(rollout.memo, images=None))
     pixels = rollout.observation[:T].numel()
     monkeypatch.setattr("polyactor.models.actor_critic.MOST_PIXELS_KEPT", pixels - 1)
     assert model.look(rollout) is rollout
+    memo = model.blank_memo(IMAGE.shape, T * B, differentiated=False)
+    assert memo is not None
+    assert memo.images is None
     monkeypatch.setattr("polyactor.models.actor_critic.MOST_PIXELS_KEPT", pixels)
     assert model.look(rollout) is not rollout
 
@@ -170,17 +181,20 @@ def config_of(algorithm: Algorithm) -> Config:
     )
 
 
-def test_a_learner_of_several_epochs_prepares_images_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("older", [False, True])
+def test_a_learner_of_several_epochs_prepares_images_once(older: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even that where acting prepared them, at the same parameters and statistics."""
     config = config_of(PPO(epochs=3, minibatches=2))
     state, board = make_state(config), Board(1, config.algorithm.metrics)
     replica, actor = make_actor(config, 0, state, board)
     rollout = actor.collect(replica.version)
     actor.envs.close()
+    replica.version += older
     prepared: list[int] = []
     original = replica.model.prepared
     monkeypatch.setattr(replica.model, "prepared", lambda x, *more: prepared.append(len(x)) or original(x, *more))
     assert len(list(make_learner(config, 0, replica).gradients(rollout))) == 6
-    assert prepared == [T * B, B]  # the row to bootstrap from is for the targets
+    assert prepared == [*[T * B] * older, B]  # the row to bootstrap from is for the targets
 
 
 def test_a_memo_of_other_parameters_is_not_used() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -216,17 +217,17 @@ class ActorCritic(nn.Module):
         Args:
             shape: of one observation.
             rows: T·B.
-            differentiated: for gradients too: a much larger one.
+            differentiated: for gradients too: a much larger one. Otherwise with the images, unless they are too many.
         """
         torsos = [trunk.torso for trunk in self.trunks if isinstance(trunk.torso, CNN)]
         if not torsos:
             return None
         features = tuple(torch.empty(rows, torso.features) for torso in torsos)
-        if not differentiated:
+        if not differentiated and rows * math.prod(shape) > MOST_PIXELS_KEPT:
             return Memo(features)
         with torch.no_grad():
             images = self.prepared(torch.zeros((rows, *shape), dtype=torch.uint8))
-            return Memo(features, images, tuple(torso.blank_outputs(images) for torso in torsos))
+            return Memo(features, images, tuple(torso.blank_outputs(images) for torso in torsos if differentiated))
 
     def look(self, rollout: Rollout) -> Rollout:
         """The rollout with its images in the memo, scaled by the running statistics of now; unless they are too many.
@@ -265,10 +266,7 @@ class ActorCritic(nn.Module):
         return ready
 
     def _moments(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and 1/σ of observations, laid out as those; of bytes None as long as there are none.
-
-        Numbers have mean 0 and σ 1 until then: a branch that depends on a tensor would break what is compiled.
-        """
+        """Mean and 1/σ of observations, laid out as those; None where none are kept, or none are known yet of bytes."""
         stats = self.observation_moments
         if stats is None or (self.bytes and stats.count == 0):
             return None
@@ -284,7 +282,9 @@ class ActorCritic(nn.Module):
     def _scaled(self, x: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
         if self.bytes:
             x = x.to(self.value.weight.dtype)
-        if moments is None:
+        if moments is None or self.observation_moments is None:
             return x.mul_(1 / 255) if self.bytes else x
         mean, scale = moments
-        return (x - mean).mul_(scale).clamp_(-CLIP_OBSERVATION, CLIP_OBSERVATION)
+        scaled = (x - mean).mul_(scale).clamp_(-CLIP_OBSERVATION, CLIP_OBSERVATION)
+        # Not a branch: one that depends on a tensor could not be compiled.
+        return scaled if self.bytes else x.where(self.observation_moments.count == 0, scaled)

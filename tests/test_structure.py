@@ -46,8 +46,8 @@ SEEN = Path(__file__).with_name("stacks")
 
 def watch(setattr):
     SEEN.mkdir(exist_ok=True)
-    for cls in (Actor, *ALGORITHMS.values(), torch.Tensor):
-        for verb in ("collect", "loss", "backward"):
+    for cls in (Actor, *ALGORITHMS.values(), torch.autograd):
+        for verb in ("collect", "loss", "grad"):
             if hasattr(cls, verb):
                 setattr(cls, verb, watched(getattr(cls, verb), verb))
 
@@ -108,13 +108,13 @@ def test_from_the_command_line_to_the_gradient_in_few_files(
 
     assert len(spawns) == 1
     stacks = {"spawn": ours(spawns[0])}
-    for verb in ("collect", "loss", "backward"):
+    for verb in ("collect", "loss", "grad"):
         stacks[verb] = ours(json.loads((tmp_path / "stacks" / f"{verb}.json").read_text()))
     names = {verb: {str(path.relative_to(PACKAGE)) for path in files} for verb, files in stacks.items()}
     assert {"cli.py", "transport/local.py", "processes.py"} <= names["spawn"]
     assert {f"schemes/{scheme}.py", "actor.py"} <= names["collect"]
     assert {f"schemes/{scheme}.py", "learner.py", f"algorithms/{algorithm}.py"} <= names["loss"]
-    assert {f"schemes/{scheme}.py", "learner.py"} <= names["backward"]
+    assert {f"schemes/{scheme}.py", "learner.py"} <= names["grad"]
 
     lines = {path: len(path.read_text().splitlines()) for path in set().union(*stacks.values())}
     for path, count in sorted(lines.items()):

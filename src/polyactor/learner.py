@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from polyactor.board import Board, Counter, Part, Watch, scalars, unwatched
+from polyactor.compiled import compiled
 from polyactor.errors import Diverged
-from polyactor.gradient import compiled, differentiate
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.normalizer import merge
 from polyactor.optim.flat import State, bind, parameter_views
 from polyactor.optim.rules import Rule
-from polyactor.types import Algorithm, Batch, Gradients, Rollout
+from polyactor.types import Algorithm, Batch, Gradients, Metrics, Rollout
 
 SKIPS_ALLOWED = 20
 """Updates in a row that may be skipped for a non-finite gradient before the run stops."""
@@ -94,7 +94,7 @@ class Learner:
         vector = replica.vector
         self.gradient = torch.zeros(replica.state.layout.theta, dtype=vector.dtype, device=vector.device)
         self.places = parameter_views(replica.model, self.gradient)
-        self.differentiate = compiled() if compile else differentiate
+        self.differentiate = compiled(differentiate) if compile else differentiate
 
     def gradients(self, rollout: Rollout) -> Iterator[Gradients]:
         """dθ of every batch the algorithm makes of a rollout.
@@ -138,6 +138,12 @@ class Learner:
         if moments is not None and moments.count > 0:
             reward = reward / (moments.variance + 1e-8).sqrt()
         return reward if self.clip_reward is None else reward.clamp(-self.clip_reward, self.clip_reward)
+
+
+def differentiate(algorithm: Algorithm, model: ActorCritic, batch: Batch) -> tuple[tuple[Tensor, ...], Metrics]:
+    """∂L/∂θ' of every parameter, in the model's order, and the loss's metrics."""
+    loss, metrics = algorithm.loss(model, batch)
+    return torch.autograd.grad(loss, tuple(model.parameters()), materialize_grads=True), metrics
 
 
 class Updater:

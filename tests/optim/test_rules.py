@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from polyactor.algorithms import A2C
 from polyactor.board import Board, Counter
-from polyactor.gradient import differentiate
-from polyactor.learner import Updater
+from polyactor.learner import Updater, differentiate
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD, Adam, RMSprop, Rule

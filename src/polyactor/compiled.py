@@ -1,4 +1,4 @@
-"""From a loss to its gradient: by the equations as they stand, or by code that is compiled from them."""
+"""The gradient of a loss by code that is compiled from its equations, for networks whose cost is that of calls."""
 
 from __future__ import annotations
 
@@ -19,14 +19,8 @@ ROUNDING = 1e-4
 Differentiate = Callable[[Algorithm, ActorCritic, Batch], tuple[tuple[Tensor, ...], Metrics]]
 
 
-def differentiate(algorithm: Algorithm, model: ActorCritic, batch: Batch) -> tuple[tuple[Tensor, ...], Metrics]:
-    """∂L/∂θ' of every parameter, in the model's order, and the loss's metrics."""
-    loss, metrics = algorithm.loss(model, batch)
-    return torch.autograd.grad(loss, tuple(model.parameters()), materialize_grads=True), metrics
-
-
-def compiled() -> Differentiate:
-    """`differentiate` by torch.compile: both passes as a few C++ functions instead of some hundred calls.
+def compiled(plain: Differentiate) -> Differentiate:
+    """The same function by torch.compile: both passes as a few C++ functions instead of some hundred calls.
 
     A batch of another size is compiled anew. Another form of this function got a bias's gradient wrong, for one size of
     batch (torch 2.13). So the first batch of each size is differentiated by the plain code as well.
@@ -36,7 +30,7 @@ def compiled() -> Differentiate:
 
     dynamo.trace_autograd_ops = True  # the backward pass belongs to the same graph
     inductor.compile_threads = 1  # in this process: no pool of others beside every worker
-    fast: Differentiate = torch.compile(differentiate)
+    fast: Differentiate = torch.compile(plain)
     checked: set[torch.Size] = set()
 
     def run(algorithm: Algorithm, model: ActorCritic, batch: Batch) -> tuple[tuple[Tensor, ...], Metrics]:
@@ -47,7 +41,7 @@ def compiled() -> Differentiate:
             raise UsageError(f"--compile does not work here, learn without it: {why}") from error
         size = batch.rollout.reward.shape
         if size not in checked:
-            _same(dtheta, differentiate(algorithm, model, batch)[0], size)
+            _same(dtheta, plain(algorithm, model, batch)[0], size)
             checked.add(size)
         return dtheta, metrics
 

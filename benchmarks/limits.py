@@ -10,10 +10,11 @@ shown is the median [min–max] of the rounds; a part's best batch and variant a
 A roofline is the rate of a perfect actor-critic, with no other work and nobody ever waiting. An agent step costs
   A3C     one step of the emulator, one pass to act, one forward and backward pass to learn;
   reused  the same, but acting's pass serves learning too, which is the backward pass alone;
-  PPO     one step of the emulator, one pass to act, one for the targets, a forward and backward pass per epoch.
-Each part is at its own best, also where no program could have both (`reused` with two variants). A default run ends
-before any game does, so resets are not in it. "backward" is timed inside "learn": what is left of a pass after its
-forward half, from the loss to the optimizer's step.
+  PPO     one step of the emulator, one pass to act, one for the targets, a forward and backward pass per epoch;
+          and, with "4 × 128", the same with targets from acting's pass, acting on 4 images and learning from 128.
+Each part is at its own best, but for those sizes, also where no program could have both (`reused` with two variants). A
+default run ends before any game does, so resets are not in it. "backward" is timed inside "learn": what is left of a
+pass after its forward half, from the loss to the optimizer's step.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import itertools
 import re
 import sys
 import typing
@@ -58,6 +59,11 @@ def _parse(cls: type[Any], default: Any, args: list[str], prog: str, description
             near = difflib.get_close_matches(flag[2:], known, n=1, cutoff=0.5)
             hint = f" (did you mean '--{near[0]}'?)" if near else ""
             raise UsageError(f"there is no flag {flag}{hint}")
+    for arg, after in itertools.pairwise([*args, "--"]):
+        flag, equals, value = arg.partition("=")
+        value = value if equals or after.startswith("-") else after
+        if value and _is_switch(flag.replace("_", "-"), known):
+            raise UsageError(f"{flag} {value} is not allowed: it takes no value, and no- before its name turns it off")
     args = _with_none(args, optional=[flag for flag, optional in known.items() if optional])
     complaint = io.StringIO()
     try:
@@ -71,6 +77,12 @@ def _parse(cls: type[Any], default: Any, args: list[str], prog: str, description
         raise UsageError(_one_sentence(complaint.getvalue())) from None
 
 
+def _is_switch(flag: str, known: Collection[str]) -> bool:
+    """A flag that is on or off: it has a twin with no- before its name."""
+    section, dot, name = flag.removeprefix("--").rpartition(".")
+    return flag.startswith("--") and (name.startswith("no-") or f"{section}{dot}no-{name}" in known)
+
+
 def _one_sentence(box: str) -> str:
     """What tyro says in a box, in one line."""
     text = re.sub(r"[╭╮╰╯│─]+|Value error", " ", box)
@@ -79,6 +91,9 @@ def _one_sentence(box: str) -> str:
         flag, whole, value = number.groups()
         auto = " or auto" * (flag[2:] in AUTO)
         return f"{flag} {value} is not allowed: it must be {ARTICLES[int if whole else float]}{auto}"
+    stray = re.search(r"Unrecognized options:\s+(\S+)", text)
+    if stray:
+        return f"'{stray[1]}' is one word too many"
     text = re.split(r"Argument helptext|For full helptext|Got errors", text)[0]
     return " ".join(text.split()).removeprefix("Invalid choice ") or "the flags were not understood"
 

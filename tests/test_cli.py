@@ -137,6 +137,11 @@ TRAIN = "train a2c --env CartPole-v1"
         (f"{TRAIN} --rollout auto", "--rollout auto is not allowed: it must be a whole number"),
         (f"{TRAIN} --optimizer.lr x", "--optimizer.lr x is not allowed: it must be a number"),
         (f"{TRAIN} --model.torso a3c-cnn", "--model.torso a3c-cnn does not fit"),
+        (
+            "train acer --env Pendulum-v1 --algorithm.trust-region probs",
+            "--algorithm.trust-region probs is not allowed",
+        ),
+        ("train acer --env Pendulum-v1 --algorithm.replay-ratio -1", "--algorithm.replay-ratio -1.0 is not allowed"),
         ("train pong-a3c --compile", "--compile is not allowed with a CNN"),
         ("train nowhere.py:Mine --env CartPole-v1", "there is no file nowhere.py"),
         ("resume", "a run directory is needed"),

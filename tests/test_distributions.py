@@ -13,7 +13,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from polyactor.distributions import Categorical, Gaussian, MultiCategorical, action_spec
+from polyactor.actions import action_spec
+from polyactor.distributions import Categorical, Gaussian, MultiCategorical
 
 
 def double(x: Any) -> Tensor:

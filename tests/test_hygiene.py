@@ -15,13 +15,14 @@ from torch import Tensor
 from polyactor.algorithms import A2C
 from polyactor.board import METRICS, Board, Counter
 from polyactor.errors import Diverged
-from polyactor.learner import SKIPS_ALLOWED, Learner, Replica, Updater
+from polyactor.learner import Learner, Replica
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.normalizer import moments
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD, Adam, RMSprop, Rule
 from polyactor.optim.flat import State
 from polyactor.types import Batch, Gradients, Outputs, Rollout
+from polyactor.updater import SKIPS_ALLOWED, Updater
 
 MakeRollout = Callable[..., Rollout]
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from polyactor import losses, returns
+from polyactor.actions import action_spec
 from polyactor.algorithms import A2C, ALGORITHMS, VTrace
-from polyactor.distributions import Categorical, action_spec
+from polyactor.distributions import Categorical
 from polyactor.errors import UsageError
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
@@ -397,9 +398,9 @@ def test_v_trace_of_what_the_policy_itself_did_is_a2c_with_half_the_value_coeffi
 
 
 def test_c_bar_above_rho_bar_is_refused_before_anything_runs() -> None:
-    VTrace(rho_bar=2.0, c_bar=2.0).fits(8, memory=False)
+    VTrace(rho_bar=2.0, c_bar=2.0).fits(8, memory=False, alone=True)
     with pytest.raises(UsageError, match=r"--algorithm\.c-bar 2\.0 .* at most --algorithm\.rho-bar 1\.0"):
-        VTrace(c_bar=2.0).fits(8, memory=False)
+        VTrace(c_bar=2.0).fits(8, memory=False, alone=True)
 
 
 @pytest.mark.parametrize("drift", [3.0, 1e4], ids=["finite", "overflown"])
@@ -543,9 +544,15 @@ def test_entropy_coefficient_anneals_with_progress(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_metrics_returned_are_those_announced_and_constants(make_rollout: MakeRollout, name: str) -> None:
-    algorithm, x, model = ALGORITHMS[name](), make_rollout(5, 2, dtype=torch.float32), tiny(spaces.Discrete(2)).float()
+    algorithm, x = ALGORITHMS[name](), make_rollout(5, 2, dtype=torch.float32)
+    x = x.replace(behavior_params=torch.zeros(5, 2, 2))
+    space = spaces.Box(-1, 1, x.observation.shape[2:], np.float32)
+    averaged = algorithm.averaging is not None
+    model = ActorCritic(
+        space, spaces.Discrete(2), ModelSpec(hidden=(4,)), critic=algorithm.outputs[1], averaged=averaged
+    )
     batch = next(algorithm.batches(model, x, None, torch.Generator().manual_seed(0)))
-    metrics = algorithm.loss(model, batch)[1]
+    metrics = algorithm.loss(model, batch, model.average)[1]
     assert tuple(metrics) == algorithm.metrics
     for value in metrics.values():
         assert value.shape == ()

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from polyactor import losses, returns
+from polyactor.actions import action_spec
 from polyactor.algorithms import A2C, PPO
 from polyactor.board import Board
 from polyactor.build import make_actor, make_learner, make_state, make_updater
-from polyactor.distributions import action_spec
 from polyactor.errors import UsageError
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
@@ -323,10 +323,10 @@ def test_with_memory_a_minibatch_is_whole_environments_unrolled_as_in_the_rollou
 
 
 def test_with_memory_more_minibatches_than_environments_are_refused() -> None:
-    PPO(minibatches=5).fits(5, memory=True)
-    PPO(minibatches=6).fits(5, memory=False)
+    PPO(minibatches=5).fits(5, memory=True, alone=True)
+    PPO(minibatches=6).fits(5, memory=False, alone=True)
     with pytest.raises(UsageError, match=r"--algorithm\.minibatches 6 .* at most 5"):
-        PPO(minibatches=6).fits(5, memory=True)
+        PPO(minibatches=6).fits(5, memory=True, alone=True)
 
 
 def test_the_mean_over_equal_minibatches_is_the_whole_gradient(make_rollout: MakeRollout) -> None:

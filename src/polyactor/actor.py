@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from polyactor.models.actor_critic import ActorCritic
 
 
-def blank(t: int, envs: VectorEnv, model: ActorCritic, b: int, actors: int = 1) -> Rollout:
-    """Memory for T steps of B environments of this kind, collected by so many actors."""
+def blank(t: int, envs: VectorEnv, model: ActorCritic, b: int, actors: int = 1, *, behavior: bool = False) -> Rollout:
+    """Memory for T steps of B environments of this kind, by so many actors; with all of μ or log μ(a) alone."""
     actions = model.actions
     observation = torch.from_numpy(envs.observation_space.low[:0])
     return Rollout(
@@ -30,6 +30,7 @@ def blank(t: int, envs: VectorEnv, model: ActorCritic, b: int, actors: int = 1) 
         behavior_log_prob=torch.zeros(t, b),
         core_state=tuple(torch.zeros(b, *part.shape[1:]) for part in model.initial_state(1)),
         version=torch.zeros(b, dtype=torch.int64),
+        behavior_params=torch.zeros(t, b, actions.params) if behavior else None,
         moments={name: blank_moments(actors, tuple(part.mean.shape)) for name, part in model.running.items()},
     )
 
@@ -44,6 +45,7 @@ class Actor:
         generator: samples the actions.
         gamma: discount of the return whose moments scale rewards, where the model keeps them.
         differentiated: its rollouts are differentiated with the model as it is, so all that acting computes is kept.
+        behavior: its rollouts carry the parameters of the policy that acted.
         on_game: called with score and length (agent steps) of every finished game.
         spend: called with the seconds each part of collecting took.
     """
@@ -58,13 +60,14 @@ class Actor:
         generator: torch.Generator,
         gamma: float,
         differentiated: bool = False,
+        behavior: bool = False,
         on_game: Callable[[float, int], None],
         spend: Callable[[Part, float], None] = unwatched,
     ) -> None:
         self.envs, self.model, self.generator, self.gamma = envs, model, generator, gamma
         self.on_game, self.spend = on_game, spend
         b = envs.num_envs
-        self.length, self.differentiated = length, differentiated
+        self.length, self.differentiated, self.behavior = length, differentiated, behavior
         self.own: Rollout | None = None
         self.observation = envs.reset(seed)
         self.is_first, self.ended = np.ones(b, dtype=bool), np.zeros(b, dtype=bool)
@@ -83,7 +86,7 @@ class Actor:
             if self.own is None:
                 shape, b = self.envs.observation_space.shape, self.envs.num_envs
                 memo = self.model.blank_memo(shape, self.length * b, differentiated=self.differentiated)
-                self.own = blank(self.length, self.envs, self.model, b).replace(memo=memo)
+                self.own = blank(self.length, self.envs, self.model, b, behavior=self.behavior).replace(memo=memo)
             into = self.own
         with torch.inference_mode():
             self._collect(into)
@@ -114,7 +117,10 @@ class Actor:
             self._count(r_t, done_t)
             self.ended = done_t.copy()
             watch.lap(Part.STORE)
-        x.behavior_log_prob.copy_(self.model.distribution(torch.stack(params)).log_prob(x.action))
+        behavior = torch.stack(params)
+        x.behavior_log_prob.copy_(self.model.distribution(behavior).log_prob(x.action))
+        if x.behavior_params is not None:
+            x.behavior_params.copy_(behavior)
         self.observation, self.is_first = observation[-1].copy(), is_first[-1].copy()
         for name, new in self._moments(x).items():
             x.moments[name].copy_(new)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -13,17 +14,21 @@ import torch
 from polyactor.actor import Actor, blank
 from polyactor.board import Board
 from polyactor.config import Config
-from polyactor.envs import VectorEnv, make_envs
+from polyactor.envs import VectorEnv, looks_atari, make_envs
 from polyactor.errors import UsageError
-from polyactor.learner import Learner, Replica, Updater
+from polyactor.learner import Learner, Replica
 from polyactor.models.actor_critic import ActorCritic, Precision
 from polyactor.models.normalizer import blank_moments
 from polyactor.optim.flat import State
 from polyactor.parcel import Parcel
+from polyactor.replay import Ring
 from polyactor.types import Rollout
+from polyactor.updater import Updater
 
 T = TypeVar("T", Rollout, Parcel)
 
+LEAST_ROLLOUTS = 4
+"""A ring of fewer could not be sampled."""
 PLAY = 1 << 20
 """Stream number of evaluations: far from any worker's."""
 
@@ -45,7 +50,7 @@ class Streams:
 
 def precision(config: Config, *, images: bool) -> Precision:
     """bf16 only for convolutions, and by itself only where the CPU multiplies it natively."""
-    if not images:
+    if not images or config.algorithm.moves:
         return "fp32"
     if config.precision == "auto":
         return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
@@ -68,10 +73,13 @@ def make_model(config: Config, envs: VectorEnv) -> ActorCritic:
                 precision=precision(config, images=envs.observation_space.dtype == np.uint8),
                 normalize_observation=config.normalize.observation,
                 normalize_return=config.normalize.reward,
+                critic=config.algorithm.outputs[1],
+                averaged=config.algorithm.averaging is not None,
             )
         except (ValueError, RuntimeError) as error:  # torch's own words for an image smaller than a kernel
             why = str(error).splitlines()[0]
-            raise UsageError(f"--model.torso {config.model.torso} does not fit: {why}") from None
+            what = "the algorithm" if "Q(x" in why else f"--model.torso {config.model.torso}"
+            raise UsageError(f"{what} does not fit: {why}") from None
 
 
 def make_state(config: Config) -> State:
@@ -81,7 +89,9 @@ def make_state(config: Config) -> State:
         UsageError: the model does not fit the environment, or is not one to compile.
     """
     with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
-        state = State.of(make_model(config, envs), config.optimizer, config.workers)
+        model = make_model(config, envs)
+        config.algorithm.suits(continuous=model.actions.dims > 0)
+        state = State.of(model, config.optimizer, config.workers)
     if config.compile and state.layout.convolutional:
         raise UsageError("--compile is not allowed with a CNN: convolutions would be no faster; it is for vectors")
     return state
@@ -135,6 +145,7 @@ def make_actor(
         generator=streams.act,
         gamma=float(getattr(config.algorithm, "gamma", 0.99)),
         differentiated=not config.algorithm.reuses,
+        behavior=config.algorithm.reads_behavior,
         on_game=partial(board.game, worker),
         spend=partial(board.spend, worker),
     )
@@ -149,9 +160,21 @@ def make_learner(config: Config, worker: int, replica: Replica) -> Learner:
         total_steps=config.steps,
         clip_reward=config.normalize.clip_reward,
         generator=Streams.of(config.seed, worker, replica.board.version, device=replica.device).learn,
+        replay=make_ring(config, worker, replica.model) if config.algorithm.remembers else None,
         compile=config.compile,
         spend=partial(replica.board.spend, worker),
     )
+
+
+def make_ring(config: Config, worker: int, model: ActorCritic) -> Ring:
+    """Memory for an equal part of the steps that the algorithm replays, in the run directory where there is one."""
+    columns = config.scheme.columns(config)
+    rollouts = config.algorithm.remembers // (config.scheme.learners(config) * columns * config.rollout)
+    with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
+        rollout = blank(config.rollout, envs, model, columns, behavior=True)
+    stacked = model.image and isinstance(config.env, str) and looks_atari(config.env)
+    folder = None if config.out is None else Path(config.out) / "replay" / f"learner-{worker}"
+    return Ring(rollout, max(rollouts, LEAST_ROLLOUTS), stack=config.atari.stack if stacked else 1, folder=folder)
 
 
 def make_updater(
@@ -168,14 +191,16 @@ def make_updater(
         applying: held while θ changes.
     """
     rule = config.for_worker(worker).optimizer
-    return Updater(state, rule, board, worker=worker, total_steps=config.steps, applying=applying)
+    averaging = config.algorithm.averaging
+    return Updater(state, rule, board, worker=worker, total_steps=config.steps, averaging=averaging, applying=applying)
 
 
 def make_rounds(config: Config, rounds: int, actors: int) -> list[Rollout]:
     """Shared memory for so many joined rollouts."""
     with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
         model = make_model(config, envs)
-        return [_shared(blank(config.rollout, envs, model, actors * config.envs, actors)) for _ in range(rounds)]
+        behavior, b = config.algorithm.reads_behavior, actors * config.envs
+        return [_shared(blank(config.rollout, envs, model, b, actors, behavior=behavior)) for _ in range(rounds)]
 
 
 def make_parcels(config: Config, state: State, board: Board, queue: int, accumulate: int) -> list[list[Parcel]]:

@@ -66,6 +66,14 @@ class Scheme:
             UsageError: naming the flag, the value and the way out.
         """
 
+    def alone(self, config: Config) -> bool:
+        """Whoever differentiates applies, and nobody else moves θ in between."""
+        return True
+
+    def learners(self, config: Config) -> int:
+        """How many differentiate."""
+        return config.workers
+
     def columns(self, config: Config) -> int:
         """Environments in one batch."""
         return config.envs
@@ -209,6 +217,10 @@ def check(config: Config) -> None:
             raise UsageError("--device cuda is not allowed: this machine has no GPU that torch can use; use cpu")
     if config.compile and not shutil.which(os.environ.get("CXX", "g++")):
         raise UsageError("--compile is not allowed: it needs a C++ compiler (g++, or what CXX names), and none is here")
+    if config.algorithm.differentiate and config.compile:
+        raise UsageError("--compile is not allowed: what would be compiled is the gradient of a loss, and this is not")
+    if config.algorithm.moves and config.precision == "bf16":
+        raise UsageError("--precision bf16 is not allowed: steps this small would be rounded away; use fp32")
     if scheme.single and config.workers != 1:
         raise UsageError(
             f"--workers {config.workers} is not allowed: {flag} has one worker; "
@@ -219,7 +231,8 @@ def check(config: Config) -> None:
             f"--per-worker is not allowed with {flag}, where one learner serves all: use hogwild or param-server"
         )
     scheme.fits(config)
-    config.algorithm.fits(scheme.columns(config), memory=config.model.core != "none")
+    memory, alone = config.model.core != "none", scheme.alone(config)
+    config.algorithm.fits(scheme.columns(config), memory=memory, alone=alone)
 
 
 def _ranges(part: Any, prefix: str) -> Iterator[tuple[str, Any, Allowed]]:

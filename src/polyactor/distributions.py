@@ -1,22 +1,18 @@
-"""From an action space to the number of parameters its policy needs, and from those to the distribution.
-
-Parameters always come as one tensor ``[..., P]``: logits for discrete spaces, mean and log σ for a Box.
-"""
+"""Policies π(·|x) of a batch of observations: what can be drawn from them and said of them."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import TYPE_CHECKING
-
-from gymnasium import spaces
-
-from polyactor.types import Distribution
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+
+SMALLEST = 1e-30
+"""A probability below it is 0."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,30 @@ class Categorical:
         log_p = self.log_p
         return -(log_p.exp() * log_p).sum(-1)
 
+    def kl_from(self, other: Self) -> Tensor:
+        """KL(other ‖ self)."""
+        return _kl(other.log_p, self.log_p)
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """π(a|x) itself, ``[..., n]``: not normalised again, so that its partial derivatives are those by π(a|x)."""
+
+    p: Tensor
+
+    @property
+    def log_p(self) -> Tensor:
+        """log π(·|x), ``[..., n]``; finite and flat where π(a|x) is 0."""
+        return self.p.clamp(min=SMALLEST).log()
+
+    def entropy(self) -> Tensor:
+        """−Σ_a π(a|x) log π(a|x)."""
+        return -(self.p * self.log_p).sum(-1)
+
+    def kl_from(self, other: Any) -> Tensor:
+        """KL(other ‖ self) of a categorical."""
+        return _kl(other.log_p, self.log_p)
+
 
 @dataclass(frozen=True)
 class MultiCategorical:
@@ -70,6 +90,10 @@ class MultiCategorical:
     def entropy(self) -> Tensor:
         """Σ_k H(π_k)."""
         return _sum([part.entropy() for part in self.parts])
+
+    def kl_from(self, other: Self) -> Tensor:
+        """Σ_k KL(other_k ‖ π_k)."""
+        return _sum([ours.kl_from(theirs) for ours, theirs in zip(self.parts, other.parts, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -97,46 +121,16 @@ class Gaussian:
         """Σ_i [log σ_i + ½ log 2πe]."""
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
-
-@dataclass(frozen=True)
-class ActionSpec:
-    """What a policy head must know of the action space.
-
-    Attributes:
-        sizes: number of choices of each discrete part; empty for a Box.
-        dims: number of continuous dimensions; 0 for discrete spaces.
-        shape: shape of one action.
-    """
-
-    sizes: tuple[int, ...]
-    dims: int
-    shape: tuple[int, ...]
-
-    @property
-    def params(self) -> int:
-        """P, the width of the parameter tensor."""
-        return sum(self.sizes) or 2 * self.dims
-
-    def distribution(self, params: Tensor) -> Distribution:
-        """``[..., P]`` to the distribution."""
-        if self.dims:
-            mean, log_std = params.tensor_split(2, -1)
-            return Gaussian(mean, log_std)
-        if not self.shape:
-            return Categorical(params)
-        ends = tuple(accumulate(self.sizes))[:-1]
-        return MultiCategorical(tuple(Categorical(part) for part in params.tensor_split(ends, -1)))
+    def kl_from(self, other: Self) -> Tensor:
+        """KL(other ‖ self) = Σ_i [log σ_i − log s_i + (s_i² + (m_i − μ_i)²) / 2σ_i² − ½], other's m and s."""
+        ratio = (2 * (other.log_std - self.log_std)).exp()
+        distance = (other.mean - self.mean).square() * (-2 * self.log_std).exp()
+        return (self.log_std - other.log_std + 0.5 * (ratio + distance - 1)).sum(-1)
 
 
-def action_spec(space: spaces.Space[object]) -> ActionSpec:
-    """The spec of a Discrete, MultiDiscrete or (flat) Box space; `envs` has refused all others before."""
-    if isinstance(space, spaces.Discrete):
-        return ActionSpec(sizes=(int(space.n),), dims=0, shape=())
-    if isinstance(space, spaces.MultiDiscrete):
-        return ActionSpec(sizes=tuple(int(n) for n in space.nvec), dims=0, shape=(len(space.nvec),))
-    if isinstance(space, spaces.Box) and len(space.shape) == 1:
-        return ActionSpec(sizes=(), dims=space.shape[0], shape=space.shape)
-    raise TypeError(f"no policy for {space}")
+def _kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """KL(q ‖ p) = Σ_a q(a) (log q(a) − log p(a))."""
+    return (log_q.exp() * (log_q - log_p)).sum(-1)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
+SMALLEST = 1e-30
+"""A squared norm below this is 0."""
+
 Reduction = Literal["mean", "sum"]
 """How a loss over real rows becomes a scalar; see docs/algorithms/a2c.md for what it does to clipping and ε."""
 
@@ -24,6 +27,68 @@ def weighted(x: Tensor, w: Tensor) -> Tensor:
 def policy_gradient(log_prob: Tensor, advantage: Tensor) -> Tensor:
     """``−log π(a_t|x_t) A_t``, per row; its gradient is the policy gradient's negative. A_t is a constant."""
     return -log_prob * advantage.detach()
+
+
+def importance_surrogate(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> Tensor:
+    """``−π(a_t|x_t)/π_old(a_t|x_t) A_t``, per row; at π = π_old it has the gradient of `policy_gradient`."""
+    return -(log_prob - old_log_prob.detach()).exp() * advantage.detach()
+
+
+def truncated_weights(
+    log_p: Tensor, log_rho: Tensor, action: Tensor, q: Tensor, q_ret: Tensor, v: Tensor, c: float
+) -> Tensor:
+    """What ACER weighs ∇ log π(a|x_t) of every action by, ``[T, B, A]``, constants (Wang et al. 2017, eq. 7 and 9).
+
+    ``min(c, ρ(a_t)) (Q^ret_t − V)`` for the action taken, and for all of them ``π(a) [1 − c/ρ(a)]₊ (Q(a) − V)``. With
+    Q^ret = Q the weighted sum's expectation under μ is the gradient of Σ_a π(a) Q(a), whatever c is.
+
+    Args:
+        log_p: ``[T, B, A]`` log π(·|x_t).
+        log_rho: ``[T, B, A]`` log π(·|x_t) − log μ(·|x_t).
+        action: ``[T, B]`` a_t.
+        q: ``[T, B, A]`` Q(x_t, ·).
+        q_ret: ``[T, B]`` Q^ret_t.
+        v: ``[T, B]`` V(x_t) = Σ_a π(a) Q(a).
+        c: where importance weights are truncated.
+    """
+    taken, v = action.unsqueeze(-1), v.unsqueeze(-1)
+    truncation = log_rho.gather(-1, taken).exp().clamp(max=c) * (q_ret.unsqueeze(-1) - v)
+    correction = log_p.exp() * _beyond(log_rho, c) * (q - v)
+    return correction.scatter_add(-1, taken, truncation).detach()
+
+
+def sampled_weights(log_rho: Tensor, advantage: Tensor, c: float) -> Tensor:
+    """`truncated_weights` of actions that cannot be summed over, ``[T, B, 2]`` (Wang et al. 2017, §5.2).
+
+    ``min(c, ρ(a_t)) (Q^opc_t − V)`` for the action taken, ``[1 − c/ρ(a'_t)]₊ (Q̃(a'_t) − V)`` for one a'_t ~ π.
+
+    Args:
+        log_rho: ``[T, B, 2]`` log π − log μ of a_t and a'_t.
+        advantage: ``[T, B, 2]`` Q^opc_t − V and Q̃(a'_t) − V.
+        c: where importance weights are truncated.
+    """
+    weight = _beyond(log_rho, c)
+    weight[..., 0] = log_rho[..., 0].exp().clamp(max=c)
+    return (weight * advantage).detach()
+
+
+def _beyond(log_rho: Tensor, c: float) -> Tensor:
+    """[1 − c/ρ]₊, the share of a weight that truncation leaves out."""
+    return (1 - c * (-log_rho).clamp(max=80.0).exp()).clamp(min=0)
+
+
+def trust_region(g: Tensor, k: Tensor, delta: float) -> Tensor:
+    """The ``z [..., S]`` nearest to g with kᵀz ≤ δ (Wang et al. 2017, eq. 12): ``z = g − max(0, (kᵀg − δ)/‖k‖²) k``.
+
+    Of each row by itself, so g must not have been averaged before. Where k is 0 nothing is projected.
+
+    Args:
+        g: ``[..., S]`` gradient of the objective by the statistics φ of the policy.
+        k: ``[..., S]`` ∇_φ KL(π_average ‖ π).
+        delta: δ, how much of k a step of g may contain.
+    """
+    excess = ((k * g).sum(-1, keepdim=True) - delta).clamp(min=0)
+    return g - excess / k.square().sum(-1, keepdim=True).clamp(min=SMALLEST) * k
 
 
 def squared_error(value: Tensor, target: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -63,6 +64,34 @@ A3C_PAPER: dict[str, Preset] = {
     ),
 }
 
+_ACER_PAPER: Values = {
+    "optimizer": "rmsprop", "optimizer.lr": 7e-4, "optimizer.max_grad_norm": 40.0, "optimizer.square_avg_start": 0.0,
+    "workers": 16, "envs": 1, "algorithm.delta": 1.0,
+}
+
+ACER_PAPER: dict[str, Preset] = {
+    "paper-acer": Preset(
+        "ACER, discrete: 16 workers of one environment, 50,000 steps remembered by each",
+        "acer", PONG,
+        {
+            **SIGN, **_ACER_PAPER, "steps": 50_000_000, "rollout": 20, "model.torso": "nature-cnn",
+            "algorithm.entropy_coef": 0.001, "algorithm.replay_capacity": 800_000, "algorithm.trust_region": "probs",
+        },
+        "57 games, median human-normalised score by steps, in curves: replay ratio 4 is about the best",
+    ),
+    "paper-acer-continuous": Preset(
+        "ACER, continuous: off-policy alone, stochastic dueling network, σ of 0.3",
+        "acer", "HalfCheetah-v5",
+        {
+            **_ACER_PAPER, "steps": 5_000_000, "rollout": 50, "optimizer.lr": 2e-4, "model.share_torso": False,
+            "model.hidden": (200,), "model.activation": "relu", "model.log_std": "fixed",
+            "model.log_std_start": math.log(0.3), "algorithm.truncation": 5.0, "algorithm.average_decay": 0.995,
+            "algorithm.entropy_coef": 0.0, "algorithm.on_policy": False, "algorithm.replay_capacity": 80_000,
+        },
+        "curves only: ahead of A3C and of A3C with a trust region on 6 tasks",
+    ),
+}
+
 IMPALA_PAPER: dict[str, Preset] = {
     "paper-impala-shallow": Preset(
         "IMPALA's shallow network; its batch of 32 unrolls comes from 8 actors of 4 environments",
@@ -78,7 +107,44 @@ IMPALA_PAPER: dict[str, Preset] = {
 
 # --- alirezakazemipour/A3C-ACER-PyTorch -------------------------------------------------------------------------------
 
+_AK_ACER: Values = {
+    **SIGN, **ADAM, "envs": 1, "rollout": 20, "model.torso": "nature-cnn", "optimizer.lr": 1e-4,
+    "optimizer.max_grad_norm": 40.0, "algorithm.entropy_coef": 0.001, "algorithm.replay_capacity": 600_000,
+    "algorithm.replay_start": 0, "atari.life_loss": True,
+}
+
 AK: dict[str, Preset] = {
+    "pong-acer-2w": Preset(
+        "ACER, 2 workers, 600,000 steps remembered",
+        "acer", PONG,
+        {**_AK_ACER, "steps": 1_800_000, "workers": 2},
+        "18 after 580 games of each worker (about 1.8M steps); 21 after 600",
+    ),
+    "breakout-acer-8w": Preset(
+        "the same, 8 workers",
+        "acer", BREAKOUT,
+        {**_AK_ACER, "steps": 1_700_000, "workers": 8},
+        "59 in one life after 1,280 lives of each worker (about 1.7M steps)",
+    ),
+    "spaceinvaders-acer-8w": Preset(
+        "the same, 8 workers",
+        "acer", "SpaceInvadersNoFrameskip-v4",
+        {**_AK_ACER, "steps": 1_500_000, "workers": 8},
+        "180 in one life after 840 lives of each worker (about 1.5M steps)",
+    ),
+    "pendulum-acer-replayed": Preset(
+        "continuous ACER, off-policy alone, policy and critic apart",
+        "acer", "Pendulum-v1",
+        {
+            **ADAM, "steps": 1_000_000, "workers": 8, "envs": 1, "rollout": 50, "model.hidden": (256,),
+            "model.activation": "relu", "model.share_torso": False, "model.log_std": "fixed",
+            "model.log_std_start": math.log(0.3), "optimizer.lr": 1e-4, "optimizer.max_grad_norm": None,
+            "algorithm.gamma": 0.9, "algorithm.entropy_coef": 1e-4, "algorithm.truncation": 5.0,
+            "algorithm.average_decay": 0.995, "algorithm.on_policy": False, "algorithm.replay_ratio": 4.0,
+            "algorithm.replay_capacity": 2_000_000,
+        },
+        "none: its author calls it untested",
+    ),
     "pong-a3c-lstm": Preset(
         "A3C-LSTM without a dense layer, 2 workers",
         "a3c", PONG,
@@ -101,6 +167,37 @@ AK: dict[str, Preset] = {
         },
         "none: its author calls it untested",
     ),
+}
+
+# --- fedetask/ACER-torch and Kaixhin/ACER -----------------------------------------------------------------------------
+
+FD: dict[str, Preset] = {
+    f"{env.split('-')[0].lower()}-acer-traces": Preset(
+        "ACER on whole traces: rollouts of 1,000 steps, 32 of them to a replayed batch, without a trust region",
+        "acer", env,
+        {
+            **ADAM, "steps": 1_000_000, "workers": 4, "envs": 1, "rollout": 1_000, "model.share_torso": False,
+            "model.hidden": (128, 128, 128, 128), "model.activation": "relu", "optimizer.lr": 5e-4,
+            "optimizer.max_grad_norm": 40.0, "algorithm.truncation": 1.0, "algorithm.trust_region": "none",
+            "algorithm.entropy_coef": 1e-4, "algorithm.replay_capacity": 1_000_000, "algorithm.replay_batch": 32,
+        },
+        "none",
+    )
+    for env in ("CartPole-v1", "LunarLander-v3")
+}
+
+KX: dict[str, Preset] = {
+    "cartpole-acer-lstm": Preset(
+        "ACER with memory, 6 workers",
+        "acer", "CartPole-v1",
+        {
+            **RMSPROP_TORCH, "steps": 500_000, "workers": 6, "envs": 1, "rollout": 100, "model.hidden": (32,),
+            "model.activation": "relu", "model.core": "lstm", "model.core_size": 32, "optimizer.lr": 7e-4,
+            "optimizer.max_grad_norm": 40.0, "algorithm.entropy_coef": 1e-4, "algorithm.trust_region": "probs",
+            "algorithm.replay_capacity": 100_000, "algorithm.replay_start": 3_300, "algorithm.replay_batch": 16,
+        },
+        "500 after about 380k steps",
+    )
 }
 
 # --- gianluca-maselli/A3C ---------------------------------------------------------------------------------------------
@@ -371,6 +468,25 @@ IK_A2C: dict[str, Preset] = {
 
 # --- openai/baselines -------------------------------------------------------------------------------------------------
 
+OB_ACER: dict[str, Preset] = {
+    f"{game.lower()}-acer-baselines": Preset(
+        "ACER in one process: 16 environments of 20 steps, 50,000 steps of each remembered",
+        "acer",
+        f"{game}NoFrameskip-v4",
+        {
+            **SIGN, "optimizer": "rmsprop", "steps": 10_000_000, "workers": 1, "envs": 16, "rollout": 20,
+            "optimizer.lr": 7e-4, "optimizer.lr_end": 0.0, "optimizer.eps": 1e-5, "optimizer.max_grad_norm": 10.0,
+            "model.torso": "nature-cnn", "algorithm.trust_region": "probs", "algorithm.hold_entropy": True,
+            "algorithm.replay_capacity": 800_000, "algorithm.replay_start": 160_000, "atari.life_loss": True,
+        },
+        f"{score} in 10M steps (6 runs)",
+    )
+    for game, score in {
+        "Enduro": "0", "SpaceInvaders": "656.9", "Qbert": "6,433.4", "Seaquest": "1,066.0", "Pong": "3.1",
+        "BeamRider": "1,959.2", "Breakout": "82.9",
+    }.items()
+}
+
 OB: dict[str, Preset] = {
     f"{game.lower()}-a2c-baselines": Preset(
         "A2C with TensorFlow's RMSProp and a learning rate that ends at 0",
@@ -392,14 +508,17 @@ def _of(source: str, rows: Mapping[str, Preset]) -> dict[str, Preset]:
 
 PUBLISHED: dict[str, Preset] = {
     **_of("Mnih et al. 2016", A3C_PAPER),
+    **_of("Wang et al. 2017", ACER_PAPER),
     **_of("Espeholt et al. 2018", IMPALA_PAPER),
     **_of("fulltopic/rlpractice", FT),
     **_of("alirezakazemipour/A3C-ACER-PyTorch", AK),
+    **_of("fedetask/ACER-torch", FD),
+    **_of("Kaixhin/ACER", KX),
     **_of("gianluca-maselli/A3C", GM),
     **_of("hengyuan-hu/a2c", HH),
     **_of("ikostrikov/pytorch-a3c", IK_A3C),
     **_of("dgriff777/rl_a3c_pytorch", DG),
     **_of("dgriff777/a3c_continuous", DC),
     **_of("ikostrikov/pytorch-a2c-ppo-acktr-gail", IK_A2C),
-    **_of("openai/baselines", OB),
+    **_of("openai/baselines", OB | OB_ACER),
 }

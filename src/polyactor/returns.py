@@ -92,6 +92,29 @@ def vtrace(
     return Estimate(mask * rho_pi * (q_t - v_t), excess + v_t)
 
 
+def retrace(reward: Tensor, value: Tensor, q_taken: Tensor, discount: Tensor, mask: Tensor, trace: Tensor) -> Tensor:
+    """Retrace (Munos et al. 2016, eq. 4; Wang et al. 2017, eq. 5): targets of Q(x_t, a_t), ``[T, B]``.
+
+    ``Q^ret_t = r_t + γ_t [V(x_{t+1}) + c_{t+1} (Q^ret_{t+1} − Q(x_{t+1}, a_{t+1}))]``, and where the episode or the
+    rollout ends after t, ``Q^ret_t = r_t + γ_t V(x_{t+1})``.
+
+    c_t = λ min(1, ρ_t) is Retrace(λ), whatever ACER's truncation of importance weights is; c_t = min(1, ρ_t^{1/d}) is
+    that of ACER for d-dimensional actions, c_t = 1 its Q^opc, c_t = π(a_t|x_t) the tree backup.
+
+    Args:
+        reward: ``[T, B]`` r_t.
+        value: ``[T+1, B]`` V(x_t) = Σ_a π(a|x_t) Q(x_t, a) under the current π, detached.
+        q_taken: ``[T, B]`` Q(x_t, a_t), detached.
+        discount: ``[T, B]`` γ_t = γ (1 − terminated_t).
+        mask: ``[T, B]`` 0 at fake rows; their target is Q(x_t, a_t).
+        trace: ``[T, B]`` c_t.
+    """
+    _check(reward, value, discount, mask)
+    delta = reward + discount * value[1:] - q_taken
+    trace_tp1 = trace.roll(-1, 0)  # the last one is multiplied by nothing
+    return q_taken + _backwards(mask * delta, mask * discount * trace_tp1)
+
+
 def _backwards(delta: Tensor, decay: Tensor) -> Tensor:
     """``[T, B]``: x_t = δ_t + c_t x_{t+1}, from x_T = 0."""
     x = delta.clone()

@@ -164,7 +164,8 @@ class _Training:
                 "started", "; ".join(reasons), precision=self.precision, workers=config.workers, envs=config.envs
             )
             try:
-                scheme = transport.run(config, self.state, self.board)
+                # Whoever remembers rollouts does so in the run's directory.
+                scheme = transport.run(replace(config, out=str(self.directory)), self.state, self.board)
                 try:
                     status = self._watch(scheme)
                 finally:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 if TYPE_CHECKING:
     import torch
@@ -99,6 +99,11 @@ class Memo:
             tuple(torso and tuple(each[rows] for each in torso) for torso in self.outputs),
         )
 
+    @property
+    def images_alone(self) -> Memo:
+        """What holds for other parameters too."""
+        return Memo(images=self.images)
+
     def of_images(self, rows: Tensor) -> Memo | None:
         """A copy of the images of some rows ``[n]`` alone, for whatever parameters."""
         if self.images is None:
@@ -120,6 +125,7 @@ class Rollout:
         reward: ``[T, B]`` as the environment gave it.
         terminated: ``[T, B]`` bool, nothing follows (or a life was lost and counts as an end).
         behavior_log_prob: ``[T, B]`` log μ(a_t|x_t) of the policy that acted.
+        behavior_params: ``[T, B, P]`` parameters of μ(·|x_t), where the algorithm replays rollouts.
         core_state: recurrent state before the first step, ``[B, ...]`` each.
         version: ``[B]`` int64, the version of θ that acted.
         moments: what it adds to the running statistics, by name.
@@ -134,6 +140,7 @@ class Rollout:
     behavior_log_prob: Tensor
     core_state: CoreState
     version: Tensor
+    behavior_params: Tensor | None = None
     moments: Mapping[str, Moments] = field(default_factory=dict)
     memo: Memo | None = None
 
@@ -165,6 +172,7 @@ class Rollout:
             behavior_log_prob=self.behavior_log_prob[:, own],
             core_state=tuple(part[own] for part in self.core_state),
             version=self.version[own],
+            behavior_params=None if self.behavior_params is None else self.behavior_params[:, own],
             moments={name: moments[i : i + 1] for name, moments in self.moments.items()},
         )
 
@@ -172,6 +180,8 @@ class Rollout:
         """Every tensor it is made of."""
         yield from (self.observation, self.is_first, self.action, self.reward, self.terminated)
         yield from (self.behavior_log_prob, *self.core_state, self.version)
+        if self.behavior_params is not None:
+            yield self.behavior_params
         for moments in self.moments.values():
             yield from (moments.count, moments.mean, moments.m2)
 
@@ -187,6 +197,7 @@ class Rollout:
             terminated=self.terminated.to(device),
             behavior_log_prob=self.behavior_log_prob.to(device),
             core_state=tuple(part.to(device) for part in self.core_state),
+            behavior_params=None if self.behavior_params is None else self.behavior_params.to(device),
         )
 
 
@@ -208,6 +219,7 @@ class Gradients:
         version: the version of θ it was computed at.
         steps: environment steps it consumes (0 when a later batch of the same rollout).
         moments: running statistics to merge when it is applied.
+        step: ``[θ]`` what θ moves by besides, past the optimizer.
     """
 
     vector: Tensor
@@ -215,6 +227,7 @@ class Gradients:
     version: int
     steps: int
     moments: Mapping[str, Moments] = field(default_factory=dict)
+    step: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -223,11 +236,32 @@ class Outputs:
 
     Attributes:
         policy: ``[T+1, B, P]`` parameters of the action distribution.
-        value: ``[T+1, B]`` V(x_t).
+        value: ``[T+1, B]`` V(x_t), or ``[T+1, B, A]`` Q(x_t, ·) where the algorithm asked for q of listed actions.
+        advantage: where it asked for q of a Box, from actions ``[..., T, B, d]`` to A(x_t, a) of the first T rows.
     """
 
     policy: Tensor
     value: Tensor
+    advantage: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def q(self) -> Tensor:
+        """``[T+1, B, A]`` Q(x_t, ·) of listed actions."""
+        return self.value
+
+
+class Direction(NamedTuple):
+    """Where a batch leads.
+
+    Attributes:
+        gradient: of each parameter, for the optimizer to descend.
+        metrics: scalars by name.
+        step: of each parameter, taken without the optimizer; None where there is none.
+    """
+
+    gradient: tuple[Tensor, ...]
+    metrics: Metrics
+    step: tuple[Tensor, ...] | None = None
 
 
 class Distribution(Protocol):
@@ -245,6 +279,9 @@ class Distribution(Protocol):
     def entropy(self) -> Tensor:
         """H(π(·|x)) in nats, ``[...]``."""
 
+    def kl_from(self, other: Any, /) -> Tensor:
+        """KL(other ‖ π), ``[...]``, of another of its kind."""
+
 
 class Model(Protocol):
     """What an algorithm may ask of an actor-critic."""
@@ -260,7 +297,24 @@ class Model(Protocol):
 
 
 class Replay(Protocol):
-    """A memory of past trajectories (none of the on-policy algorithms has one)."""
+    """A memory of past rollouts (none of the on-policy algorithms has one)."""
+
+    @property
+    def steps(self) -> int:
+        """Steps in it that can be sampled."""
+
+    def sample(self, count: int, generator: torch.Generator, length: int | None = None) -> Rollout:
+        """So many rollouts of one environment each, ``[T, count]``, any of them as likely as any other.
+
+        Args:
+            count: of rollouts.
+            generator: draws them.
+            length: T of stretches that begin anywhere, instead of rollouts as they were.
+        """
+
+
+Differentiate = Callable[["Model", Batch, "Model | None", Sequence["Tensor"]], Direction]
+"""Called with the model, a batch, the average network and the model's parameters."""
 
 
 @dataclass(frozen=True)
@@ -271,13 +325,36 @@ class Algorithm:
     """
 
     outputs: ClassVar[tuple[str, ...]] = ("policy", "value")
-    """The heads its loss reads."""
+    """The heads its loss reads: policy, and value or q (of each action, or by a dueling network of a Box)."""
     metrics: ClassVar[tuple[str, ...]] = ("policy_loss", "value_loss", "entropy")
     """The scalars its loss reports; each becomes a key of ``metrics.jsonl``."""
     corrects_lag: ClassVar[bool] = False
     """It learns rightly from rollouts of a policy older than the one that is improved."""
     reuses: ClassVar[bool] = False
     """It makes several batches of one rollout, each to be taken at the parameters the last one left."""
+
+    reads_behavior: ClassVar[bool] = False
+    """Its loss reads the parameters of the policy that acted, not only its log π(a|x)."""
+
+    @property
+    def remembers(self) -> int:
+        """Steps it wants remembered, by all workers together, to be learned from again."""
+        return 0
+
+    @property
+    def averaging(self) -> float | None:
+        """α of an average network θ_a ← α θ_a + (1 − α) θ after every update; None has none."""
+        return None
+
+    @property
+    def moves(self) -> bool:
+        """It moves θ itself, past the optimizer, from the θ it differentiated at."""
+        return False
+
+    @property
+    def differentiate(self) -> Differentiate | None:
+        """What stands in for the gradient of `loss`; None: nothing does."""
+        return None
 
     def loss(self, model: Model, batch: Batch, average: Model | None = None) -> tuple[Tensor, Metrics]:
         """The scalar whose gradient is descended, and metrics by name."""
@@ -289,12 +366,23 @@ class Algorithm:
         """The batches one rollout gives; each `yield` returns the metrics of the batch just applied."""
         yield Batch(rollout)
 
-    def fits(self, columns: int, *, memory: bool) -> None:
+    def fits(self, columns: int, *, memory: bool, alone: bool) -> None:
         """Whether it can be run so.
 
         Args:
             columns: environments in one batch.
             memory: the model has a recurrent core.
+            alone: nobody else moves θ between a gradient's being taken and its being applied.
+
+        Raises:
+            UsageError: naming the flag, the value and what is allowed.
+        """
+
+    def suits(self, *, continuous: bool) -> None:
+        """Whether it can be run with such actions.
+
+        Args:
+            continuous: they are a Box.
 
         Raises:
             UsageError: naming the flag, the value and what is allowed.

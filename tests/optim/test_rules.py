@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from polyactor.algorithms import A2C
 from polyactor.board import Board, Counter
-from polyactor.learner import Updater, differentiate
+from polyactor.learner import differentiate
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD, Adam, RMSprop, Rule
 from polyactor.optim.flat import State, bind, parameter_views
 from polyactor.types import Batch, Gradients, Rollout
+from polyactor.updater import Updater
 
 Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from polyactor import cli, transport
-from polyactor.algorithms import A2C, ALGORITHMS, PPO, VTrace
+from polyactor.algorithms import A2C, ACER, ALGORITHMS, PPO, VTrace
 from polyactor.board import Board, Counter
 from polyactor.build import make_state
 from polyactor.config import Config, Normalize, check
@@ -56,6 +56,9 @@ def config_of(name: str, scheme: str, core: Any, env: str) -> Config:
         "a2c": A2C(gamma=gamma, gae_lambda=own.trace, entropy_coef=entropy),
         "ppo": PPO(gamma=gamma, gae_lambda=own.trace, entropy_coef=entropy, minibatches=2),
         "vtrace": VTrace(gamma=gamma, trace_lambda=own.trace, entropy_coef=entropy, value_coef=1.0),
+        "acer": ACER(
+            gamma=gamma, trace_lambda=own.trace, entropy_coef=entropy, replay_ratio=2.0, replay_capacity=STEPS
+        ),
     }
     return Config(
         env=env,

@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 
 from polyactor import transport
-from polyactor.algorithms import A2C, PPO, VTrace
+from polyactor.algorithms import A2C, ACER, PPO, VTrace
 from polyactor.board import Board, Counter, Game
 from polyactor.build import make_state
 from polyactor.config import Config, Normalize, Scheme
@@ -70,6 +70,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "a2c": A2C(gae_lambda=0.95, entropy_coef=0.05, entropy_coef_end=0.0),
     "ppo": PPO(epochs=2, minibatches=2, entropy_coef=0.05, entropy_coef_end=0.0),
     "vtrace": VTrace(entropy_coef=0.05, entropy_coef_end=0.0),
+    "acer": ACER(replay_ratio=3.0, replay_capacity=2_000, replay_start=100, entropy_coef=0.05, entropy_coef_end=0.0),
 }
 SCHEMES: dict[str, Scheme] = {
     "hogwild": Hogwild(),
@@ -83,15 +84,18 @@ LOCAL = [
     ("hogwild", "a2c", "mlp", "rmsprop"),
     ("hogwild", "ppo", "cnn", "adam"),
     ("hogwild", "vtrace", "lstm", "adam"),
+    ("hogwild", "acer", "cnn", "rmsprop"),
     ("hogwild-locked", "a2c", "lstm", "adam"),
     ("hogwild-threads", "ppo", "lstm", "adam"),
     ("param-server", "a2c", "cnn", "rmsprop"),
     ("param-server", "ppo", "lstm", "adam"),
     ("param-server", "vtrace", "mlp", "adam"),
+    ("param-server", "acer", "lstm", "adam"),
     ("param-server-mean", "a2c", "mlp", "adam"),
     ("actor-learner", "a2c", "lstm", "adam"),
     ("actor-learner", "ppo", "mlp", "adam"),
     ("actor-learner", "vtrace", "cnn", "rmsprop"),
+    ("actor-learner", "acer", "mlp", "adam"),
 ]
 """Over processes: every scheme with every algorithm and every model at least once; the slow suite has all of them."""
 
@@ -109,7 +113,7 @@ class End:
 
 def config_of(model: str, rule: str, algorithm: str = "a2c") -> Config:
     env, spec = MODELS[model]
-    batches = 4 if algorithm == "ppo" else 1
+    batches = {"ppo": 4, "acer": 3}.get(algorithm, 1)
     return Config(
         env=env,
         algorithm=ALGORITHMS[algorithm],

@@ -52,7 +52,7 @@ class PPO(Algorithm):
     target_kl: Annotated[float | None, Allowed(0, above=True)] = None
     """Leave a rollout once the estimated KL from μ passes this; none does all epochs."""
 
-    def fits(self, columns: int, *, memory: bool) -> None:
+    def fits(self, columns: int, *, memory: bool, alone: bool) -> None:
         """With memory a minibatch is whole environments."""
         if memory and self.minibatches > columns:
             raise UsageError(

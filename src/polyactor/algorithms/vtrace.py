@@ -41,7 +41,7 @@ class VTrace(Algorithm):
     reduction: losses.Reduction = "mean"
     """Mean, or the paper's sum, over the rollout's real rows."""
 
-    def fits(self, columns: int, *, memory: bool) -> None:
+    def fits(self, columns: int, *, memory: bool, alone: bool) -> None:
         """ρ̄ ≥ c̄, which the paper's contraction needs."""
         if self.c_bar > self.rho_bar:
             raise UsageError(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from polyactor.distributions import ActionSpec, action_spec
+from polyactor.actions import ActionSpec, action_spec
 from polyactor.models.core import LSTM, Identity
 from polyactor.models.normalizer import RunningMoments
 from polyactor.models.spec import ModelSpec
@@ -24,6 +26,8 @@ CLIP_OBSERVATION = 5.0
 """Normalised observations are clipped to this many standard deviations."""
 
 
+DUELING_UNITS = 64
+"""Of the layer that joins features and actions."""
 IMAGES_IN_CACHE = 8
 """Images scaled at a time, so that every pass over them but the first reads from the cache."""
 MOST_PIXELS_KEPT = 1 << 27
@@ -73,7 +77,7 @@ def policy_head(features: int, actions: ActionSpec, spec: ModelSpec) -> nn.Modul
     if actions.dims and spec.log_std == "free":
         return GaussianHead(features, actions.dims, spec.log_std_start)
     head = orthogonal(nn.Linear(features, actions.params), 0.01)
-    if actions.dims:
+    if actions.dims:  # a fixed log σ is no parameter: then there are no such rows
         nn.init.constant_(head.bias[actions.dims :], spec.log_std_start)
     return head
 
@@ -85,8 +89,38 @@ def own_layer(features: int, width: int | None) -> nn.Module:
     return nn.Sequential(orthogonal(nn.Linear(features, width)), nn.ReLU())
 
 
+def critic_width(head: str, actions: ActionSpec) -> int:
+    """How many numbers the critic says: V(x), or Q(x, a) of each action.
+
+    Raises:
+        ValueError: Q is asked for and the actions cannot be listed.
+    """
+    if head == "value":
+        return 1
+    if head != "q":
+        raise ValueError(f"there is no head {head!r}: an algorithm may ask for value or q")
+    if len(actions.sizes) > 1:
+        raise ValueError("Q(x, ·) needs one discrete action or a Box, not several parts")
+    return 1 if actions.dims else actions.params
+
+
+class Dueling(nn.Module):
+    """A(x, a) of continuous actions, for the stochastic dueling network (Wang et al. 2017, eq. 13)."""
+
+    def __init__(self, features: int, dims: int) -> None:
+        super().__init__()
+        self.hidden = orthogonal(nn.Linear(features + dims, DUELING_UNITS))
+        self.out = orthogonal(nn.Linear(DUELING_UNITS, 1), 0.01)
+
+    def forward(self, features: Tensor, action: Tensor) -> Tensor:
+        """``[T, B, F]`` and ``[..., T, B, d]`` to ``[..., T, B]``."""
+        both = torch.cat([features.expand(*action.shape[:-1], -1), action], -1)
+        advantage: Tensor = self.out(torch.tanh(self.hidden(both)))
+        return advantage.squeeze(-1)
+
+
 class ActorCritic(nn.Module):
-    """π(·|x) and V(x).
+    """π(·|x) and V(x), or Q(x, ·).
 
     Args:
         observation_space: of one environment, a Box.
@@ -95,8 +129,11 @@ class ActorCritic(nn.Module):
         precision: of the torso; heads, core, values and losses are float32 either way.
         normalize_observation: keep running moments of the observations and feed (x − mean)/σ.
         normalize_return: keep running moments of the discounted return, for reward scaling.
+        critic: what the critic says, value or q.
+        averaged: have an average of itself, whose parameters are running statistics too.
     """
 
+    average: ActorCritic | None
     observation_moments: RunningMoments | None
     return_moments: RunningMoments | None
 
@@ -109,23 +146,28 @@ class ActorCritic(nn.Module):
         precision: Precision = "fp32",
         normalize_observation: bool = False,
         normalize_return: bool = False,
+        critic: str = "value",
+        averaged: bool = False,
     ) -> None:
         super().__init__()
         shape = observation_space.shape
         dtype = torch.from_numpy(observation_space.low[:0]).dtype
         self.image = is_image(shape, dtype)
         self.bytes = dtype == torch.uint8
-        self.actions = action_spec(action_space)
+        self.actions = action_spec(action_space, spec.log_std_start if spec.log_std == "fixed" else None)
         self.trunk = Trunk(shape, dtype, spec, precision)
         self.critic = None if spec.share_torso else Trunk(shape, dtype, spec, precision)
         features = self.trunk.features
         self.policy_layer, self.value_layer = (own_layer(features, spec.head_width) for _ in range(2))
         self.policy = policy_head(spec.head_width or features, self.actions, spec)
-        self.value = orthogonal(nn.Linear(spec.head_width or features, 1), 1.0)
+        self.value = orthogonal(nn.Linear(spec.head_width or features, critic_width(critic, self.actions)), 1.0)
+        self.lists_actions = critic == "q" and not self.actions.dims
+        self.dueling = Dueling(features, self.actions.dims) if critic == "q" and self.actions.dims else None
         self.observation_moments = RunningMoments(shape) if normalize_observation else None
         self.return_moments = RunningMoments(()) if normalize_return else None
         # Two levels of noise for bytes, next to none for numbers: keeps constant inputs finite.
         self.variance_floor = 4.0 if self.bytes else 1e-8
+        self.average = copy_of(self) if averaged else None
 
     @property
     def running(self) -> dict[str, RunningMoments]:
@@ -181,24 +223,26 @@ class ActorCritic(nn.Module):
             with torch.no_grad():
                 last = self.see(self.prepared(rollout.observation[-1]))
             seen = [torch.cat(both) for both in zip(seen, last, strict=True)]
-        params, value, _ = self.answer(seen, rollout.core_state, rollout.is_first)
-        return Outputs(policy=params, value=value)
+        remembered, _ = self.remember(seen, rollout.core_state, rollout.is_first)
+        params, value = self.heads(remembered)
+        advantage = None if self.dueling is None else partial(self.dueling, remembered[-1][:t])
+        return Outputs(params, value, advantage)
 
     def forward(self, observation: Tensor, state: CoreState, is_first: Tensor) -> tuple[Tensor, Tensor, CoreState]:
         """``[T, B, *O]`` to policy parameters ``[T, B, P]``, values ``[T, B]`` and the state after the last row."""
-        return self.answer(self.see(self.prepared(observation.flatten(0, 1))), state, is_first)
+        remembered, state = self.remember(self.see(self.prepared(observation.flatten(0, 1))), state, is_first)
+        return *self.heads(remembered), state
 
     def see(self, x: Tensor, outputs: Sequence[Sequence[Tensor] | None] = (), *, known: bool = False) -> list[Tensor]:
         """Each torso's features ``[N, F]`` of ``x [N, ...]``; with what their layers give, to be kept or known."""
         own = outputs or [None for _ in self.trunks]
         return [trunk.see(x, each, known=known) for trunk, each in zip(self.trunks, own, strict=True)]
 
-    def answer(self, seen: Sequence[Tensor], state: CoreState, is_first: Tensor) -> tuple[Tensor, Tensor, CoreState]:
-        """As `forward`, from each torso's features ``[T·B, F]``."""
-        remembered, state = self.remember(seen, state, is_first)
+    def heads(self, remembered: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Policy parameters and what the critic says, from each core's features ``[T, B, F]``."""
         params: Tensor = self.policy(self.policy_layer(remembered[0]))
         value: Tensor = self.value(self.value_layer(remembered[-1]))
-        return params, value.squeeze(-1), state
+        return params, value if self.lists_actions else value.squeeze(-1)
 
     def remember(self, seen: Sequence[Tensor], state: CoreState, is_first: Tensor) -> tuple[list[Tensor], CoreState]:
         """Each core's features ``[T, B, F]`` from its torso's ``[T·B, F]``, and all their states after the last row."""
@@ -242,6 +286,8 @@ class ActorCritic(nn.Module):
 
     def lower(self) -> None:
         """Hold what computes in bf16 in bf16, so that nothing is rounded anew in every pass."""
+        if self.average is not None:
+            self.average.lower()
         for trunk in self.trunks:
             if trunk.bf16:
                 trunk.torso.to(torch.bfloat16)
@@ -288,3 +334,15 @@ class ActorCritic(nn.Module):
         scaled = (x - mean).mul_(scale).clamp_(-CLIP_OBSERVATION, CLIP_OBSERVATION)
         # Not a branch: one that depends on a tensor could not be compiled.
         return scaled if self.bytes else x.where(self.observation_moments.count == 0, scaled)
+
+
+def copy_of(model: ActorCritic) -> ActorCritic:
+    """A model of the same values whose parameters are buffers: no gradient reaches them, and they travel like those."""
+    average = copy.deepcopy(model)
+    for module in average.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach())
+    average.observation_moments = model.observation_moments  # what it sees is scaled alike
+    average.return_moments = average.average = None
+    return average

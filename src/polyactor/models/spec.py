@@ -30,7 +30,7 @@ class ModelSpec:
     """One torso and core for policy and value, or one each."""
     head_width: Annotated[int | None, Allowed(1)] = None
     """Units of a ReLU layer the policy and the value have each, after torso and core; none: linear heads."""
-    log_std: Literal["free", "state"] = "free"
-    """Gaussian policies: log σ as free parameters, or a function of the observation."""
+    log_std: Literal["free", "state", "fixed"] = "free"
+    """Gaussian policies: log σ as free parameters, a function of the observation, or as it starts for good."""
     log_std_start: Annotated[float, Allowed(-5, 2)] = 0.0
     """log σ before training."""

@@ -61,7 +61,8 @@ class Layout:
             return end
 
         theta = place(model.named_parameters())
-        size = place(model.named_buffers())
+        buffers = sorted(model.named_buffers(), key=lambda named: named[0].startswith("average."))  # in one piece, last
+        size = place(iter(buffers))
         return cls(tuple(slots), theta, size)
 
 
@@ -117,6 +118,12 @@ class State:
     def theta(self) -> Tensor:
         """θ, the part an optimizer moves; shares memory."""
         return self.vector[: self.layout.theta]
+
+    @property
+    def average(self) -> Tensor | None:
+        """θ_a, laid out as θ, where the model has an average of itself; shares memory."""
+        theirs = [slot.start for slot in self.layout.slots if slot.name.startswith("average.")]
+        return self.vector[theirs[0] : theirs[0] + self.layout.theta] if theirs else None
 
     def share_(self) -> None:
         """Move everything to shared memory, in place."""

@@ -40,6 +40,10 @@ class ActorLearner(Scheme):
         """A batch joins the environments of all actors."""
         return config.workers * self.batch * config.envs
 
+    def learners(self, config: Config) -> int:
+        """One."""
+        return 1
+
     def lag(self, config: Config) -> int:
         """The bound that holds."""
         return int(config.algorithm.corrects_lag) if self.max_lag is None else self.max_lag

@@ -40,6 +40,10 @@ class Hogwild(Scheme):
                 "--scheme.workers-as thread is not allowed with --transport inline, where workers take turns: use local"
             )
 
+    def alone(self, config: Config) -> bool:
+        """A worker is, where there is no other."""
+        return config.workers == 1
+
     @contextmanager
     def cast(self, config: Config, state: State, board: Board) -> Iterator[Cast]:
         """Workers alone; the run only watches."""

@@ -51,9 +51,10 @@ class ParamServer(Scheme):
 
     def fits(self, config: Config) -> None:
         """Several batches of a rollout, and a bound on staleness, each rule out what would break them."""
+        several = config.algorithm.reuses or config.algorithm.remembers > 0
         own = {"accumulate": self.accumulate, "pull-every": self.pull_every, "queue": self.queue}
         for flag, value in own.items():
-            if value > 1 and config.algorithm.reuses:
+            if value > 1 and several:
                 raise UsageError(
                     f"--scheme.{flag} {value} is not allowed: the algorithm takes several batches from each rollout, "
                     "each at the parameters the last one left, so it must be 1 (a2c and vtrace take one)"
@@ -68,6 +69,10 @@ class ParamServer(Scheme):
             )
         if self.when_full == "drop" and self.queue == 1:
             raise UsageError("--scheme.when-full drop is not allowed with --scheme.queue 1: allow at least 2")
+
+    def alone(self, config: Config) -> bool:
+        """The server applies gradients and nothing else."""
+        return False
 
     @contextmanager
     def cast(self, config: Config, state: State, board: Board) -> Iterator[Cast]:

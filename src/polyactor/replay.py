@@ -1,0 +1,156 @@
+"""A ring of past rollouts, each frame of an image stored once, in files that are mapped into memory."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from polyactor.errors import OutOfResources, RunDirectoryError
+from polyactor.types import Rollout
+
+STEP_FIELDS = ("action", "reward", "terminated", "behavior_log_prob", "behavior_params")
+"""Of a rollout: ``[T, B, ...]``."""
+
+
+class Ring:
+    """The latest rollouts of B environments, and rollouts of one environment drawn from them.
+
+    A rollout's row T is row 0 of the next one, so an environment's rollouts are one stream, and row t of slot i is row
+    ``i · T + t`` of every array. Of stacked frames the newest is stored; a stack is rebuilt from the rows before it,
+    with blank frames where the episode had not begun (never at a life lost, which begins none).
+
+    Args:
+        like: a rollout of the shape and kind that will come.
+        rollouts: slots. What the newest rollout's last row overwrites cannot be sampled, nor the one whose first
+            stacks would need what was overwritten, so it is the latest ``rollouts − 1`` or ``− 2`` that can be.
+        stack: frames of an observation, the newest last; 1 where observations are not stacks.
+        folder: of the files; None keeps everything in memory.
+
+    Raises:
+        OutOfResources: the disk is too small for all of it, which is reserved now.
+    """
+
+    def __init__(self, like: Rollout, rollouts: int, *, stack: int = 1, folder: Path | None = None) -> None:
+        assert like.behavior_params is not None
+        self.length, self.columns = like.reward.shape
+        self.slots, self.stack = rollouts, stack
+        self.lost = 2 if stack > 1 else 1
+        rows = rollouts * self.length
+        kept = {name: getattr(like, name).numpy() for name in STEP_FIELDS}
+        shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+            name: ((rows, *array.shape[1:]), array.dtype) for name, array in kept.items()
+        }
+        observation = like.observation[:, :, -1] if stack > 1 else like.observation
+        shapes["observation"] = ((rows, *observation.shape[1:]), observation.numpy().dtype)
+        shapes["is_first"] = ((rows, self.columns), np.dtype(bool))
+        shapes["version"] = ((rollouts, self.columns), np.dtype(np.int64))
+        for i, state in enumerate(like.core_state):
+            shapes[f"core_state_{i}"] = ((rollouts, *state.shape), state.numpy().dtype)
+        shapes["added"] = ((1,), np.dtype(np.int64))
+        self.arrays = {name: _array(shape, dtype, name, folder) for name, (shape, dtype) in shapes.items()}
+        self.states = len(like.core_state)
+
+    @property
+    def added(self) -> int:
+        """Rollouts so far."""
+        return int(self.arrays["added"][0])
+
+    @property
+    def whole(self) -> range:
+        """Numbers of the rollouts that can be sampled."""
+        return range(max(0, self.added - self.slots + self.lost), self.added)
+
+    @property
+    def steps(self) -> int:
+        """Rows that can be sampled."""
+        return len(self.whole) * self.length * self.columns
+
+    def add(self, rollout: Rollout) -> None:
+        """Write a rollout ``[T, B]`` over the oldest one."""
+        slot, t = self.added % self.slots, self.length
+        first = slot * t
+        after = (first + t) % (self.slots * t)  # where row T goes
+        own = slice(first, first + t)
+        for name in STEP_FIELDS:
+            self.arrays[name][own] = getattr(rollout, name).numpy()
+        is_first, observation = rollout.is_first.numpy(), rollout.observation.numpy()
+        frames = observation[:, :, -1] if self.stack > 1 else observation
+        for name, rows in (("is_first", is_first), ("observation", frames)):
+            self.arrays[name][own], self.arrays[name][after] = rows[:t], rows[t]
+        self.arrays["version"][slot] = rollout.version.numpy()
+        for i, state in enumerate(rollout.core_state):
+            self.arrays[f"core_state_{i}"][slot] = state.numpy()
+        self.arrays["added"][0] += 1  # last: a rollout that was not written whole does not count
+
+    def sample(self, count: int, generator: torch.Generator, length: int | None = None) -> Rollout:
+        """So many stretches of one environment each, ``[T, count]``, any of them as likely as any other.
+
+        Args:
+            count: of stretches.
+            generator: draws them.
+            length: T of stretches that begin at any row; by default they are rollouts as they were added. The
+                recurrent state is that before a rollout's first row.
+        """
+        t, every = (self.length, self.length) if length is None else (length, 1)
+        first, rows = self.whole.start * self.length, len(self.whole) * self.length
+        starts = (rows - t) // every + 1
+        drawn = torch.randint(starts * self.columns, (count,), generator=generator, device=generator.device)
+        start, column = np.divmod(drawn.cpu().numpy(), self.columns)
+        return self.take(first + every * start, column, t)
+
+    def take(self, start: NDArray[np.int64], column: NDArray[np.int64], t: int) -> Rollout:
+        """T rows from each of these on ``[n]``, counted from the first that ever was, of these columns ``[n]``."""
+        rows = self.slots * self.length
+        row_tp1 = ((start + np.arange(t + 1)[:, None]) % rows, column)
+        row = (row_tp1[0][:t], column)
+        slot = start // self.length % self.slots
+        fields: dict[str, Any] = {name: torch.from_numpy(self.arrays[name][row]) for name in STEP_FIELDS}
+        return Rollout(
+            observation=torch.from_numpy(self._observation(start, column, t)),
+            is_first=torch.from_numpy(self.arrays["is_first"][row_tp1]),
+            core_state=tuple(
+                torch.from_numpy(self.arrays[f"core_state_{i}"][slot, column]) for i in range(self.states)
+            ),
+            version=torch.from_numpy(self.arrays["version"][slot, column]),
+            **fields,
+        )
+
+    def _observation(self, start: NDArray[np.int64], column: NDArray[np.int64], t: int) -> NDArray[Any]:
+        """``[T+1, n, *O]``."""
+        rows, older = self.slots * self.length, self.stack - 1
+        row = (start + np.arange(-older, t + 1)[:, None]) % rows
+        frames: NDArray[Any] = self.arrays["observation"][row, column]
+        if self.stack == 1:
+            return frames
+        is_first = self.arrays["is_first"][row, column]
+        # Episodes begun by row: a frame belongs to a stack where no other episode has begun in between.
+        episode = is_first.cumsum(0)
+        stacked = np.empty((t + 1, *frames.shape[1:], self.stack), frames.dtype)  # as convolutions want it: frames last
+        for age in range(self.stack):
+            past, place = slice(older - age, older - age + t + 1), stacked[..., self.stack - 1 - age]
+            place[:] = frames[past]
+            place[episode[past] != episode[older:]] = 0
+        return np.moveaxis(stacked, -1, 2)
+
+
+def _array(shape: tuple[int, ...], dtype: np.dtype[Any], name: str, folder: Path | None) -> NDArray[Any]:
+    """In a file of its own, reserved whole, or in memory that is touched when it is written."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    if folder is None:
+        return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype, int(np.prod(shape))).reshape(shape)
+    path = folder / f"{name}.bin"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(size)
+    except OSError as error:
+        kind = OutOfResources if error.errno in (28, 122) else RunDirectoryError
+        raise kind(f"cannot reserve {size / 1e9:.1f} GB for replay in {path}: {error.strerror}") from error
+    return np.memmap(path, dtype, "r+", shape=shape)

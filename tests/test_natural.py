@@ -1,0 +1,349 @@
+"""Trust regions of all parameters: golden vectors, explicit matrices, and ACER's steps along them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from polyactor import losses, natural, transport
+from polyactor.algorithms import ACER
+from polyactor.board import Board, Counter
+from polyactor.build import make_actor, make_learner, make_state, make_updater
+from polyactor.config import Config, check
+from polyactor.distributions import Categorical, Gaussian
+from polyactor.errors import UsageError
+from polyactor.models.actor_critic import ActorCritic
+from polyactor.models.spec import ModelSpec
+from polyactor.presets import base_config
+from polyactor.types import Batch, Rollout
+
+Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
+MakeRollout = Callable[..., Rollout]
+BY_THETA: tuple[Any, ...] = ("linear", "natural", "average")
+
+
+def tensor(x: Any) -> Tensor:
+    return torch.as_tensor(np.asarray(x), dtype=torch.float64)
+
+
+def close(ours: Tensor, theirs: Any, atol: float = 1e-9) -> None:
+    torch.testing.assert_close(ours.detach(), tensor(theirs), rtol=0, atol=atol)
+
+
+# -- golden: logits = W x, three rows ----------------------------------------------------------------------------------
+
+
+class Linear:
+    """The golden policy, its objective and its distances, by the flat W."""
+
+    def __init__(self, x: dict[str, Any]) -> None:
+        self.w = tensor(x["W"]).requires_grad_()
+        self.rows, self.action, self.advantage = tensor(x["X"]), torch.tensor(x["actions"]), tensor(x["advantages"])
+        self.pi, self.average = self.policy(self.w), self.policy(tensor(x["W_avg"]))
+
+    def policy(self, w: Tensor) -> Categorical:
+        return Categorical(self.rows @ w.view(3, 2).T)
+
+    def slope(self, value: Tensor) -> Tensor:
+        return torch.autograd.grad(value, self.w, retain_graph=True)[0].flatten()
+
+    @property
+    def g(self) -> Tensor:
+        return self.slope((self.pi.log_prob(self.action) * self.advantage).mean())
+
+    @property
+    def kl(self) -> Tensor:
+        return self.pi.kl_from(self.average).mean()
+
+    def product(self, damping: float) -> natural.Product:
+        old = Categorical(self.pi.logits.detach())
+        return natural.fisher(self.pi.kl_from(old).mean(), (self.w,), damping)
+
+
+NAME = "full_trust_region_parameter_space"
+
+
+def test_projection_by_parameters_golden(golden: Golden) -> None:
+    x, wanted = golden(NAME)
+    case = Linear(x)
+    g, k = case.g, case.slope(case.kl)
+    close(g, wanted["grad"])
+    close(k, wanted["k"])
+    close(losses.trust_region(g, k, x["delta_linear"]), wanted["linear_z"])
+
+
+def test_fisher_products_golden(golden: Golden) -> None:
+    x, wanted = golden(NAME)
+    product = Linear(x).product(0.0)
+    close(torch.stack([product(row) for row in torch.eye(6, dtype=torch.float64)]), wanted["fisher"])
+    damped = Linear(x).product(x["damping"])
+    close(damped(tensor([1.0] * 6)) - product(tensor([1.0] * 6)), [x["damping"]] * 6)
+
+
+def test_natural_step_golden(golden: Golden) -> None:
+    x, wanted = golden(NAME)
+    case = Linear(x)
+    product, g = case.product(x["damping"]), case.g
+    s = natural.conjugate_gradient(product, g, 50, 1e-24)
+    close(s, wanted["natural_direction"])
+    assert (product(s) - g).norm() < 1e-8
+    step = natural.natural_step(product, g, x["max_kl"], 50)
+    close(step, wanted["natural_step"], 1e-6)
+    assert (0.5 * step @ product(step)).item() == pytest.approx(wanted["kl_quadratic"], rel=1e-6)  # the whole of δ
+    after = case.policy(case.w.detach().flatten() + step)
+    assert after.kl_from(case.pi).mean().item() == pytest.approx(wanted["kl_true_after_step"], abs=1e-8)
+
+
+def test_step_around_the_average_golden(golden: Golden) -> None:
+    x, wanted = golden(NAME)
+    case = Linear(x)
+    product, g, k, kl = case.product(x["damping"]), case.g, case.slope(case.kl), case.kl.detach()
+    assert kl.item() == pytest.approx(wanted["kl_avg_before"], abs=1e-9)
+    step = natural.step_around(product, g, k, kl, x["delta_avg"], 50)
+    close(step, wanted["step_around_average"], 1e-5)
+    assert (kl + k @ step + 0.5 * step @ product(step)).item() == pytest.approx(x["delta_avg"], abs=1e-6)
+    after = case.policy(case.w.detach().flatten() + step)
+    assert after.kl_from(case.average).mean().item() == pytest.approx(wanted["kl_avg_after_average_step"], abs=1e-5)
+    same = natural.step_around(product, g, torch.zeros_like(k), torch.zeros_like(kl), x["max_kl"], 50)
+    close(same, natural.natural_step(product, g, x["max_kl"], 50), 1e-12)  # with π_average = π it is TRPO's
+
+
+# -- their properties --------------------------------------------------------------------------------------------------
+
+
+def positive(seed: int, n: int) -> Tensor:
+    m = torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return m @ m.T + 0.1 * torch.eye(n, dtype=torch.float64)
+
+
+@given(seed=st.integers(0, 1000), n=st.integers(1, 8))
+@settings(max_examples=40, deadline=None)
+def test_conjugate_gradients_solve(seed: int, n: int) -> None:
+    f = positive(seed, n)
+    b = torch.randn(n, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    x = natural.conjugate_gradient(f.mv, b, 10 * n, 1e-26)
+    assert (f @ x - b).norm() < 1e-8 * max(1.0, float(b.norm()))
+    assert (natural.conjugate_gradient(f.mv, torch.zeros_like(b)) == 0).all()
+
+
+@given(seed=st.integers(0, 1000), delta=st.floats(0.01, 1.0), kl=st.floats(0.0, 0.5))
+@settings(max_examples=60, deadline=None)
+def test_no_point_of_the_region_climbs_higher(seed: int, delta: float, kl: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    f = positive(seed, 4)
+    g, k = (torch.randn(4, generator=generator, dtype=torch.float64) for _ in range(2))
+    step = natural.step_around(f.mv, g, k, tensor(kl), delta, 100)
+
+    def model(at: Tensor) -> Tensor:
+        return kl + at @ k + 0.5 * ((at @ f) * at).sum(-1)
+
+    back = -torch.linalg.solve(f, k)
+    if model(back) > delta:  # no step ends within: the nearest is taken
+        close(step, back.numpy(), 1e-4)
+        return
+    assert model(step) == pytest.approx(delta, abs=1e-4 * (1 + delta))
+    others = back + torch.randn(4000, 4, generator=generator, dtype=torch.float64)
+    inside = others[model(others) <= delta]
+    assert not len(inside) or (inside @ g).max() <= step @ g + 1e-4
+
+
+def test_with_nothing_to_climb_it_stays_or_comes_back() -> None:
+    f, none, k = positive(0, 3), torch.zeros(3, dtype=torch.float64), tensor([0.1, 0.2, -0.1])
+    assert (natural.natural_step(f.mv, none, 0.1) == 0).all()
+    assert (natural.step_around(f.mv, none, k, tensor(0.01), 0.1) == 0).all()
+    back = natural.step_around(f.mv, none, k, tensor(0.11), 0.1, 50)
+    close(back, -torch.linalg.solve(f, k).numpy(), 1e-4)
+
+
+def searched(
+    slope: float, kl: float, climbs: bool = True, delta: float = 0.1, start: float = 0.0
+) -> tuple[float, float]:
+    """Of one parameter at 0: an objective ``slope · θ`` and a divergence ``start + kl · θ²``, from Δ = 1."""
+    theta = (torch.zeros(1, dtype=torch.float64),)
+
+    def evaluate() -> tuple[float, float]:
+        return slope * theta[0].item(), start + kl * theta[0].item() ** 2
+
+    step, after = natural.line_search(tensor([1.0]), theta, evaluate, delta, climbs=climbs)
+    assert theta[0].item() == 0.0
+    assert after == pytest.approx(start + kl * step.item() ** 2)
+    return step.item(), after
+
+
+def test_the_longest_step_that_may_be_taken_is() -> None:
+    assert searched(1.0, 0.14)[0] == 1.0
+    assert searched(1.0, 0.16)[0] == 0.5  # beyond 1.5 δ
+    assert searched(1.0, 4.0)[0] == 0.125
+    assert searched(-1.0, 0.01)[0] == 0.0  # it leads down
+    assert searched(1.0, 1e9) == (0.0, 0.0)
+    assert searched(1.0, 0.0, start=0.5)[0] == 1.0  # from outside, if it leads no further out
+    assert searched(1.0, 0.1, start=0.5)[0] == 0.0
+    assert searched(-1.0, -0.1, climbs=False, start=0.5)[0] == 1.0  # back, whatever that costs
+    assert searched(1.0, 0.1, climbs=False, start=0.0)[0] == 0.0
+
+
+def test_parameters_are_put_back_exactly() -> None:
+    theta = (torch.rand(3, requires_grad=True), torch.rand(2, 2, requires_grad=True))
+    before = [each.detach().clone() for each in theta]
+    with natural.displaced(theta, 0.1 * torch.ones(7)):
+        assert all((each > old).all() for each, old in zip(theta, before, strict=True))
+    assert all(torch.equal(each, old) for each, old in zip(theta, before, strict=True))
+
+
+# -- ACER --------------------------------------------------------------------------------------------------------------
+
+
+def made(make_rollout: MakeRollout, action_space: Any = None, **spec: Any) -> tuple[Rollout, ActorCritic]:
+    action_space = spaces.Discrete(3) if action_space is None else action_space
+    x = make_rollout(6, 4, actions=action_space, seed=0)
+    space = spaces.Box(-1, 1, x.observation.shape[2:], np.float32)
+    torch.manual_seed(0)
+    how = ModelSpec(hidden=(8,), **spec)
+    model = ActorCritic(space, action_space, how, critic="q", averaged=True)
+    head = model.policy.mean if action_space.dtype == np.float32 else model.policy
+    head.weight.data.normal_(0, 0.5)
+    model = model.double()
+    params = torch.randn(6, 4, model.actions.params, dtype=torch.float64)
+    state = tuple(torch.zeros(4, *part.shape[1:]).double() for part in model.initial_state(1))
+    observation = torch.randn(x.observation.shape, dtype=torch.float64)
+    x = x.replace(observation=observation, behavior_params=params, core_state=state, reward=x.reward.double())
+    assert model.average is not None
+    for buffer in model.average.buffers():
+        buffer.add_(0.05 * torch.randn_like(buffer))
+    return x, model
+
+
+def distance(model: ActorCritic, x: Rollout, near: Any) -> float:
+    with torch.no_grad():
+        pi = model.distribution(model.unroll(x).policy[:-1])
+        return float((pi.kl_from(near) * x.mask).sum() / x.mask.sum())
+
+
+@pytest.mark.parametrize("region", BY_THETA)
+@pytest.mark.parametrize("kind", ["listed", "box", "lstm"])
+def test_a_step_stays_in_its_region_and_the_rest_is_the_critics(
+    make_rollout: MakeRollout, region: Any, kind: str
+) -> None:
+    space = spaces.Box(-1, 1, (2,)) if kind == "box" else spaces.Discrete(3)
+    x, model = made(make_rollout, space, **({"core": "lstm", "core_size": 8} if kind == "lstm" else {}))
+    acer = ACER(trust_region=region, delta=0.02, entropy_coef=0.01)
+    theta, generator = tuple(model.parameters()), torch.Generator().manual_seed(0)
+    batch, average = acer.noisy(x, generator), model.average
+    assert average is not None
+    old = model.distribution(model.unroll(x).policy[:-1].detach())
+    near = old if region == "natural" else average.distribution(average.unroll(x).policy[:-1].detach())
+    before = distance(model, x, near)
+    direction = acer.by_theta(model, batch, average if region != "natural" else None, theta)
+    plain, metrics = replace(acer, trust_region="none").loss(model, batch)
+    assert set(direction.metrics) - {"kl", "projected"} == set(metrics)
+    for name, value in metrics.items():
+        assert direction.metrics[name].item() == pytest.approx(value.item(), abs=1e-9)
+    if region == "linear":
+        assert direction.step is None
+        whole = natural.flat(torch.autograd.grad(plain, theta, materialize_grads=True))
+        assert direction.metrics["kl"].item() == pytest.approx(before, abs=1e-9)
+        assert not torch.equal(natural.flat(direction.gradient), whole)
+        free = replace(acer, delta=1e9).by_theta(model, batch, average, theta)
+        close(natural.flat(free.gradient), whole.numpy(), 1e-12)  # a region as wide as that holds nothing
+        return
+    assert direction.step is not None
+    step = natural.flat(direction.step)
+    assert step.norm() > 0
+    names = [name for name, _ in model.named_parameters()]
+    head = "policy.mean.weight" if kind == "box" else "policy.weight"
+    assert (direction.gradient[names.index(head)] == 0).all()  # the critic's loss does not reach it
+    with natural.displaced(theta, step):
+        after = distance(model, x, near)
+    assert after == pytest.approx(direction.metrics["kl"].item(), abs=1e-9)
+    assert after <= 1.5 * 0.02 or after < before
+
+
+@pytest.mark.parametrize("region", ["natural", "average"])
+def test_it_climbs(make_rollout: MakeRollout, region: Any) -> None:
+    x, model = made(make_rollout)
+    acer = ACER(trust_region=region, delta=0.05, entropy_coef=0.0)
+    theta, average = tuple(model.parameters()), model.average if region == "average" else None
+    judgement = acer.judge(model, Batch(x), model.unroll(x))
+    old = model.distribution(model.unroll(x).policy[:-1].detach())
+
+    def objective() -> float:
+        with torch.no_grad():
+            pi = model.distribution(model.unroll(x).policy[:-1])
+            return -float((judgement.surrogate(pi, old) * x.mask).sum() / x.mask.sum())
+
+    start = objective()
+    direction = acer.by_theta(model, Batch(x), average, theta)
+    assert direction.step is not None
+    with natural.displaced(theta, natural.flat(direction.step)):
+        assert objective() > start + 1e-4
+
+
+def config(region: Any, **changes: Any) -> Config:
+    c = replace(base_config("acer", env="CartPole-v1", scheme="sync"), envs=4, rollout=5, workers=1)
+    return replace(c, algorithm=replace(c.algorithm, trust_region=region, replay_start=40), **changes)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("region", BY_THETA)
+def test_a_learner_moves_by_them(region: Any) -> None:
+    c = config(region)
+    state, board = make_state(c), Board(1, c.algorithm.metrics)
+    replica, actor = make_actor(c, 0, state, board)
+    learner, updater = make_learner(c, 0, replica), make_updater(c, 0, state, board)
+    for _ in range(5):
+        replica.pull()
+        for gradients in learner.gradients(actor.collect(replica.version)):
+            before = state.theta.clone()
+            assert (gradients.step is None) == (region == "linear")
+            updater.apply(gradients)
+            if gradients.step is not None:
+                policy = next(slot for slot in state.layout.slots if slot.name == "policy.weight")
+                moved = policy.view(state.theta - before)
+                torch.testing.assert_close(moved, policy.view(gradients.step), rtol=1e-4, atol=1e-6)
+    assert board.metrics()["kl"] is not None
+    assert (state.average is None) == (region == "natural")
+
+
+@pytest.mark.parametrize("region", BY_THETA)
+def test_they_run_under_what_can_be_right(region: Any) -> None:
+    for scheme in ("sync", "hogwild", "actor-learner"):
+        c = replace(base_config("acer", env="CartPole-v1", scheme=scheme), workers=1, transport="inline", steps=600)
+        c = replace(c, algorithm=replace(c.algorithm, trust_region=region, replay_start=100))  # type: ignore[call-arg]
+        check(c)
+        state, board = make_state(c), Board(1, c.algorithm.metrics)
+        for _ in transport.run(c, state, board):
+            pass
+        assert state.vector.isfinite().all()
+        assert int(board.counters[:, Counter.SKIPPED].sum()) == 0
+
+
+@pytest.mark.parametrize("region", ["natural", "average"])
+def test_where_others_move_the_parameters_they_are_refused(region: Any) -> None:
+    for scheme, workers in (("hogwild", 2), ("param-server", 1)):
+        c = replace(base_config("acer", env="CartPole-v1", scheme=scheme), workers=workers)
+        with pytest.raises(UsageError, match=f"--algorithm.trust-region {region} is not allowed where others move"):
+            check(replace(c, algorithm=replace(c.algorithm, trust_region=region)))  # type: ignore[call-arg]
+    with pytest.raises(UsageError, match="--precision bf16 is not allowed"):
+        check(config(region, precision="bf16"))
+    with pytest.raises(UsageError, match="--compile is not allowed"):
+        check(config(region, compile=True))
+    check(config("linear", precision="bf16"))
+
+
+def test_gaussians_are_differentiated_twice() -> None:
+    """By mean and log σ: F of a normal is diag(1/σ², 2)."""
+    theta = (torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True),)
+    pi = Gaussian(theta[0][:1], theta[0][1:])
+    old = Gaussian(pi.mean.detach(), pi.log_std.detach())
+    product = natural.fisher(pi.kl_from(old), theta, 0.0)
+    close(product(tensor([1.0, 0.0])), [math.exp(0.4), 0.0])
+    close(product(tensor([0.0, 1.0])), [0.0, 2.0])

@@ -1,0 +1,206 @@
+"""The ring against a list of everything it was given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyactor.actor import blank
+from polyactor.build import make_model
+from polyactor.envs import VectorEnv, make_envs
+from polyactor.errors import OutOfResources
+from polyactor.presets import base_config
+from polyactor.replay import STEP_FIELDS, Ring
+from polyactor.types import Rollout
+
+T, B, SLOTS = 4, 3, 5
+
+
+def rollouts(count: int, *, seed: int = 0, stack: int = 1) -> list[Rollout]:
+    """One stream cut into rollouts: row T of each is row 0 of the next, and stacks are those of the frames before."""
+    rng = np.random.default_rng(seed)
+    rows = count * T + 1
+    is_first = rng.random((rows, B)) < 0.2
+    is_first[0] = True
+    frames = rng.integers(1, 256, (rows, B, 2, 2), dtype=np.uint8)
+    observation = frames
+    if stack > 1:
+        observation = np.zeros((rows, B, stack, 2, 2), np.uint8)
+        for t in range(rows):
+            for b in range(B):
+                begun = max(i for i in range(t + 1) if is_first[i, b])
+                for age in range(min(stack, t - begun + 1)):
+                    observation[t, b, stack - 1 - age] = frames[t - age, b]
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.from_numpy(rng.normal(size=shape).astype(np.float32))
+
+    return [
+        Rollout(
+            observation=torch.from_numpy(observation[i * T : i * T + T + 1].copy()),
+            is_first=torch.from_numpy(is_first[i * T : i * T + T + 1].copy()),
+            action=torch.from_numpy(rng.integers(0, 3, (T, B))),
+            reward=normal(T, B),
+            terminated=torch.from_numpy(rng.random((T, B)) < 0.3),
+            behavior_log_prob=normal(T, B),
+            behavior_params=normal(T, B, 3),
+            core_state=(normal(B, 2), normal(B, 2)),
+            version=torch.full((B,), i),
+        )
+        for i in range(count)
+    ]
+
+
+def same(taken: Rollout, given: Rollout, column: int) -> None:
+    for name in (*STEP_FIELDS, "observation", "is_first"):
+        ours, theirs = getattr(taken, name), getattr(given, name)
+        assert torch.equal(ours[:, 0], theirs[:, column]), name
+        assert ours.dtype == theirs.dtype
+    assert all(torch.equal(a[0], b[column]) for a, b in zip(taken.core_state, given.core_state, strict=True))
+    assert taken.version[0] == given.version[column]
+
+
+def at(ring: Ring, number: int, column: int) -> Rollout:
+    return ring.take(np.array([number * T]), np.array([column]), T)
+
+
+@pytest.mark.parametrize("stack", [1, 4])
+@pytest.mark.parametrize("kept", ["memory", "files"])
+def test_whatever_can_be_sampled_is_what_was_added(stack: int, kept: str, tmp_path: Path) -> None:
+    everything = rollouts(12, stack=stack)
+    ring = Ring(everything[0], SLOTS, stack=stack, folder=tmp_path if kept == "files" else None)
+    assert ring.steps == 0
+    for n, rollout in enumerate(everything, start=1):
+        ring.add(rollout)
+        first = max(0, n - SLOTS + (2 if stack > 1 else 1))
+        assert list(ring.whole) == list(range(first, n))
+        assert ring.steps == len(ring.whole) * T * B
+        for number in ring.whole:
+            for column in range(B):
+                same(at(ring, number, column), everything[number], column)
+
+
+def test_drawn_rollouts_are_all_alike_in_chance_and_repeat_with_the_seed() -> None:
+    everything = rollouts(9)
+    ring = Ring(everything[0], SLOTS)
+    for rollout in everything:
+        ring.add(rollout)
+    drawn = ring.sample(6_000, torch.Generator().manual_seed(0))
+    again = ring.sample(6_000, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn.reward, again.reward)
+    assert drawn.reward.shape == (T, 6_000)
+    assert drawn.observation.shape == (T + 1, 6_000, 2, 2)
+    cells = len(ring.whole) * B
+    wanted = torch.cat([everything[i].reward.T for i in ring.whole])
+    counts = torch.tensor([(each == drawn.reward.T).all(1).sum() for each in wanted])
+    assert counts.sum() == 6_000
+    expected = 6_000 / cells
+    assert ((counts - expected) ** 2 / expected).sum() < 2.5 * cells  # χ², far beyond its 99.9 % point
+
+
+@given(length=st.integers(1, 3 * T), stack=st.sampled_from([1, 4]), added=st.integers(4, 11))
+@settings(max_examples=40, deadline=None)
+def test_windows_begin_anywhere_and_cross_neither_end(length: int, stack: int, added: int) -> None:
+    everything = rollouts(added, stack=stack)
+    ring = Ring(everything[0], SLOTS + 1, stack=stack)
+    for rollout in everything:
+        ring.add(rollout)
+    first, last = ring.whole.start * T, ring.whole.stop * T
+    if last - first < length:
+        return
+    drawn = ring.sample(400, torch.Generator().manual_seed(0), length)
+    assert drawn.reward.shape == (length, 400)
+    joined = {
+        name: torch.cat([getattr(x, name)[:T] for x in everything] + [getattr(everything[-1], name)[T:]])
+        for name in ("reward", "observation", "is_first")
+    }
+    begins = torch.cat([joined["reward"][:, b] for b in range(B)])
+    seen = set()
+    for i in range(400):
+        where = int((begins == drawn.reward[0, i]).nonzero())  # normal numbers: no two are alike
+        column, start = divmod(where, len(joined["reward"]))
+        seen.add(start)
+        assert first <= start <= last - length
+        assert torch.equal(drawn.reward[:, i], joined["reward"][start : start + length, column])
+        assert torch.equal(drawn.is_first[:, i], joined["is_first"][start : start + length + 1, column])
+        assert torch.equal(drawn.observation[:, i], joined["observation"][start : start + length + 1, column])
+    assert seen == set(range(first, last - length + 1))
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_stacks_are_rebuilt_whatever_the_episodes(seed: int) -> None:
+    everything = rollouts(7, seed=seed, stack=3)
+    ring = Ring(everything[0], 4, stack=3)
+    for rollout in everything:
+        ring.add(rollout)
+    for number in ring.whole:
+        for column in range(B):
+            same(at(ring, number, column), everything[number], column)
+
+
+def test_an_image_is_stored_once() -> None:
+    like = rollouts(1, stack=4)[0]
+    ring = Ring(like, 10, stack=4)
+    assert ring.arrays["observation"].nbytes == 10 * T * B * 2 * 2
+
+
+def test_files_are_found_again(tmp_path: Path) -> None:
+    everything = rollouts(8)
+    ring = Ring(everything[0], SLOTS, folder=tmp_path)
+    for rollout in everything[:7]:
+        ring.add(rollout)
+    again = Ring(everything[0], SLOTS, folder=tmp_path)
+    assert again.added == 7
+    again.add(everything[7])
+    for number in again.whole:
+        same(at(again, number, 1), everything[number], 1)
+
+
+def test_a_disk_too_small_is_known_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OutOfResources, match=r"cannot reserve .* for replay in .*: No space left"):
+        Ring(rollouts(1)[0], SLOTS, folder=tmp_path)
+
+
+@pytest.mark.parametrize("env", ["PongNoFrameskip-v4", "CartPole-v1"])
+def test_real_observations_come_back_byte_by_byte(env: str) -> None:
+    config = base_config("acer", env=env)
+    envs: VectorEnv = make_envs(env, B, atari=config.atari, max_episode_steps=11)
+    try:
+        model = make_model(config, envs)
+        stack = config.atari.stack if model.image else 1
+        rng, everything = np.random.default_rng(0), []
+        observation, is_first, ended = envs.reset(1), np.ones(B, bool), np.zeros(B, bool)
+        ring = Ring(blank(T, envs, model, B, behavior=True), 12, stack=stack)
+        actions = int(envs.action_space.n)  # type: ignore[union-attr]
+        for _ in range(10):
+            rollout = blank(T, envs, model, B, behavior=True)
+            for t in range(T):
+                rollout.observation[t], rollout.is_first[t] = (
+                    torch.from_numpy(observation.copy()),
+                    torch.from_numpy(is_first),
+                )
+                observation, _, _, done = envs.step(rng.integers(0, actions, B))
+                is_first, ended = ended, done.copy()
+            rollout.observation[T], rollout.is_first[T] = (
+                torch.from_numpy(observation.copy()),
+                torch.from_numpy(is_first),
+            )
+            everything.append(rollout)
+            ring.add(rollout)
+        assert torch.stack([x.is_first[1:] for x in everything]).any()
+        for number in ring.whole:
+            for column in range(B):
+                taken = at(ring, number, column)
+                assert torch.equal(taken.observation[:, 0], everything[number].observation[:, column])
+    finally:
+        envs.close()

@@ -308,6 +308,27 @@ def test_fresh_rollouts_have_ratio_one() -> None:
             assert (rho - 1).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("region", ["params", "linear"])
+def test_what_acting_computed_is_no_other_networks(region: Any) -> None:
+    """The memo of a fresh rollout holds for the parameters that acted, not for the average ones."""
+    c = replace(base_config("acer", env="polyactor/Catch-v0", scheme="sync"), envs=8, rollout=4, workers=1)
+    acer = replace(c.algorithm, trust_region=region, delta=1e-6)  # type: ignore[call-arg]
+    c = replace(c, algorithm=acer, precision="fp32")
+    state, board = make_state(c), Board(1, c.algorithm.metrics)
+    state.theta.add_(0.05 * torch.randn(state.theta.shape, generator=torch.Generator().manual_seed(0)))
+    replica, actor = make_actor(c, 0, state, board)
+    learner, _model = make_learner(c, 0, replica), replica.model
+    x = actor.collect(replica.version)
+    assert x.memo is not None
+    assert x.memo.outputs
+    forgotten = x.replace(memo=None)
+    with_memo, without = (learner._direction(acer, Batch(each)) for each in (x, forgotten))
+    assert with_memo.metrics["kl"] > 1e-4
+    torch.testing.assert_close(with_memo.metrics["kl"], without.metrics["kl"], rtol=1e-4, atol=0)
+    for ours, theirs in zip(with_memo.gradient, without.gradient, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize(("precision", "most"), [("fp64", 1e-12), ("fp32", 1e-5), ("bf16", 0.01)])
 def test_learning_says_of_actions_what_acting_said(precision: str, most: float) -> None:
     """One row at a time with a state that is carried, and all rows at once from the state before the first."""

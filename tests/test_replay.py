@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polyactor import cli
 from polyactor.actor import blank
 from polyactor.build import make_model
 from polyactor.envs import VectorEnv, make_envs
@@ -169,6 +170,26 @@ def test_a_disk_too_small_is_known_at_once(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(OutOfResources, match=r"cannot reserve .* for replay in .*: No space left"):
         Ring(rollouts(1)[0], SLOTS, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_memory_larger_than_the_disk_is_refused_before_anything_is_reserved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "pong-acer", "--algorithm.replay-capacity", "900000000000", "--out", "run"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 9
+    assert "--algorithm.replay-capacity 900000000000 needs 6," in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_size_known_beforehand_is_that_of_the_files(tmp_path: Path) -> None:
+    like = rollouts(1, stack=4)[0]
+    Ring(like, SLOTS, stack=4, folder=tmp_path)
+    assert Ring.size(like, SLOTS, stack=4) == sum(each.stat().st_size for each in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("env", ["PongNoFrameskip-v4", "CartPole-v1"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from polyactor.actor import Actor, blank
 from polyactor.board import Board
 from polyactor.config import Config
 from polyactor.envs import VectorEnv, looks_atari, make_envs
-from polyactor.errors import UsageError
+from polyactor.errors import OutOfResources, UsageError
 from polyactor.learner import Learner, Replica
 from polyactor.models.actor_critic import ActorCritic, Precision
 from polyactor.models.normalizer import blank_moments
@@ -27,6 +28,8 @@ from polyactor.updater import Updater
 
 T = TypeVar("T", Rollout, Parcel)
 
+REPLAY = "replay"
+"""Folder of the rings in a run directory."""
 LEAST_ROLLOUTS = 4
 """A ring of fewer could not be sampled."""
 PLAY = 1 << 20
@@ -91,6 +94,7 @@ def make_state(config: Config) -> State:
     with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
         model = make_model(config, envs)
         config.algorithm.suits(continuous=model.actions.dims > 0)
+        check_room(config, envs, model)
         state = State.of(model, config.optimizer, config.workers)
     if config.compile and state.layout.convolutional:
         raise UsageError("--compile is not allowed with a CNN: convolutions would be no faster; it is for vectors")
@@ -168,13 +172,41 @@ def make_learner(config: Config, worker: int, replica: Replica) -> Learner:
 
 def make_ring(config: Config, worker: int, model: ActorCritic) -> Ring:
     """Memory for an equal part of the steps that the algorithm replays, in the run directory where there is one."""
+    with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
+        like, rollouts, stack = ring_of(config, envs, model)
+    folder = None if config.out is None else Path(config.out) / REPLAY / f"learner-{worker}"
+    return Ring(like, rollouts, stack=stack, folder=folder)
+
+
+def ring_of(config: Config, envs: VectorEnv, model: ActorCritic) -> tuple[Rollout, int, int]:
+    """What each learner's ring is made of: a rollout like those to come, how many of them, and frames of a stack."""
     columns = config.scheme.columns(config)
     rollouts = config.algorithm.remembers // (config.scheme.learners(config) * columns * config.rollout)
-    with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
-        rollout = blank(config.rollout, envs, model, columns, behavior=True)
     stacked = model.image and isinstance(config.env, str) and looks_atari(config.env)
-    folder = None if config.out is None else Path(config.out) / "replay" / f"learner-{worker}"
-    return Ring(rollout, max(rollouts, LEAST_ROLLOUTS), stack=config.atari.stack if stacked else 1, folder=folder)
+    like = blank(config.rollout, envs, model, columns, behavior=True)
+    return like, max(rollouts, LEAST_ROLLOUTS), config.atari.stack if stacked else 1
+
+
+def check_room(config: Config, envs: VectorEnv, model: ActorCritic) -> None:
+    """Whether what will be replayed fits the disk that the run is on.
+
+    Raises:
+        OutOfResources: it does not.
+    """
+    if not config.algorithm.remembers:
+        return
+    like, rollouts, stack = ring_of(config, envs, model)
+    needed = config.scheme.learners(config) * Ring.size(like, rollouts, stack=stack)
+    directory = Path(config.out or ".").absolute()
+    there = sum(each.stat().st_size for each in (directory / REPLAY).rglob("*.bin"))
+    while not directory.exists():
+        directory = directory.parent
+    free = shutil.disk_usage(directory).free
+    if needed - there > free:
+        raise OutOfResources(
+            f"--algorithm.replay-capacity {config.algorithm.remembers} needs {needed / 1e9:,.1f} GB on the disk of "
+            f"{directory}, where {free / 1e9:,.1f} GB are free"
+        )
 
 
 def make_updater(

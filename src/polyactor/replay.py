@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from pathlib import Path
@@ -37,24 +38,17 @@ class Ring:
     """
 
     def __init__(self, like: Rollout, rollouts: int, *, stack: int = 1, folder: Path | None = None) -> None:
-        assert like.behavior_params is not None
         self.length, self.columns = like.reward.shape
         self.slots, self.stack = rollouts, stack
         self.lost = 2 if stack > 1 else 1
-        rows = rollouts * self.length
-        kept = {name: getattr(like, name).numpy() for name in STEP_FIELDS}
-        shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-            name: ((rows, *array.shape[1:]), array.dtype) for name, array in kept.items()
-        }
-        observation = like.observation[:, :, -1] if stack > 1 else like.observation
-        shapes["observation"] = ((rows, *observation.shape[1:]), observation.numpy().dtype)
-        shapes["is_first"] = ((rows, self.columns), np.dtype(bool))
-        shapes["version"] = ((rollouts, self.columns), np.dtype(np.int64))
-        for i, state in enumerate(like.core_state):
-            shapes[f"core_state_{i}"] = ((rollouts, *state.shape), state.numpy().dtype)
-        shapes["added"] = ((1,), np.dtype(np.int64))
+        shapes = _shapes(like, rollouts, stack)
         self.arrays = {name: _array(shape, dtype, name, folder) for name, (shape, dtype) in shapes.items()}
         self.states = len(like.core_state)
+
+    @staticmethod
+    def size(like: Rollout, rollouts: int, *, stack: int = 1) -> int:
+        """Bytes of such a ring."""
+        return sum(_bytes(shape, dtype) for shape, dtype in _shapes(like, rollouts, stack).values())
 
     @property
     def added(self) -> int:
@@ -139,11 +133,33 @@ class Ring:
         return np.moveaxis(stacked, -1, 2)
 
 
+Shapes = dict[str, tuple[tuple[int, ...], "np.dtype[Any]"]]
+
+
+def _shapes(like: Rollout, rollouts: int, stack: int) -> Shapes:
+    assert like.behavior_params is not None
+    rows, columns = rollouts * len(like.reward), like.reward.shape[1]
+    kept = {name: getattr(like, name).numpy() for name in STEP_FIELDS}
+    shapes: Shapes = {name: ((rows, *array.shape[1:]), array.dtype) for name, array in kept.items()}
+    observation = like.observation[:, :, -1] if stack > 1 else like.observation
+    shapes["observation"] = ((rows, *observation.shape[1:]), observation.numpy().dtype)
+    shapes["is_first"] = ((rows, columns), np.dtype(bool))
+    shapes["version"] = ((rollouts, columns), np.dtype(np.int64))
+    for i, state in enumerate(like.core_state):
+        shapes[f"core_state_{i}"] = ((rollouts, *state.shape), state.numpy().dtype)
+    shapes["added"] = ((1,), np.dtype(np.int64))
+    return shapes
+
+
+def _bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
 def _array(shape: tuple[int, ...], dtype: np.dtype[Any], name: str, folder: Path | None) -> NDArray[Any]:
     """In a file of its own, reserved whole, or in memory that is touched when it is written."""
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = _bytes(shape, dtype)
     if folder is None:
-        return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype, int(np.prod(shape))).reshape(shape)
+        return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype, math.prod(shape)).reshape(shape)
     path = folder / f"{name}.bin"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,6 +167,7 @@ def _array(shape: tuple[int, ...], dtype: np.dtype[Any], name: str, folder: Path
             os.posix_fallocate(file.fileno(), 0, size)
             file.truncate(size)
     except OSError as error:
+        path.unlink(missing_ok=True)  # what could be reserved of it is given back
         kind = OutOfResources if error.errno in (28, 122) else RunDirectoryError
         raise kind(f"cannot reserve {size / 1e9:.1f} GB for replay in {path}: {error.strerror}") from error
     return np.memmap(path, dtype, "r+", shape=shape)

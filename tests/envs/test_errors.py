@@ -6,7 +6,8 @@ import importlib.util
 import subprocess
 import sys
 import types
-from typing import Any
+from contextlib import closing
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -177,3 +178,22 @@ def test_importing_and_checking_needs_no_torch_and_importing_no_ale_py() -> None
         "envs.check_env('CartPole-v1'); envs.check_env('ALE/Pong-v5'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_an_environment_whose_drawing_fails_says_so() -> None:
+    class NoScreen(gymnasium.Env[Any, Any]):
+        metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+        observation_space = spaces.Box(-1, 1, (1,), np.float32)
+        action_space = spaces.Discrete(2)
+
+        def __init__(self, render_mode: str | None = None) -> None:
+            self.render_mode = render_mode
+
+        def render(self) -> Any:
+            raise ArithmeticError("an OpenGL platform library has not been loaded\nand more")
+
+    with (
+        closing(make_envs(NoScreen, 1, render=True)) as envs,
+        pytest.raises(EnvironmentUnsupported, match=r"NoScreen cannot draw itself: an OpenGL .* loaded\.$"),
+    ):
+        envs.render()

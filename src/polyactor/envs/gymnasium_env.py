@@ -159,7 +159,7 @@ class GymnasiumEnvs:
         """RGB picture ``[H, W, 3]`` of environment 0, or None when there is none.
 
         Raises:
-            EnvironmentUnsupported: what the environment draws with is not installed.
+            EnvironmentUnsupported: it fails to draw, as where what it draws with is not installed.
         """
         if not self._render:
             return None
@@ -170,7 +170,7 @@ class GymnasiumEnvs:
             else:
                 pictures = self._envs.render()
                 picture = None if pictures is None else pictures[0]
-        except gymnasium.error.DependencyNotInstalled as error:
+        except Exception as error:  # a graphics library says what it lacks in a way of its own
             raise EnvironmentUnsupported(f"{self._name} cannot draw itself: {_first_line(error)}.") from error
         return None if picture is None else np.array(picture, np.uint8)
 

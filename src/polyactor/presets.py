@@ -167,7 +167,7 @@ PRESETS: dict[str, Preset] = {
         measured="0.996 over 2,000 games; 0.494 without memory (1 seed)",
     ),
     "pong-acer": Preset(
-        "Pong in half the steps that A3C needs, by replay",
+        "Pong in fewer steps than A3C needs, by replay",
         "acer",
         "PongNoFrameskip-v4",
         {"workers": 2, "steps": 1_800_000, "stop_at": 18.0},

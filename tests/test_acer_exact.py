@@ -64,7 +64,9 @@ def outputs(model: ActorCritic, observations: Tensor) -> tuple[Tensor, Tensor]:
 # -- discrete ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("region", ["params", "probs", "none"])
+@pytest.mark.parametrize(
+    "region", ["params", pytest.param("probs", marks=pytest.mark.slow), pytest.param("none", marks=pytest.mark.slow)]
+)
 def test_bandit_policy_is_the_softmax_of_rewards_over_beta(golden: Golden, region: Any) -> None:
     x, answer = golden("bandit_entropy")
     acer = ACER(gamma=0.9, entropy_coef=x["beta"], trust_region=region, replay_capacity=4_000, replay_start=200)

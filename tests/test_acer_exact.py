@@ -10,29 +10,26 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from exact import outputs, train
 from gymnasium import spaces
 from torch import Tensor
 
-from polyactor import transport
 from polyactor.actions import action_spec
 from polyactor.algorithms import ACER
-from polyactor.board import Board
-from polyactor.build import make_model, make_state
 from polyactor.config import Config
 from polyactor.envs import make_envs
 from polyactor.envs.diagnostic import LQR
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam
-from polyactor.optim.flat import bind
 from polyactor.schemes import Sync
 from polyactor.types import Algorithm, Batch, Distribution, Outputs, Rollout
 
 Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
 
 
-def train(env: Any, algorithm: Algorithm, **changes: Any) -> ActorCritic:
-    """The model after a whole run, learning rate ending at 0."""
+def config(env: Any, algorithm: Algorithm, **changes: Any) -> Config:
+    """Learning rates end at 0."""
     given: dict[str, Any] = {
         "optimizer": Adam(lr=5e-3, lr_end=0.0, eps=1e-8),
         "workers": 1,
@@ -40,25 +37,7 @@ def train(env: Any, algorithm: Algorithm, **changes: Any) -> ActorCritic:
         "rollout": 5,
         "model": ModelSpec(hidden=(32,)),
     }
-    env = f"polyactor/{env}-v0" if isinstance(env, str) else env
-    config = Config(env, algorithm, Sync(threads=1), **given | changes)
-    state, board = make_state(config), Board(1, algorithm.metrics)
-    for _ in transport.run(config, state, board):
-        pass
-    envs = make_envs(config.env, 1)
-    model = make_model(config, envs)
-    envs.close()
-    vector = torch.empty_like(state.vector)
-    bind(model, vector)
-    vector.copy_(state.vector)
-    return model
-
-
-@torch.no_grad()
-def outputs(model: ActorCritic, observations: Tensor) -> tuple[Tensor, Tensor]:
-    n = len(observations)
-    params, value, _ = model(observations.unsqueeze(0), model.initial_state(n), torch.ones(1, n, dtype=torch.bool))
-    return params[0], value[0]
+    return Config(env, algorithm, Sync(threads=1), **given | changes)
 
 
 # -- discrete ----------------------------------------------------------------------------------------------------------
@@ -70,7 +49,7 @@ def outputs(model: ActorCritic, observations: Tensor) -> tuple[Tensor, Tensor]:
 def test_bandit_policy_is_the_softmax_of_rewards_over_beta(golden: Golden, region: Any) -> None:
     x, answer = golden("bandit_entropy")
     acer = ACER(gamma=0.9, entropy_coef=x["beta"], trust_region=region, replay_capacity=4_000, replay_start=200)
-    model = train("Bandit", acer, steps=6_000)
+    model = train(config("polyactor/Bandit-v0", acer, steps=6_000))
     policy, q = outputs(model, torch.ones(1, 1))
     pi, best = policy[0].softmax(-1).double(), torch.tensor(answer["pi_star"], dtype=torch.float64)
     assert 0.5 * (pi - best).abs().sum() < 0.02, pi
@@ -80,7 +59,7 @@ def test_bandit_policy_is_the_softmax_of_rewards_over_beta(golden: Golden, regio
 def test_chain_greedy_policy_goes_right_from_every_state(golden: Golden) -> None:
     x, answer = golden("chain5")
     acer = ACER(gamma=x["gamma"], entropy_coef=0.05, entropy_coef_end=0.0, replay_capacity=10_000, replay_start=400)
-    policy, q = outputs(train("Chain", acer, steps=12_000), torch.eye(5))
+    policy, q = outputs(train(config("polyactor/Chain-v0", acer, steps=12_000)), torch.eye(5))
     assert policy.argmax(-1).tolist() == [1] * 5
     v = (policy.softmax(-1) * q).sum(-1)
     np.testing.assert_allclose(v[1:], answer["V_optimal"][1:], rtol=0, atol=0.3)
@@ -210,7 +189,7 @@ def test_the_regulator_costs_what_the_best_does(golden: Golden, seed: int) -> No
     x, answer = golden("lqr_discounted")
     assert (LQR.a == np.array(x["A"])).all()
     acer = ACER(gamma=x["gamma"], truncation=5.0, entropy_coef=0.0, replay_capacity=20_000)
-    model = train(
+    run = config(
         Quadratic,
         acer,
         steps=160_000,
@@ -220,4 +199,5 @@ def test_the_regulator_costs_what_the_best_does(golden: Golden, seed: int) -> No
         model=ModelSpec(hidden=(), log_std="fixed", log_std_start=float(np.log(x["policy_std"]))),
         max_episode_steps=40,
     )
+    model = train(run)
     assert cost(model, x["gamma"], 400) == pytest.approx(-answer["V_x0_gaussian_policy"], rel=0.05)

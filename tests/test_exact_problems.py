@@ -9,18 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exact import outputs, train
 from torch import Tensor
 
-from polyactor import transport
 from polyactor.algorithms import A2C
 from polyactor.board import Board
-from polyactor.build import make_actor, make_learner, make_model, make_state, make_updater
+from polyactor.build import make_actor, make_learner, make_state, make_updater
 from polyactor.config import Config
-from polyactor.envs import make_envs
-from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam, RMSprop
-from polyactor.optim.flat import State, bind
+from polyactor.optim.flat import State
 from polyactor.schemes import Sync
 from polyactor.types import Batch, Distribution, Metrics, Model, Outputs, Rollout
 
@@ -35,30 +33,6 @@ def config(env: str, algorithm: A2C, **changes: Any) -> Config:
         "model": ModelSpec(hidden=(32,)),
     }
     return Config(f"polyactor/{env}-v0", algorithm, Sync(threads=1), **given | changes)
-
-
-def train(config: Config, start: Callable[[State], None] = lambda state: None) -> ActorCritic:
-    """The model after the whole run; `start` may change the state before it."""
-    state, board = make_state(config), Board(1)
-    start(state)
-    for _ in transport.run(config, state, board):
-        pass
-    assert config.steps <= board.steps < config.steps + config.envs * config.rollout
-    envs = make_envs(config.env, 1)
-    model = make_model(config, envs)
-    envs.close()
-    vector = torch.empty_like(state.vector)
-    bind(model, vector)
-    vector.copy_(state.vector)
-    return model
-
-
-@torch.no_grad()
-def outputs(model: ActorCritic, observations: Tensor) -> tuple[Tensor, Tensor]:
-    """Policy parameters and value of each observation ``[N, *O]``."""
-    n = len(observations)
-    params, value, _ = model(observations.unsqueeze(0), model.initial_state(n), torch.ones(1, n, dtype=torch.bool))
-    return params[0], value[0]
 
 
 # -- bandit ------------------------------------------------------------------------------------------------------------

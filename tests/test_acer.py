@@ -387,6 +387,33 @@ def test_it_learns_from_windows(scheme: str) -> None:
         check(replace(c, model=replace(c.model, core="lstm")))
 
 
+def test_off_policy_alone_every_step_is_counted() -> None:
+    """Rollouts before the replay starts, and those of which chance makes no batch, are counted with the next."""
+    c = config()
+    c = replace(c, algorithm=replace(c.algorithm, on_policy=False, replay_ratio=0.5, replay_start=60))
+    state, board = make_state(c), Board(1, c.algorithm.metrics)
+    replica, actor = make_actor(c, 0, state, board)
+    learner, updater = make_learner(c, 0, replica), make_updater(c, 0, state, board)
+    collected = 0
+    for _ in range(40):
+        replica.pull()
+        rollout = actor.collect(replica.version)
+        collected += rollout.steps
+        for gradients in learner.gradients(rollout):
+            updater.apply(gradients)
+        assert board.steps + learner.uncounted == collected
+    assert 0 < board.version < 40
+    assert board.steps > 0.5 * collected
+
+
+def test_what_would_never_learn_is_refused() -> None:
+    acer = config().algorithm
+    with pytest.raises(UsageError, match="no-on-policy is not allowed with"):
+        replace(acer, on_policy=False, replay_ratio=0.0).fits(4, memory=False, alone=True)  # type: ignore[call-arg]
+    with pytest.raises(UsageError, match="replay-start 50 is not allowed"):
+        replace(acer, replay_start=50, replay_capacity=40).fits(4, memory=False, alone=True)  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize("scheme", ["sync", "hogwild", "param-server", "actor-learner"])
 def test_it_runs_under_every_scheme(scheme: str) -> None:
     c = replace(base_config("acer", env="CartPole-v1", scheme=scheme), workers=1, transport="inline", steps=3_000)

@@ -89,6 +89,7 @@ class Learner:
         vector = replica.vector
         self.gradient = torch.zeros(replica.state.layout.theta, dtype=vector.dtype, device=vector.device)
         self.places = parameter_views(replica.model, self.gradient)
+        self.uncounted = 0
         self.differentiate = compiled(differentiate) if compile else differentiate
 
     def gradients(self, rollout: Rollout) -> Iterator[Gradients]:
@@ -100,7 +101,8 @@ class Learner:
         watch = Watch(self.spend)
         replica, model = self.replica, self.replica.model
         algorithm = self.algorithm.at(replica.board.steps / self.total_steps)
-        steps, moments = rollout.steps, rollout.moments
+        steps, moments = rollout.steps + self.uncounted, rollout.moments
+        self.uncounted = steps  # until a gradient carries them: an algorithm may make none of a rollout
         if self.replay is not None:
             self.replay.add(rollout)
         if rollout.version.double().mean() != replica.version:
@@ -119,6 +121,7 @@ class Learner:
             metrics["policy_lag"] = replica.version - batch.rollout.version.double().mean()
             gradients = Gradients(self.gradient.cpu(), metrics, replica.version, steps, moments, self._joined(step))
             watch.lap(Part.DIFFERENTIATE)
+            self.uncounted = 0
             yield gradients
             watch = Watch(self.spend)
             steps, moments = 0, {}

@@ -120,6 +120,15 @@ class ACER(Algorithm):
 
     def fits(self, columns: int, *, memory: bool, alone: bool) -> None:
         """A window begins where no recurrent state is stored; a natural step is one from the θ it was computed at."""
+        if not self.on_policy and not self.replay_ratio:
+            raise UsageError(
+                "--algorithm.no-on-policy is not allowed with --algorithm.replay-ratio 0: nothing is learned"
+            )
+        if self.replay_start > self.replay_capacity:
+            raise UsageError(
+                f"--algorithm.replay-start {self.replay_start} is not allowed: "
+                f"it must be at most --algorithm.replay-capacity, {self.replay_capacity}"
+            )
         if memory and self.replay_window is not None:
             raise UsageError(
                 f"--algorithm.replay-window {self.replay_window} is not allowed with memory: its state is stored where "

@@ -629,7 +629,7 @@ def test_what_cannot_be_drawn_leaves_no_file(tmp_path: Path, monkeypatch: pytest
 
     policy = untrained(Painted)
     monkeypatch.setattr(Painted, "render", blind)
-    with pytest.raises(RuntimeError, match="paint"):
+    with pytest.raises(EnvironmentUnsupported, match="the paint ran out"):
         record(policy.config, dict(policy.model.state_dict()), tmp_path / "film.mp4")
     assert not list(tmp_path.iterdir())
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
 
 import polyactor as pa
 from polyactor import checkpoint, cli
+from polyactor.errors import UsageError
 
 SOURCE = Path(pa.__file__).parents[1]
 USAGE, ENVIRONMENT, CHECKPOINT, DIRECTORY = 2, 3, 4, 5
@@ -330,3 +333,21 @@ def test_none_means_no_value_only_where_there_may_be_none():
     assert (config.model.core, config.scheme.lock) == ("none", "none")
     assert config.optimizer.max_grad_norm is None
     assert config.stop_at is None
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"model": {"torso": "a3c"}}, "--model.torso a3c is not allowed: it must be one of auto, mlp"),
+        (
+            {"algorithm": {"value_loss": "l1"}},
+            "--algorithm.value-loss l1 is not allowed: it must be one of",
+        ),
+        ({"transport": "carrier pigeon"}, "it must be one of local, inline"),
+        ({"steps": "5"}, "--steps 5 is not allowed: it must be a number of at least 1"),
+    ],
+)
+def test_python_is_told_what_a_flag_would_be(values: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        pa.train("a2c", env="CartPole-v1", out=str(tmp_path / "run"), **values)
+    assert not (tmp_path / "run").exists()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from polyactor.board import Part, Watch, unwatched
 from polyactor.models.normalizer import blank_moments, moments
@@ -15,6 +16,9 @@ from polyactor.types import Moments, Rollout
 if TYPE_CHECKING:
     from polyactor.envs import VectorEnv
     from polyactor.models.actor_critic import ActorCritic
+
+KEPT = ("observation", "is_first", "ended", "score", "steps")
+"""What an actor keeps of each environment between two rollouts."""
 
 
 def blank(t: int, envs: VectorEnv, model: ActorCritic, b: int, actors: int = 1, *, behavior: bool = False) -> Rollout:
@@ -125,6 +129,25 @@ class Actor:
         for name, new in self._moments(x).items():
             x.moments[name].copy_(new)
         watch.lap(Part.STORE)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Everything that `collect` goes on from, but the model's parameters."""
+        arrays = {name: torch.from_numpy(getattr(self, name)) for name in KEPT}
+        state = {f"state_{i}": part for i, part in enumerate(self.state)}
+        return arrays | state | {
+            "discounted_return": self.discounted_return,
+            "generator": self.generator.get_state(),
+            "envs": torch.frombuffer(bytearray(self.envs.snapshot()), dtype=torch.uint8),
+        }  # fmt: skip
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on, to the bit, as the actor that `snapshot` was taken of."""
+        for name in KEPT:
+            setattr(self, name, saved[name].numpy())
+        self.state = tuple(saved[f"state_{i}"] for i in range(len(self.state)))
+        self.discounted_return = saved["discounted_return"]
+        self.generator.set_state(saved["generator"])
+        self.envs.restore(saved["envs"].numpy().tobytes())
 
     def _count(self, reward: np.ndarray, done: np.ndarray) -> None:
         """Scores are the environment's own: whole games, unclipped; a fake step counts nothing."""

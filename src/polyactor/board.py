@@ -233,14 +233,25 @@ class Board:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of it."""
-        return {"board.counters": self._counters}
+        means = torch.tensor([math.nan if mean is None else mean for mean in self._means.values()], dtype=torch.float64)
+        marked = torch.from_numpy(self._marked)
+        own = {"counters": self._counters, "metrics": self._metrics, "marked": marked, "means": means}
+        return {f"board.{name}": tensor for name, tensor in own.items()}
 
-    def restore(self, counters: Tensor) -> None:
-        """Continue from a checkpoint's counters; with another number of workers the first takes all of them."""
-        self._counters.zero_()
-        if counters.shape == self._counters.shape:
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Continue from a checkpoint.
+
+        With another number of workers the first takes all that was counted, and the metrics' means begin anew.
+        """
+        counters, metrics = saved["board.counters"], saved["board.metrics"]
+        if metrics.shape == self._metrics.shape:
             self._counters.copy_(counters)
+            self._metrics.copy_(metrics)
+            self._marked = saved["board.marked"].numpy()
+            means = saved["board.means"].tolist()
+            self._means = {n: None if math.isnan(m) else m for n, m in zip(self.names, means, strict=True)}
         else:
+            self._counters.zero_()
             self._counters[0].copy_(counters.sum(0))
         self._counters[:, Counter.PAUSED] = 0
         self._read = [int(n) for n in self.counters[:, Counter.GAMES]]

@@ -16,7 +16,8 @@ USAGE = """\
 usage: polyactor VERB ...
 
   train PRESET --env ID [flags]   train; `polyactor train a3c --env CartPole-v1 --help` lists the flags
-  resume RUN [--steps N]          go on with a run; N is the new total
+  resume RUN [--steps N] [--restart]
+                                  go on with a run; N is the new total
   evaluate RUN [--games N]        whole games with the trained policy, greedy and sampled
   record RUN [--out FILE]         one game as an mp4
   plot RUN... [--out FILE]        learning curves over steps and over wall time
@@ -86,8 +87,8 @@ def _report(run: Any) -> int:
 
 
 def _resume(args: list[str]) -> int:
-    kinds = {"steps": int, "algorithm": str, "quiet": bool}
-    options = small_flags(args, kinds, "resume RUN [--steps N] [--algorithm FILE:CLASS] [--quiet]")
+    kinds = {"steps": int, "algorithm": str, "restart": bool, "quiet": bool}
+    options = small_flags(args, kinds, "resume RUN [--steps N] [--algorithm FILE:CLASS] [--restart] [--quiet]")
     from polyactor.training import resume
 
     path = _run(options)

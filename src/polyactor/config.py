@@ -120,6 +120,9 @@ class Config:
     """Evaluate in a process of its own every so many steps, and keep the best by that."""
     transport: Literal["local", "inline"] = "local"
     """local: workers are processes; inline: all roles in one process, taking turns (to debug, or in a notebook)."""
+    exact_resume: bool = False
+    """Save environments and random streams too: a resumed run is bit for bit the one that was never stopped. For `sync`
+    and environments that can be saved; others are refused."""
     init_from: str | None = None
     """Start from the parameters of this run (or checkpoint)."""
     max_episode_steps: Annotated[int | None, Allowed(1)] = None
@@ -193,7 +196,7 @@ def with_value(config: Config, path: tuple[str, str], value: float) -> Any:
 
 
 def check(config: Config) -> None:
-    """Every number in its range.
+    """Every number in its range, every name one of those there are.
 
     Raises:
         UsageError: naming the flag, the value and what is allowed.
@@ -215,6 +218,10 @@ def check(config: Config) -> None:
 
         if not torch.cuda.is_available():
             raise UsageError("--device cuda is not allowed: this machine has no GPU that torch can use; use cpu")
+    if config.exact_resume and not scheme.single:
+        raise UsageError(f"--exact-resume is not allowed with {flag}, which never runs twice alike: use --scheme sync")
+    if config.exact_resume and config.device == "cuda":
+        raise UsageError("--exact-resume is not allowed with --device cuda, which never runs twice alike: use cpu")
     if config.compile and not shutil.which(os.environ.get("CXX", "g++")):
         raise UsageError("--compile is not allowed: it needs a C++ compiler (g++, or what CXX names), and none is here")
     if config.algorithm.differentiate and config.compile:
@@ -235,7 +242,17 @@ def check(config: Config) -> None:
     config.algorithm.fits(scheme.columns(config), memory=memory, alone=alone)
 
 
-def _ranges(part: Any, prefix: str) -> Iterator[tuple[str, Any, Allowed]]:
+class OneOf(tuple[str, ...]):
+    """The names a setting can have."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        """The sentence's end."""
+        return f"one of {', '.join(self)}"
+
+
+def _ranges(part: Any, prefix: str) -> Iterator[tuple[str, Any, Allowed | OneOf]]:
     hints = typing.get_type_hints(type(part), include_extras=True)
     for f in fields(part):
         value, hint = getattr(part, f.name), hints.get(f.name)
@@ -245,3 +262,10 @@ def _ranges(part: Any, prefix: str) -> Iterator[tuple[str, Any, Allowed]]:
         for extra in getattr(hint, "__metadata__", ()):
             if isinstance(extra, Allowed):
                 yield flag, value, extra
+        choices = [name for kind in (hint, *typing.get_args(hint)) for name in _names(kind)]
+        if choices:
+            yield flag, value, OneOf(choices)
+
+
+def _names(hint: Any) -> tuple[str, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -142,6 +142,22 @@ class Learner:
         assert self.replay is not None, "an algorithm samples when there are steps"
         rollout = self.replay.sample(count, generator, length).to(self.replica.device)
         return self.replica.model.look(rollout.replace(reward=self._scaled(rollout.reward)))
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """What is its own: the rest is the state's, and replayed rollouts are in files."""
+        own = {"generator": self.generator.get_state(), "uncounted": torch.tensor(self.uncounted)}
+        return own if self.replay is None else own | {"replayed": torch.tensor(self.replay.flushed())}
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on, to the bit, as the learner that `snapshot` was taken of.
+
+        Raises:
+            CheckpointError: rollouts that could be replayed then have been overwritten since.
+        """
+        self.generator.set_state(saved["generator"])
+        self.uncounted = int(saved["uncounted"])
+        if self.replay is not None:
+            self.replay.rewind(int(saved["replayed"]))
 
     def _direction(self, algorithm: Algorithm, batch: Batch) -> Direction:
         """By the loss's gradient, or in the algorithm's own way."""

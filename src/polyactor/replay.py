@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from polyactor.errors import OutOfResources, RunDirectoryError
+from polyactor.errors import CheckpointError, OutOfResources, RunDirectoryError
 from polyactor.types import Rollout
 
 STEP_FIELDS = ("action", "reward", "terminated", "behavior_log_prob", "behavior_params")
@@ -81,6 +81,28 @@ class Ring:
         for i, state in enumerate(rollout.core_state):
             self.arrays[f"core_state_{i}"][slot] = state.numpy()
         self.arrays["added"][0] += 1  # last: a rollout that was not written whole does not count
+
+    def flushed(self) -> int:
+        """Rollouts so far, all of them on the disk now."""
+        for array in self.arrays.values():
+            if isinstance(array, np.memmap):
+                array.flush()
+        return self.added
+
+    def rewind(self, added: int) -> None:
+        """Forget all but so many rollouts, counted from the first that ever was.
+
+        Raises:
+            CheckpointError: what could be sampled then is not all there any more.
+        """
+        lost = self.added > added and self.added > self.slots - self.lost
+        if lost or self.added < added:
+            why = ", written over some that it needs" if lost else ""
+            raise CheckpointError(
+                f"the replay files have {self.added} rollouts where the checkpoint has {added}{why}, so the run cannot "
+                "go on to the bit; it can with new episodes: add --restart"
+            )
+        self.arrays["added"][0] = added
 
     def sample(self, count: int, generator: torch.Generator, length: int | None = None) -> Rollout:
         """So many stretches of one environment each, ``[T, count]``, any of them as likely as any other.

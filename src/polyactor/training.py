@@ -82,19 +82,25 @@ def train(config: Config, reasons: Sequence[str] = ()) -> Run:
     return _Training(config, directory, state, Board(config.workers, config.algorithm.metrics)).run(reasons)
 
 
-def resume(path: Path, *, steps: int | None = None, algorithm: str | None = None, quiet: bool = False) -> Run:
-    """Go on with a run: counters, schedules, optimizer and running statistics continue; environments restart.
+def resume(
+    path: Path, *, steps: int | None = None, algorithm: str | None = None, restart: bool = False, quiet: bool = False
+) -> Run:
+    """Go on with a run: counters, schedules, optimizer and running statistics continue.
+
+    Environments and random streams begin anew, except in a run with ``exact_resume``: that one goes on to the bit.
 
     Args:
         path: the run directory.
         steps: a new total.
         algorithm: ``file.py:Class``, where the run's algorithm came from a file; a config alone loads no code.
+        restart: let environments begin anew in a run with ``exact_resume``, too, now and from now on.
 
     Raises:
         CheckpointError: there is nothing to go on from, or it does not fit.
     """
     found = checkpoint.load(path)
     config = replace(from_json(found.meta.get("config", {})), quiet=quiet)
+    config = replace(config, exact_resume=config.exact_resume and not restart)
     config = config if steps is None else replace(config, steps=steps)
     if type(config.algorithm) is Algorithm:
         options = dict(found.meta["config"]["algorithm"])
@@ -105,12 +111,14 @@ def resume(path: Path, *, steps: int | None = None, algorithm: str | None = None
     check(config)
     tune_allocator()
     state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
-    mine = state.tensors()
-    for name, tensor in mine.items():
-        if name not in found.tensors or found.tensors[name].shape != tensor.shape:
+    mine, theirs = state.tensors(), found.tensors
+    for name in (*mine, *board.tensors()):
+        if name not in theirs or (name in mine and theirs[name].shape != mine[name].shape):
             raise CheckpointError(f"{found.path} does not fit its own config: {name} is missing or of another shape")
-        tensor.copy_(found.tensors[name])
-    board.restore(found.tensors["board.counters"])
+    for name, tensor in mine.items():
+        tensor.copy_(theirs[name])
+    board.restore(theirs)
+    state.found = theirs if config.exact_resume else {}
     return _Training(config, path, state, board, found.meta).run()
 
 
@@ -131,12 +139,13 @@ class _Training:
         self.started = time.monotonic() - float(before.get("wall_s", 0.0))
         self.ended: float | None = None
         self.row_every = max(1, config.steps // ROWS)
-        self.next_row = board.steps + self.row_every
+        self.next_row = (board.steps // self.row_every + 1) * self.row_every
         self.next_evaluation = board.steps + (config.evaluate_every or 0)
         self.next_checkpoint = time.monotonic() + CHECKPOINT_EVERY
         self.next_show = 0.0
         self.last_row, self.rate = (self.wall, board.steps), 0.0
-        self.games_needed = GAMES
+        self.games_needed = int(before.get("games_needed", GAMES))
+        self.resumed = bool(before)
         self.reached: tuple[int, float] | None = None
         self.confirmation: float | None = None
         self.skipped = 0
@@ -184,14 +193,14 @@ class _Training:
         return Run(self.directory, status, summary)
 
     def _watch(self, scheme: Generator[None, None, None]) -> str:
-        next(scheme, None)
-        for child in multiprocessing.active_children():
-            self.log.event("worker_started", pid=child.pid)
-        for _ in scheme:
-            if self.stop.asked:
-                return "stopped"
+        for turn, _ in enumerate(scheme):
+            if turn == 0:
+                for child in multiprocessing.active_children():
+                    self.log.event("worker_started", pid=child.pid)
             if self._look():
                 return "reached"
+            if self.stop.asked:
+                return "stopped"
         self._look()
         return "stopped" if self.stop.asked else "done"
 
@@ -202,9 +211,9 @@ class _Training:
             self.lengths.append(game.length)
             self.games_needed -= 1
         steps, now = self.board.steps, time.monotonic()
-        if steps >= self.next_row or (now >= self.next_checkpoint and steps > self.last_row[1]):
-            self.next_row = (steps // self.row_every + 1) * self.row_every
-            self._report()
+        due = steps >= self.next_row
+        if due or (now >= self.next_checkpoint and steps > self.last_row[1]):
+            self._report(due=due)
         elif now >= self.next_show:
             self.next_show = now + SHOW_EVERY
             self.progress.show(self._row(), new=False)
@@ -236,17 +245,20 @@ class _Training:
             "rss_mb": None,
         }
 
-    def _report(self) -> None:
+    def _report(self, *, due: bool) -> None:
+        """A row; when it was due by steps and not by the clock, the means begin anew."""
         row = self._row() | {"rss_mb": round(resident_mb(os.getpid()), 1)}
         self.last_row = (self.wall, self.board.steps)
-        self.board.mark()
+        if due:
+            self.next_row = (self.board.steps // self.row_every + 1) * self.row_every
+            self.board.mark()
         self.log.row(row)
         self.progress.show(row, new=True)
         skipped = int(self.board.counters[:, Counter.SKIPPED].sum())
         if skipped > self.skipped:
             self.log.event("update_skipped", "the gradient was not finite", updates=skipped - self.skipped)
             self.skipped = skipped
-        if len(self.scores) == GAMES and (self.best is None or row["score_mean100"] > self.best):
+        if due and len(self.scores) == GAMES and (self.best is None or row["score_mean100"] > self.best):
             self.best = row["score_mean100"]
             if self.config.evaluate_every is None:
                 self.best_is_unsaved = True
@@ -262,6 +274,7 @@ class _Training:
                 "scores": list(self.scores),
                 "lengths": list(self.lengths),
                 "best_evaluation": self.best_evaluation,
+                "games_needed": self.games_needed,
             }
             saved = checkpoint.save(
                 self.directory, self.state.tensors() | self.board.tensors(), meta, self.board.steps, tags=tags
@@ -329,7 +342,7 @@ class _Training:
             if score is not None:
                 self._keep_if_best(score)
         if self.last_row[1] != self.board.steps:
-            self._report()
+            self._report(due=status != "stopped")  # one that goes on has its rows where it would have had them
         best = status == "reached" or not checkpoint.exists(self.directory, tag="best")
         self._save(*["best"] * best)
         if status == "stopped":
@@ -370,6 +383,9 @@ class _Training:
         c = self.config
         workers = f"{c.workers} worker{'s' * (c.workers > 1)} × {c.envs} environments"
         yield f"{self.directory}: {workers}, rollout {c.rollout}, {self.precision}, seed {c.seed}"
+        if self.resumed:
+            how = "to the bit" if c.exact_resume else "environments and random streams begin anew"
+            yield f"goes on from {self.board.steps:,} steps: {how}"
         preset = PRESETS.get(c.preset)
         if preset is not None and preset.measured and c.env == preset.env:
             yield f"to expect, as measured on two cores: {preset.measured}"

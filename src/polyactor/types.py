@@ -13,6 +13,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ class Allowed:
     """The high end itself is not allowed."""
 
     def __contains__(self, value: float) -> bool:
-        """NaN is in no range."""
+        """NaN is in no range, nor is what is no number."""
+        if not isinstance(value, Real):
+            return False
         low_ok = self.low is None or (value > self.low if self.above else value >= self.low)
         high_ok = self.high is None or (value < self.high if self.below else value <= self.high)
         return math.isfinite(value) and low_ok and high_ok

@@ -5,6 +5,9 @@ Nothing here imports torch, and ale-py only once an Atari id is asked for.
 
 from __future__ import annotations
 
+from contextlib import closing
+
+import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from polyactor.envs import atari as _atari
@@ -12,8 +15,19 @@ from polyactor.envs import diagnostic, gymnasium_env
 from polyactor.envs.atari import AtariOptions, looks_atari
 from polyactor.envs.gymnasium_env import EnvFactory
 from polyactor.envs.vector_env import ActionSpace, Step, VectorEnv
+from polyactor.errors import EnvironmentUnsupported
 
-__all__ = ["ActionSpace", "AtariOptions", "EnvFactory", "Step", "VectorEnv", "check_env", "looks_atari", "make_envs"]
+__all__ = [
+    "ActionSpace",
+    "AtariOptions",
+    "EnvFactory",
+    "Step",
+    "VectorEnv",
+    "check_env",
+    "check_exact",
+    "looks_atari",
+    "make_envs",
+]
 
 diagnostic.register()
 
@@ -25,6 +39,7 @@ def make_envs(
     atari: AtariOptions = AtariOptions(),  # noqa: B008 (frozen)
     max_episode_steps: int | None = None,
     threads: int = 1,
+    saved: bool = False,
     render: bool = False,
 ) -> VectorEnv:
     """`num_envs` copies of one environment.
@@ -36,6 +51,7 @@ def make_envs(
         max_episode_steps: truncate a game after this many agent steps, in place of the id's own limit
             (of an environment a callable returns: besides its own).
         threads: emulator threads; only Atari ids read it.
+        saved: of a kind whose `snapshot` can be taken; only Atari ids read it.
         render: make pictures of environment 0 available through `render`.
 
     Raises:
@@ -44,9 +60,48 @@ def make_envs(
     source = gymnasium_env.find(env)
     if isinstance(source, EnvSpec) and _atari.is_atari(source):
         return _atari.AtariEnvs(
-            source, num_envs, options=atari, max_episode_steps=max_episode_steps, threads=threads, render=render
+            source,
+            num_envs,
+            options=atari,
+            max_episode_steps=max_episode_steps,
+            threads=threads,
+            saved=saved,
+            render=render,
         )
     return gymnasium_env.GymnasiumEnvs(source, num_envs, max_episode_steps=max_episode_steps, render=render)
+
+
+PROOF_STEPS = 100
+"""Random ones, before and after the snapshot that `check_exact` goes on from."""
+
+
+def check_exact(
+    env: str | EnvFactory,
+    *,
+    atari: AtariOptions = AtariOptions(),  # noqa: B008 (frozen)
+    max_episode_steps: int | None = None,
+) -> None:
+    """Refuse what would not go on from a snapshot to the bit, which is tried out with two copies.
+
+    Raises:
+        EnvironmentUnsupported: it cannot be saved, or what was saved is not all of it.
+    """
+    made = [make_envs(env, 2, atari=atari, max_episode_steps=max_episode_steps, saved=True) for _ in range(2)]
+    with closing(made[0]) as first, closing(made[1]) as second:
+        first.reset(1)
+        second.reset(10_000)
+        first.action_space.seed(0)
+        actions = [np.stack([first.action_space.sample() for _ in range(2)]) for _ in range(2 * PROOF_STEPS)]
+        for action in actions[:PROOF_STEPS]:
+            first.step(action)
+        second.restore(first.snapshot())
+        for action in actions[PROOF_STEPS:]:
+            for ours, theirs in zip(first.step(action), second.step(action), strict=True):
+                if ours.tobytes() != theirs.tobytes():
+                    name = getattr(env, "__qualname__", env)
+                    raise EnvironmentUnsupported(
+                        f"{name} does not go on from its saved state as it did: part of it is not in its attributes."
+                    )
 
 
 def check_env(env: str | EnvFactory) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import gymnasium
@@ -10,6 +11,8 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
+from polyactor.envs import snapshot
+from polyactor.envs.emulators import Emulators
 from polyactor.envs.vector_env import ActionSpace, Step
 from polyactor.errors import EnvironmentUnsupported, UsageError
 from polyactor.types import Allowed
@@ -92,6 +95,7 @@ class AtariEnvs:
         options: preprocessing.
         max_episode_steps: in agent steps.
         threads: emulator threads.
+        saved: of a kind whose state can be saved.
         render: run a second emulator in colour beside environment 0.
 
     Raises:
@@ -107,6 +111,7 @@ class AtariEnvs:
         options: AtariOptions,
         max_episode_steps: int | None,
         threads: int,
+        saved: bool,
         render: bool,
     ) -> None:
         from ale_py.vector_env import AtariVectorEnv
@@ -136,15 +141,14 @@ class AtariEnvs:
             "reward_clipping": False,
             "autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP,
         }
-        self._emulators = AtariVectorEnv(
-            num_envs=num_envs,
-            num_threads=min(threads, num_envs),
-            img_height=height,
-            img_width=size,
-            stack_num=options.stack,
-            grayscale=True,
-            **game,
-        )
+        screen: dict[str, Any] = {
+            "img_height": height, "img_width": size, "stack_num": options.stack, "grayscale": True
+        }  # fmt: skip
+        self._emulators: Any
+        if saved:
+            self._emulators = Emulators(num_envs, **screen, **game)
+        else:
+            self._emulators = AtariVectorEnv(num_envs=num_envs, num_threads=min(threads, num_envs), **screen, **game)
         self._rows = slice(top, top + size)
         # The emulator gives either gray or colour: a twin of environment 0 with its seed and actions gives the other.
         self._twin = None
@@ -197,6 +201,17 @@ class AtariEnvs:
     def decode(self, action: NDArray[Any]) -> NDArray[Any]:
         """Indices into the game's set of actions, as they are."""
         return action
+
+    def snapshot(self) -> bytes:
+        """Every game's seed and the actions since; of emulators that were made with ``saved=True``."""
+        return snapshot.snapshot([SimpleNamespace(lives=self._lives, done=self._done, **self._emulators.snapshot())])
+
+    def restore(self, saved: bytes) -> None:
+        """Play the games again up to there."""
+        found = SimpleNamespace(lives=self._lives, done=self._done, **self._emulators.snapshot())
+        snapshot.restore([found], saved)
+        self._emulators.restore(vars(found))
+        self._lives, self._done = found.lives, found.done
 
     def close(self) -> None:
         """Stop the emulators."""

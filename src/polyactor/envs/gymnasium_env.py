@@ -7,9 +7,9 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
 import gymnasium
@@ -19,6 +19,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
+from polyactor.envs import snapshot
 from polyactor.envs.atari import looks_atari
 from polyactor.envs.vector_env import ActionSpace, Step
 from polyactor.errors import EnvironmentUnsupported, suggestion
@@ -150,6 +151,28 @@ class GymnasiumEnvs:
     def decode(self, action: NDArray[Any]) -> NDArray[Any]:
         """Clipped and rescaled, or counted from the space's own start."""
         return self._to_environment(np.asarray(action))
+
+    def snapshot(self) -> bytes:
+        """The attributes of every environment and its wrappers."""
+        try:
+            return snapshot.snapshot([self._restarting(), *self._layers()])
+        except EnvironmentUnsupported as error:
+            raise EnvironmentUnsupported(f"{self._name} cannot be saved: {error}.") from None
+
+    def restore(self, saved: bytes) -> None:
+        """Replace the attributes of every environment and its wrappers."""
+        restarting = self._restarting()
+        snapshot.restore([restarting, *self._layers()], saved)
+        if isinstance(self._envs, SyncVectorEnv):
+            self._envs._autoreset_envs = restarting.envs
+
+    def _restarting(self) -> SimpleNamespace:
+        """Whose next step starts a game; Gymnasium's own vector classes keep that in themselves."""
+        return SimpleNamespace(envs=self._envs._autoreset_envs if isinstance(self._envs, SyncVectorEnv) else None)
+
+    def _layers(self) -> Iterator[Any]:
+        for env in self._envs.envs if isinstance(self._envs, SyncVectorEnv) else [self._envs]:
+            yield from snapshot.layers(env)
 
     def close(self) -> None:
         """Close the environments."""

@@ -63,6 +63,20 @@ class VectorEnv(Protocol):
     def decode(self, action: NDArray[Any]) -> NDArray[Any]:
         """Actions ``[B]`` or ``[B, *A]`` in `action_space` as the environment's own ``step`` takes them."""
 
+    def snapshot(self) -> bytes:
+        """All that decides what follows, random streams included.
+
+        Raises:
+            EnvironmentUnsupported: it cannot be had.
+        """
+
+    def restore(self, saved: bytes) -> None:
+        """Go on, to the bit, as the B environments that `snapshot` was taken of.
+
+        Raises:
+            CheckpointError: it is of another kind of environment.
+        """
+
     def close(self) -> None:
         """Let go of windows, threads and emulators."""
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from polyactor.optim.rules import Rule, Statistics
 
+CARRIED = "carried"
+"""Before the names of tensors that only an exact resume needs."""
 ALIGNMENT, WORD = 64, 4
 """Bytes; each tensor starts on its own cache line, so two workers' writes to two tensors never share one."""
+
+
+class Carried(Protocol):
+    """Whoever goes on where it was when a run is resumed."""
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """All that decides what it does next; may share its memory."""
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +111,15 @@ class State:
         layout: the meaning of `vector`.
         vector: ``[layout.size]`` float32, [θ ‖ running statistics].
         statistics: the optimizer's, one set for all workers or one set per worker.
+        carried: who else is saved, by name.
+        found: what a checkpoint has of them.
     """
 
     layout: Layout
     vector: Tensor
     statistics: tuple[Statistics, ...] = field(default_factory=tuple)
+    carried: dict[str, Carried] = field(default_factory=dict)
+    found: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, rule: Rule, workers: int) -> State:
@@ -125,6 +142,14 @@ class State:
         theirs = [slot.start for slot in self.layout.slots if slot.name.startswith("average.")]
         return self.vector[theirs[0] : theirs[0] + self.layout.theta] if theirs else None
 
+    def carry(self, name: str, part: Carried) -> None:
+        """Save this part with the rest from now on; where a checkpoint has it, it goes on from there."""
+        prefix = f"{CARRIED}.{name}."
+        saved = {key.removeprefix(prefix): tensor for key, tensor in self.found.items() if key.startswith(prefix)}
+        if saved:
+            part.restore(saved)
+        self.carried[name] = part
+
     def share_(self) -> None:
         """Move everything to shared memory, in place."""
         self.vector.share_memory_()  # type: ignore[no-untyped-call]
@@ -141,4 +166,6 @@ class State:
         named = {f"model.{name}": tensor for name, tensor in self.views().items()}
         for i, statistics in enumerate(self.statistics):
             named |= {f"optimizer.{i}.{name}": tensor for name, tensor in statistics.items()}
+        for part, carried in self.carried.items():
+            named |= {f"{CARRIED}.{part}.{name}": tensor for name, tensor in carried.snapshot().items()}
         return named

@@ -44,6 +44,9 @@ def learn(config: Config, state: State, board: Board, threads: int) -> Role:
         device = config.learning_device
         learning = replica if device == "cpu" else make_replica(config, state, board, device=device)
         learner, updater = make_learner(config, 0, learning), make_updater(config, 0, state, board)
+        if config.exact_resume:
+            state.carry("actor", actor)
+            state.carry("learner", learner)
         while board.steps < config.steps:
             for each in {replica, learning}:
                 each.pull()  # θ' ← θ

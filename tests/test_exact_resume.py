@@ -1,0 +1,236 @@
+"""`--exact-resume`: what was stopped and resumed is what was never stopped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import polyactor as pa
+from polyactor import checkpoint, cli
+from polyactor.board import Board
+from polyactor.config import check
+from polyactor.errors import UsageError
+from polyactor.metrics import read_rows
+from polyactor.presets import base_config
+from polyactor.training import _Training
+
+TIMED = {"wall_s", "steps_per_s", "rss_mb"}
+RUNS: dict[str, dict[str, Any]] = {
+    "a2c, recurrent, everything normalised": {
+        "preset": "a2c", "env": "polyactor/TMaze-v0", "envs": 4, "rollout": 7, "steps": 6_500,
+        "model": {"core": "lstm", "core_size": 8, "hidden": (8,)}, "normalize": {"observation": True, "reward": True},
+    },
+    "ppo, continuous": {
+        "preset": "ppo", "env": "Pendulum-v1", "envs": 2, "rollout": 16, "steps": 1_600,
+        "model": {"hidden": (8,)}, "normalize": {"observation": True, "reward": True},
+    },
+    "acer": {
+        "preset": "acer", "env": "CartPole-v1", "scheme": "sync", "envs": 4, "rollout": 5, "steps": 3_000,
+        "model": {"hidden": (8,)}, "algorithm": {"replay_capacity": 600, "replay_start": 200},
+    },
+    "acer, continuous": {
+        "preset": "acer", "env": "Pendulum-v1", "scheme": "sync", "envs": 2, "rollout": 5, "steps": 1_200,
+        "model": {"hidden": (8,)}, "algorithm": {"replay_capacity": 400, "replay_start": 100},
+    },
+    "acer, recurrent": {
+        "preset": "acer", "env": "polyactor/TMaze-v0", "scheme": "sync", "envs": 2, "rollout": 5, "steps": 1_200,
+        "model": {"core": "lstm", "core_size": 8, "hidden": (8,)},
+        "algorithm": {"replay_capacity": 400, "replay_start": 100},
+    },
+    "acer, from replay alone": {
+        "preset": "acer", "env": "CartPole-v1", "scheme": "sync", "envs": 2, "rollout": 5, "steps": 1_500,
+        "model": {"hidden": (8,)},
+        "algorithm": {"replay_capacity": 400, "replay_start": 100, "replay_ratio": 0.5, "on_policy": False},
+    },
+    "a2c, Atari": {
+        "preset": "a2c", "env": "ALE/Breakout-v5", "envs": 2, "rollout": 5, "steps": 1_200, "max_episode_steps": 60,
+        "model": {"torso": "a3c-cnn", "hidden": (16,)}, "atari": {"frame_size": 44},
+    },
+}  # fmt: skip
+"""ACER's memories are overwritten before, and after, where these runs are stopped; the first stops between two rows."""
+
+
+def train(out: Path, what: dict[str, Any], **more: Any) -> pa.Run:
+    return pa.train(**{"seed": 3, "exact_resume": True, "quiet": True, "out": str(out), "workers": 1} | what | more)
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A SIGTERM to this process when so many steps are done."""
+    original = _Training._look
+
+    def arm(steps: int) -> None:
+        def look(self: _Training) -> bool:
+            over = original(self)
+            if self.board.steps >= steps and self.board.steps < self.config.steps and not self.stop.asked:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return over
+
+        monkeypatch.setattr(_Training, "_look", look)
+
+    return arm
+
+
+def rows(run: Path) -> dict[int, dict[str, Any]]:
+    """By step, without their clock."""
+    return {
+        row["agent_steps"]: {name: value for name, value in row.items() if name not in TIMED}
+        for row in read_rows(run / "metrics.jsonl")
+    }
+
+
+def same(ours: Path, theirs: Path) -> None:
+    """Every tensor of the last checkpoint, every row of the first run, everything counted."""
+    mine, others = checkpoint.load(ours), checkpoint.load(theirs)
+    assert mine.tensors.keys() == others.tensors.keys()
+    for name, tensor in mine.tensors.items():
+        assert tensor.numpy().tobytes() == others.tensors[name].numpy().tobytes(), name
+    for name in ("agent_steps", "updates", "games", "scores", "lengths", "best_score_mean100", "games_needed"):
+        assert mine.meta[name] == others.meta[name], name
+    straight, resumed = rows(ours), rows(theirs)
+    assert len(straight) >= 50
+    assert {step: resumed.get(step) for step in straight} == straight
+    assert len(resumed) <= len(straight) + 1
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_stopped_run_goes_on_to_the_bit(name: str, tmp_path: Path, stop_at: Any, capsys: Any) -> None:
+    what = RUNS[name]
+    straight = train(tmp_path / "straight", what)
+    assert straight.status == "done"
+    stop_at(what["steps"] // 2)
+    assert train(tmp_path / "stopped", what).status == "stopped"
+    stop_at(10**9)
+    assert pa.resume(tmp_path / "stopped").status == "done"
+    assert "to the bit" in capsys.readouterr().out
+    same(straight.path, tmp_path / "stopped")
+    for ours in (straight.path / "replay").rglob("*.bin"):
+        theirs = tmp_path / "stopped" / ours.relative_to(straight.path)
+        assert ours.read_bytes() == theirs.read_bytes(), ours.name
+    assert (straight.path / "replay").exists() == (what["preset"] == "acer")
+
+
+def test_stopped_again_and_again(tmp_path: Path, stop_at: Any) -> None:
+    what = RUNS["acer"]
+    straight = train(tmp_path / "straight", what)
+    stop_at(301)
+    train(tmp_path / "stopped", what)
+    for steps in (302, 700, 1_999, 10**9):
+        stop_at(steps)
+        run = pa.resume(tmp_path / "stopped", quiet=True)
+    assert run.status == "done"
+    mine, others = checkpoint.load(straight.path), checkpoint.load(run.path)
+    for name, tensor in mine.tensors.items():
+        assert tensor.numpy().tobytes() == others.tensors[name].numpy().tobytes(), name
+    assert mine.meta["scores"] == others.meta["scores"]
+
+
+def test_without_it_the_run_says_that_environments_begin_anew(tmp_path: Path, stop_at: Any, capsys: Any) -> None:
+    what = RUNS["a2c, recurrent, everything normalised"]
+    stop_at(1_000)
+    train(tmp_path / "run", what, exact_resume=False)
+    assert not [name for name in checkpoint.load(tmp_path / "run").tensors if name.startswith("carried")]
+    pa.resume(tmp_path / "run")
+    assert "environments and random streams begin anew" in capsys.readouterr().out
+
+
+def test_replay_that_has_gone_on_since_is_refused_unless_environments_may_restart(
+    tmp_path: Path, stop_at: Any, capsys: Any
+) -> None:
+    """As after a crash: the checkpoint of step 1,000 with the files of step 1,500."""
+    what = RUNS["acer"]
+    stop_at(1_000)
+    train(tmp_path / "run", what)
+    kept = tmp_path / "kept"
+    shutil.copytree(tmp_path / "run" / "checkpoints", kept)
+    stop_at(1_500)
+    pa.resume(tmp_path / "run", quiet=True)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.copytree(kept, tmp_path / "run" / "checkpoints")
+    stop_at(10**9)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["resume", str(tmp_path / "run"), "--quiet"])
+    assert exit_.value.code == 4
+    assert "written over some that it needs" in (said := capsys.readouterr().err)
+    assert "--restart" in said
+    assert pa.resume(tmp_path / "run", restart=True, quiet=True).status == "done"
+
+
+def test_replay_that_was_never_full_is_wound_back(tmp_path: Path, stop_at: Any) -> None:
+    what = RUNS["acer"] | {"algorithm": {"replay_capacity": 100_000, "replay_start": 200}}
+    straight = train(tmp_path / "straight", what)
+    stop_at(1_000)
+    train(tmp_path / "run", what)
+    kept = tmp_path / "kept"
+    shutil.copytree(tmp_path / "run" / "checkpoints", kept)
+    stop_at(1_500)
+    pa.resume(tmp_path / "run", quiet=True)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.copytree(kept, tmp_path / "run" / "checkpoints")
+    stop_at(10**9)
+    pa.resume(tmp_path / "run", quiet=True)
+    mine, others = checkpoint.load(straight.path), checkpoint.load(tmp_path / "run")
+    for name, tensor in mine.tensors.items():
+        assert tensor.numpy().tobytes() == others.tensors[name].numpy().tobytes(), name
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ("a3c --env CartPole-v1", "--exact-resume is not allowed with --scheme hogwild"),
+        ("a2c --env LunarLander-v3", "--exact-resume is not allowed: LunarLander-v3 cannot be saved"),
+    ],
+)
+def test_what_cannot_be_exact_is_refused_before_there_is_a_file(
+    flags: str, why: str, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["train", *flags.split(), "--exact-resume", "--out", str(out)])
+    assert exit_.value.code == 2
+    assert why in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = replace(base_config("a2c", env="CartPole-v1"), device="cuda", exact_resume=True)
+    with pytest.raises(UsageError, match="--exact-resume is not allowed with --device cuda"):
+        check(config)
+
+
+def test_metrics_go_on_where_their_means_were() -> None:
+    ours, theirs = Board(1), Board(1)
+    for value in (0.1, 0.2, 0.7):
+        ours.record(0, {"entropy": value, "value_loss": 1 / 3})
+    ours.mark()
+    ours.record(0, {"entropy": 0.3, "grad_norm": 1.0})
+    theirs.restore({name: tensor.clone() for name, tensor in ours.tensors().items()})
+    assert theirs.metrics() == ours.metrics()
+    for board in (ours, theirs):
+        board.record(0, {"entropy": 0.1 + 0.2})
+        board.mark()
+        board.record(0, {"entropy": 1e-9})
+    assert theirs.metrics() == ours.metrics()
+    assert theirs.metrics()["policy_loss"] is None
+    assert theirs.metrics()["value_loss"] == pytest.approx(1 / 3)
+    two = Board(2)
+    two.restore(ours.tensors())
+    assert two.metrics()["entropy"] is None
+
+
+def test_a_checkpoint_has_what_goes_on(tmp_path: Path, stop_at: Any) -> None:
+    what = RUNS["acer"]
+    stop_at(500)
+    run = train(tmp_path / "run", what)
+    saved = checkpoint.load(run.path).tensors
+    assert saved["carried.actor.score"].dtype == torch.float64
+    assert np.array_equal(saved["carried.actor.observation"].shape, (4, 4))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import polyactor as pa
-from polyactor import checkpoint, cli
+from polyactor import checkpoint, cli, training
 from polyactor.board import Board
 from polyactor.config import check
 from polyactor.errors import UsageError
@@ -25,7 +25,7 @@ from polyactor.training import _Training
 TIMED = {"wall_s", "steps_per_s", "rss_mb"}
 RUNS: dict[str, dict[str, Any]] = {
     "a2c, recurrent, everything normalised": {
-        "preset": "a2c", "env": "polyactor/TMaze-v0", "envs": 4, "rollout": 7, "steps": 6_500,
+        "preset": "a2c", "env": "polyactor/TMaze-v0", "envs": 4, "rollout": 7, "steps": 4_000,
         "model": {"core": "lstm", "core_size": 8, "hidden": (8,)}, "normalize": {"observation": True, "reward": True},
     },
     "ppo, continuous": {
@@ -55,7 +55,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "model": {"torso": "a3c-cnn", "hidden": (16,)}, "atari": {"frame_size": 44},
     },
 }  # fmt: skip
-"""ACER's memories are overwritten before, and after, where these runs are stopped; the first stops between two rows."""
+"""ACER's memories are overwritten before, and after, where these runs are stopped."""
 
 
 def train(out: Path, what: dict[str, Any], **more: Any) -> pa.Run:
@@ -64,14 +64,20 @@ def train(out: Path, what: dict[str, Any], **more: Any) -> pa.Run:
 
 @pytest.fixture
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A SIGTERM to this process when so many steps are done."""
+    """A SIGTERM to this process when so many steps are done, between two rows; or in a turn that counted none."""
     original = _Training._look
+    monkeypatch.setattr(training, "ROWS", 40)
 
-    def arm(steps: int) -> None:
+    def arm(steps: int, *, idle: bool = False) -> None:
+        seen = [-1]
+
         def look(self: _Training) -> bool:
             over = original(self)
-            if self.board.steps >= steps and self.board.steps < self.config.steps and not self.stop.asked:
+            now, between = self.board.steps, self.last_row[1] < self.board.steps
+            ready = now == seen[-1] if idle else between
+            if ready and steps <= now < self.config.steps and not self.stop.asked:
                 os.kill(os.getpid(), signal.SIGTERM)
+            seen.append(now)
             return over
 
         monkeypatch.setattr(_Training, "_look", look)
@@ -96,9 +102,9 @@ def same(ours: Path, theirs: Path) -> None:
     for name in ("agent_steps", "updates", "games", "scores", "lengths", "best_score_mean100", "games_needed"):
         assert mine.meta[name] == others.meta[name], name
     straight, resumed = rows(ours), rows(theirs)
-    assert len(straight) >= 50
+    assert len(straight) >= 30
     assert {step: resumed.get(step) for step in straight} == straight
-    assert len(resumed) <= len(straight) + 1
+    assert len(resumed) == len(straight) + 1
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -106,7 +112,7 @@ def test_a_stopped_run_goes_on_to_the_bit(name: str, tmp_path: Path, stop_at: An
     what = RUNS[name]
     straight = train(tmp_path / "straight", what)
     assert straight.status == "done"
-    stop_at(what["steps"] // 2)
+    stop_at(what["steps"] // 2, idle="alone" in name)
     assert train(tmp_path / "stopped", what).status == "stopped"
     stop_at(10**9)
     assert pa.resume(tmp_path / "stopped").status == "done"

@@ -14,7 +14,7 @@ from polyactor import cli
 from polyactor.actor import blank
 from polyactor.build import make_model
 from polyactor.envs import VectorEnv, make_envs
-from polyactor.errors import OutOfResources
+from polyactor.errors import CheckpointError, OutOfResources
 from polyactor.presets import base_config
 from polyactor.replay import STEP_FIELDS, Ring
 from polyactor.types import Rollout
@@ -84,6 +84,34 @@ def test_whatever_can_be_sampled_is_what_was_added(stack: int, kept: str, tmp_pa
         for number in ring.whole:
             for column in range(B):
                 same(at(ring, number, column), everything[number], column)
+
+
+@pytest.mark.parametrize("stack", [1, 4])
+@pytest.mark.parametrize("ahead", range(3 * SLOTS))
+def test_winding_back_gives_what_was_there_or_is_refused(stack: int, ahead: int) -> None:
+    everything = rollouts(3 * SLOTS, stack=stack)
+    for then in range(ahead + 1):
+        ring = Ring(everything[0], SLOTS, stack=stack)
+        for rollout in everything[:ahead]:
+            ring.add(rollout)
+        wanted = range(max(0, then - SLOTS + ring.lost), then)
+        if ahead > then and not set(wanted) <= set(ring.whole):
+            with pytest.raises(CheckpointError, match=f"{ahead} rollouts where the checkpoint has {then}, written"):
+                ring.rewind(then)
+            assert ring.added == ahead
+            continue
+        ring.rewind(then)
+        assert ring.whole == wanted
+        for number in wanted:
+            same(at(ring, number, 0), everything[number], 0)
+        ring.add(everything[then])
+        same(at(ring, then, 1), everything[then], 1)
+
+
+def test_what_was_never_written_is_not_wound_to() -> None:
+    ring = Ring(rollouts(1)[0], SLOTS)
+    with pytest.raises(CheckpointError, match="0 rollouts where the checkpoint has 1, so"):
+        ring.rewind(1)
 
 
 def test_drawn_rollouts_are_all_alike_in_chance_and_repeat_with_the_seed() -> None:

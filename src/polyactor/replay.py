@@ -58,7 +58,10 @@ class Ring:
     @property
     def whole(self) -> range:
         """Numbers of the rollouts that can be sampled."""
-        return range(max(0, self.added - self.slots + self.lost), self.added)
+        return self._whole(self.added)
+
+    def _whole(self, added: int) -> range:
+        return range(max(0, added - self.slots + self.lost), added)
 
     @property
     def steps(self) -> int:
@@ -95,7 +98,8 @@ class Ring:
         Raises:
             CheckpointError: what could be sampled then is not all there any more.
         """
-        lost = self.added > added and self.added > self.slots - self.lost
+        wanted = self._whole(added)
+        lost = len(wanted) > 0 and wanted.start < self.whole.start
         if lost or self.added < added:
             why = ", written over some that it needs" if lost else ""
             raise CheckpointError(

@@ -305,6 +305,19 @@ def test_saved_games_go_on(steps: int) -> None:
                 np.testing.assert_array_equal(mine, its)
 
 
+def test_a_life_lost_before_is_not_lost_again() -> None:
+    options = AtariOptions(frame_size=42, life_loss=True)
+    ours, theirs = (make_envs("BreakoutNoFrameskip-v4", 1, atari=options, saved=True) for _ in range(2))
+    with closing(ours), closing(theirs):
+        ours.reset(1)
+        theirs.reset(2)
+        assert any(step.terminated[0] and not step.done[0] for _, step in play(ours, 400))
+        theirs.restore(ours.snapshot())
+        action = np.zeros(1, np.int64)
+        one, other = ours.step(action), theirs.step(action)
+        assert (one.terminated[0], other.terminated[0]) == (False, False)
+
+
 def test_every_game_has_a_seed_of_its_own() -> None:
     with closing(make_envs("PongNoFrameskip-v4", 2, max_episode_steps=5, **SAVED)) as envs:
         envs.reset(1)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import polyactor as pa
-from polyactor import checkpoint, cli, training
+from polyactor import checkpoint, cli, tally
 from polyactor.board import Board
 from polyactor.config import check
 from polyactor.errors import UsageError
@@ -66,14 +66,14 @@ def train(out: Path, what: dict[str, Any], **more: Any) -> pa.Run:
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A SIGTERM to this process when so many steps are done, between two rows; or in a turn that counted none."""
     original = _Training._look
-    monkeypatch.setattr(training, "ROWS", 40)
+    monkeypatch.setattr(tally, "ROWS", 40)
 
     def arm(steps: int, *, idle: bool = False) -> None:
         seen = [-1]
 
         def look(self: _Training) -> bool:
             over = original(self)
-            now, between = self.board.steps, self.last_row[1] < self.board.steps
+            now, between = self.board.steps, self.tally.moved
             ready = now == seen[-1] if idle else between
             if ready and steps <= now < self.config.steps and not self.stop.asked:
                 os.kill(os.getpid(), signal.SIGTERM)

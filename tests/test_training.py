@@ -24,7 +24,7 @@ import torch
 from gymnasium import spaces
 
 import polyactor as pa
-from polyactor import checkpoint, training, transport
+from polyactor import checkpoint, tally, training, transport
 from polyactor.actor import Actor
 from polyactor.board import Board, Counter
 from polyactor.build import PLAY, Streams, make_model, make_state
@@ -141,7 +141,7 @@ def test_rows_have_the_documented_keys_in_order(finished: pa.Run) -> None:
 
 
 def test_a_slow_run_reports_with_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "ROWS", 1)
+    monkeypatch.setattr(tally, "ROWS", 1)
     monkeypatch.setattr(training, "CHECKPOINT_EVERY", 0.0)
     run = pa.train("a2c", env="CartPole-v1", steps=4_000, out=str(tmp_path / "run"), quiet=True)
     rows = read_rows(run.path / "metrics.jsonl")

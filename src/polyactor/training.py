@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import statistics
 import time
-from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +20,7 @@ from polyactor.compose import from_json, part, to_json
 from polyactor.config import Config, check
 from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError, WorkerFailed
 from polyactor.evaluate import Evaluator, evaluate
-from polyactor.metrics import MetricsLog, cpu_name, resident_mb, versions
+from polyactor.metrics import MetricsLog
 from polyactor.optim.flat import State
 from polyactor.plot import curve
 from polyactor.policy import read, start_from
@@ -32,12 +30,9 @@ from polyactor.progress import Progress, clock
 from polyactor.record import record
 from polyactor.rundir import new_directory, run_directory
 from polyactor.signals import stop_signals
+from polyactor.tally import GAMES, Tally
 from polyactor.types import Algorithm
 
-GAMES = 100
-"""A score is the mean of so many games."""
-ROWS = 200
-"""Rows a run reports, evenly spaced in environment steps, besides one with each checkpoint."""
 CHECKPOINT_EVERY = 60.0
 """Seconds."""
 SHOW_EVERY = 0.25
@@ -131,36 +126,16 @@ class _Training:
         before = before or {}
         self.config, self.directory, self.state, self.board = config, directory, state, board
         self.log = MetricsLog(directory, append=bool(before))
-        self.scores: deque[float] = deque(before.get("scores", []), maxlen=GAMES)
-        self.lengths: deque[int] = deque(before.get("lengths", []), maxlen=GAMES)
-        self.best: float | None = before.get("best_score_mean100")
+        self.tally = Tally(config, board, before)
         self.best_evaluation: float | None = before.get("best_evaluation")
         self.evaluator = Evaluator(games=20, seed=config.seed)
-        self.started = time.monotonic() - float(before.get("wall_s", 0.0))
-        self.ended: float | None = None
-        self.row_every = max(1, config.steps // ROWS)
-        self.next_row = (board.steps // self.row_every + 1) * self.row_every
         self.next_evaluation = board.steps + (config.evaluate_every or 0)
         self.next_checkpoint = time.monotonic() + CHECKPOINT_EVERY
         self.next_show = 0.0
-        self.last_row, self.rate = (self.wall, board.steps), 0.0
-        self.games_needed = int(before.get("games_needed", GAMES))
         self.resumed = bool(before)
-        self.reached: tuple[int, float] | None = None
-        self.confirmation: float | None = None
         self.skipped = 0
         self.best_is_unsaved = False
         self.precision = precision(config, images=state.layout.convolutional)
-
-    @property
-    def wall(self) -> float:
-        """Seconds of training, those before a resume counted in; the clock stops when training does."""
-        return (self.ended or time.monotonic()) - self.started
-
-    @property
-    def mean100(self) -> float | None:
-        """Mean score of the last 100 games; of fewer while there are fewer."""
-        return statistics.fmean(self.scores) if self.scores else None
 
     def run(self, reasons: Sequence[str] = ()) -> Run:
         """Train until something ends it."""
@@ -178,17 +153,17 @@ class _Training:
                 try:
                     status = self._watch(scheme)
                 finally:
-                    self.ended = time.monotonic()
+                    self.tally.ended = time.monotonic()
                     scheme.close()
                 self._finish(status)
             except Exception as error:
                 kind = "worker_lost" if isinstance(error, WorkerFailed) else "failed"
                 self.log.event(kind, str(error) or type(error).__name__)
-                self.log.summary(self._summary("failed"))
+                self.log.summary(self.tally.summary("failed"))
                 raise
             finally:
                 self.evaluator.close()
-            summary = self._summary(status)
+            summary = self.tally.summary(status)
             self.log.summary(summary)
         return Run(self.directory, status, summary)
 
@@ -206,75 +181,42 @@ class _Training:
 
     def _look(self) -> bool:
         """Take in what the workers did since the last look; True when the score asked for is reached."""
-        for game in self.board.new_games():
-            self.scores.append(game.score)
-            self.lengths.append(game.length)
-            self.games_needed -= 1
-        steps, now = self.board.steps, time.monotonic()
-        due = steps >= self.next_row
-        if due or (now >= self.next_checkpoint and steps > self.last_row[1]):
+        tally = self.tally
+        tally.take_in_games()
+        now, due = time.monotonic(), tally.due
+        if due or (now >= self.next_checkpoint and tally.moved):
             self._report(due=due)
         elif now >= self.next_show:
             self.next_show = now + SHOW_EVERY
-            self.progress.show(self._row(), new=False)
+            self.progress.show(tally.row(), new=False)
         if now >= self.next_checkpoint:
             self.next_checkpoint = now + CHECKPOINT_EVERY
             self._save()
         if self.config.evaluate_every is not None:
-            self._evaluate_beside(steps)
+            self._evaluate_beside(self.board.steps)
         return self._is_reached()
 
-    def _row(self) -> dict[str, Any]:
-        counters = self.board.counters
-        wall, steps = self.wall, self.board.steps
-        before_wall, before_steps = self.last_row
-        if steps > before_steps and wall > before_wall:
-            self.rate = (steps - before_steps) / (wall - before_wall)
-        games = [int(n) for n in counters[:, Counter.GAMES]]
-        return {
-            "agent_steps": steps,
-            "updates": self.board.version,
-            "games": sum(games),
-            "games_per_worker": games,
-            "wall_s": round(wall, 3),
-            "steps_per_s": round(self.rate, 1),
-            "score_mean100": self.mean100,
-            "score_last": self.scores[-1] if self.scores else None,
-            "length_mean100": statistics.fmean(self.lengths) if self.lengths else None,
-            **self.board.metrics(),
-            "rss_mb": None,
-        }
-
     def _report(self, *, due: bool) -> None:
-        """A row; when it was due by steps and not by the clock, the means begin anew."""
-        row = self._row() | {"rss_mb": round(resident_mb(os.getpid()), 1)}
-        self.last_row = (self.wall, self.board.steps)
-        if due:
-            self.next_row = (self.board.steps // self.row_every + 1) * self.row_every
-            self.board.mark()
+        row = self.tally.report(due=due)
         self.log.row(row)
         self.progress.show(row, new=True)
         skipped = int(self.board.counters[:, Counter.SKIPPED].sum())
         if skipped > self.skipped:
             self.log.event("update_skipped", "the gradient was not finite", updates=skipped - self.skipped)
             self.skipped = skipped
-        if due and len(self.scores) == GAMES and (self.best is None or row["score_mean100"] > self.best):
-            self.best = row["score_mean100"]
-            if self.config.evaluate_every is None:
-                self.best_is_unsaved = True
+        if due and self.tally.is_best(row) and self.config.evaluate_every is None:
+            self.best_is_unsaved = True
 
     def _save(self, *tags: str) -> Path:
         """Save a checkpoint, point `last` and these tags at it."""
         tags = tuple(dict.fromkeys(("last", *tags, *["best"] * self.best_is_unsaved)))
         self.best_is_unsaved = False
         with transport.paused(self.config, self.board) as consistent:
-            meta = self._summary("running") | {
+            meta = self.tally.summary("running") | {
                 "consistent": consistent,
                 "config": to_json(self.config),
-                "scores": list(self.scores),
-                "lengths": list(self.lengths),
                 "best_evaluation": self.best_evaluation,
-                "games_needed": self.games_needed,
+                **self.tally.kept(),
             }
             saved = checkpoint.save(
                 self.directory, self.state.tensors() | self.board.tensors(), meta, self.board.steps, tags=tags
@@ -293,7 +235,7 @@ class _Training:
             self.evaluator.start(self._save("candidate"), steps)
 
     def _keep_if_best(self, score: float) -> None:
-        self.log.event("evaluation", agent_steps=self.evaluator.steps, wall_s=self.wall, evaluation_score=score)
+        self.log.event("evaluation", agent_steps=self.evaluator.steps, wall_s=self.tally.wall, evaluation_score=score)
         if self.best_evaluation is None or score > self.best_evaluation:
             self.best_evaluation = score
             checkpoint.point(self.directory, "best", at="candidate")
@@ -303,24 +245,24 @@ class _Training:
 
         The first of many noisy means to reach it is high by chance; games that had no part in that choice are not.
         """
-        target = self.config.stop_at
-        if target is None or len(self.scores) < GAMES or self.games_needed > 0:
+        tally, target = self.tally, self.config.stop_at
+        if target is None or not tally.whole or tally.games_needed > 0:
             return False
-        mean = self.mean100
+        mean = tally.mean100
         assert mean is not None
         if mean < target:
             return False
-        steps, wall = self.board.steps, self.wall
+        steps, wall = self.board.steps, tally.wall
         self.progress.say(f"mean of the last {GAMES} games is {mean:.2f}: playing {GAMES} fresh ones to confirm it")
         with transport.paused(self.config, self.board):
             fresh = self._fresh_games()
         self.log.event("confirmation", f"{GAMES} fresh games", agent_steps=steps, evaluation_score=fresh, wall_s=wall)
         if fresh < target:
             self.progress.say(f"they gave {fresh:.2f}, below {target:g}: training goes on")
-            self.games_needed = GAMES
+            tally.games_needed = GAMES
             return False
         self.progress.say(f"they gave {fresh:.2f}: reached after {steps:,} steps")
-        self.reached, self.confirmation = (steps, round(wall, 3)), fresh
+        tally.reached, tally.confirmation = (steps, round(wall, 3)), fresh
         return True
 
     def _fresh_games(self) -> float:
@@ -341,14 +283,14 @@ class _Training:
             score = self.evaluator.poll(timeout=120.0)
             if score is not None:
                 self._keep_if_best(score)
-        if self.last_row[1] != self.board.steps:
+        if self.tally.moved:
             self._report(due=status != "stopped")  # one that goes on has its rows where it would have had them
         best = status == "reached" or not checkpoint.exists(self.directory, tag="best")
         self._save(*["best"] * best)
         if status == "stopped":
             self.progress.say(f"stopped and saved; go on with: polyactor resume {self.directory}")
             return
-        if self.scores:
+        if self.tally.scores:
             curve([self.directory], self.directory / "curve.png")
         else:
             self.log.event("curve_skipped", "no game has finished")
@@ -357,26 +299,10 @@ class _Training:
             record(replace(config, env=self.config.env), tensors, self.directory / "replay.mp4", seed=self.config.seed)
         except EnvironmentUnsupported as error:
             self.log.event("video_skipped", str(error))
-        mean = "–" if self.mean100 is None else f"{self.mean100:.2f}"
-        self.progress.say(f"{status}: score {mean} after {self.board.steps:,} steps in {clock(self.wall)}")
+        mean, wall = self.tally.mean100, clock(self.tally.wall)
+        said = "–" if mean is None else f"{mean:.2f}"
+        self.progress.say(f"{status}: score {said} after {self.board.steps:,} steps in {wall}")
         self.progress.say(f"curve, film, checkpoints and numbers are in {self.directory}")
-
-    def _summary(self, status: str) -> dict[str, Any]:
-        row = self._row()
-        kept = ("agent_steps", "updates", "games", "games_per_worker", "wall_s", "score_mean100")
-        reached_at_steps, reached_at_s = self.reached or (None, None)
-        return {
-            "status": status,
-            **{name: row[name] for name in kept},
-            "steps_per_s": round(row["agent_steps"] / max(1e-9, row["wall_s"]), 1),
-            "best_score_mean100": self.best,
-            "reached_at_steps": reached_at_steps,
-            "reached_at_s": reached_at_s,
-            "confirmation_score": self.confirmation,
-            "seed": self.config.seed,
-            "versions": versions(),
-            "cpu": cpu_name(),
-        }
 
     def _banner(self) -> Iterator[str]:
         """What runs, and how long it took where its preset was measured."""

@@ -233,7 +233,8 @@ class Board:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of it."""
-        means = torch.tensor([math.nan if mean is None else mean for mean in self._means.values()], dtype=torch.float64)
+        known = [(mean is not None, mean or 0.0) for mean in self._means.values()]
+        means = torch.tensor(known, dtype=torch.float64)
         marked = torch.from_numpy(self._marked)
         own = {"counters": self._counters, "metrics": self._metrics, "marked": marked, "means": means}
         return {f"board.{name}": tensor for name, tensor in own.items()}
@@ -249,7 +250,7 @@ class Board:
             self._metrics.copy_(metrics)
             self._marked = saved["board.marked"].numpy()
             means = saved["board.means"].tolist()
-            self._means = {n: None if math.isnan(m) else m for n, m in zip(self.names, means, strict=True)}
+            self._means = {name: mean if known else None for name, (known, mean) in zip(self.names, means, strict=True)}
         else:
             self._counters.zero_()
             self._counters[0].copy_(counters.sum(0))

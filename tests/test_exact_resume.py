@@ -107,7 +107,10 @@ def same(ours: Path, theirs: Path) -> None:
     assert len(resumed) == len(straight) + 1
 
 
-@pytest.mark.parametrize("name", RUNS)
+SLOW = ("ppo, continuous", "acer, continuous", "acer, recurrent")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RUNS])
 def test_a_stopped_run_goes_on_to_the_bit(name: str, tmp_path: Path, stop_at: Any, capsys: Any) -> None:
     what = RUNS[name]
     straight = train(tmp_path / "straight", what)

@@ -167,10 +167,11 @@ PRESETS: dict[str, Preset] = {
         measured="0.996 over 2,000 games; 0.494 without memory (1 seed)",
     ),
     "pong-acer": Preset(
-        "Pong in fewer steps than A3C needs, by replay",
+        "Pong with replay, two workers",
         "acer",
         "PongNoFrameskip-v4",
         {"workers": 2, "steps": 1_800_000, "stop_at": 18.0},
+        measured="18 after 0.95M–1.24M steps (3 seeds), 38–43 minutes with other work beside it",
     ),
     "cartpole-acer": Preset(
         "balance with replay, two workers",

@@ -151,20 +151,24 @@ def test_without_it_the_run_says_that_environments_begin_anew(tmp_path: Path, st
     assert "environments and random streams begin anew" in capsys.readouterr().out
 
 
+def crashed(tmp_path: Path, what: dict[str, Any], stop_at: Any) -> None:
+    """The checkpoint of step 1,000 with the replay files of step 1,500."""
+    run, kept = tmp_path / "run", tmp_path / "kept"
+    stop_at(1_000)
+    train(run, what)
+    shutil.copytree(run / "checkpoints", kept)
+    stop_at(1_500)
+    pa.resume(run, quiet=True)
+    shutil.rmtree(run / "checkpoints")
+    shutil.copytree(kept, run / "checkpoints")
+    stop_at(10**9)
+
+
 def test_replay_that_has_gone_on_since_is_refused_unless_environments_may_restart(
     tmp_path: Path, stop_at: Any, capsys: Any
 ) -> None:
-    """As after a crash: the checkpoint of step 1,000 with the files of step 1,500."""
     what = RUNS["acer"]
-    stop_at(1_000)
-    train(tmp_path / "run", what)
-    kept = tmp_path / "kept"
-    shutil.copytree(tmp_path / "run" / "checkpoints", kept)
-    stop_at(1_500)
-    pa.resume(tmp_path / "run", quiet=True)
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
-    shutil.copytree(kept, tmp_path / "run" / "checkpoints")
-    stop_at(10**9)
+    crashed(tmp_path, what, stop_at)
     with pytest.raises(SystemExit) as exit_:
         cli.main(["resume", str(tmp_path / "run"), "--quiet"])
     assert exit_.value.code == 4
@@ -176,15 +180,7 @@ def test_replay_that_has_gone_on_since_is_refused_unless_environments_may_restar
 def test_replay_that_was_never_full_is_wound_back(tmp_path: Path, stop_at: Any) -> None:
     what = RUNS["acer"] | {"algorithm": {"replay_capacity": 100_000, "replay_start": 200}}
     straight = train(tmp_path / "straight", what)
-    stop_at(1_000)
-    train(tmp_path / "run", what)
-    kept = tmp_path / "kept"
-    shutil.copytree(tmp_path / "run" / "checkpoints", kept)
-    stop_at(1_500)
-    pa.resume(tmp_path / "run", quiet=True)
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
-    shutil.copytree(kept, tmp_path / "run" / "checkpoints")
-    stop_at(10**9)
+    crashed(tmp_path, what, stop_at)
     pa.resume(tmp_path / "run", quiet=True)
     mine, others = checkpoint.load(straight.path), checkpoint.load(tmp_path / "run")
     for name, tensor in mine.tensors.items():

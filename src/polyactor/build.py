@@ -15,8 +15,8 @@ import torch
 from polyactor.actor import Actor, blank
 from polyactor.board import Board
 from polyactor.config import Config
-from polyactor.envs import VectorEnv, check_exact, looks_atari, make_envs
-from polyactor.errors import EnvironmentUnsupported, OutOfResources, UsageError
+from polyactor.envs import VectorEnv, looks_atari, make_envs
+from polyactor.errors import OutOfResources, UsageError
 from polyactor.learner import Learner, Replica
 from polyactor.models.actor_critic import ActorCritic, Precision
 from polyactor.models.normalizer import blank_moments
@@ -91,11 +91,6 @@ def make_state(config: Config) -> State:
     Raises:
         UsageError: the model does not fit the environment, or is not one to compile.
     """
-    if config.exact_resume:
-        try:
-            check_exact(config.env, atari=config.atari, max_episode_steps=config.max_episode_steps)
-        except EnvironmentUnsupported as error:
-            raise UsageError(f"--exact-resume is not allowed: {error}".rstrip(".")) from None
     with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
         model = make_model(config, envs)
         config.algorithm.suits(continuous=model.actions.dims > 0)

@@ -201,10 +201,10 @@ def check(config: Config) -> None:
     Raises:
         UsageError: naming the flag, the value and what is allowed.
     """
-    for flag, value, allowed in _ranges(config, ""):
-        for number in value if isinstance(value, tuple) else (value,):
-            if number is not None and number not in allowed:
-                raise UsageError(f"--{flag} {number} is not allowed: it must be {allowed}")
+    for flag, value, allowed in _allowed(config, ""):
+        for each in value if isinstance(value, tuple) else (value,):
+            if each is not None and each not in allowed:
+                raise UsageError(f"--{flag} {each} is not allowed: it must be {allowed}")
     for entry in config.model.hidden:
         if entry < 1:
             raise UsageError(f"--model.hidden {entry} is not allowed: it must be a number of at least 1")
@@ -252,13 +252,13 @@ class OneOf(tuple[str, ...]):
         return f"one of {', '.join(self)}"
 
 
-def _ranges(part: Any, prefix: str) -> Iterator[tuple[str, Any, Allowed | OneOf]]:
+def _allowed(part: Any, prefix: str) -> Iterator[tuple[str, Any, Allowed | OneOf]]:
     hints = typing.get_type_hints(type(part), include_extras=True)
     for f in fields(part):
         value, hint = getattr(part, f.name), hints.get(f.name)
         flag = prefix + f.name.replace("_", "-")
         if is_dataclass(value):
-            yield from _ranges(value, f"{flag}.")
+            yield from _allowed(value, f"{flag}.")
         for extra in getattr(hint, "__metadata__", ()):
             if isinstance(extra, Allowed):
                 yield flag, value, extra

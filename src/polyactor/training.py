@@ -18,6 +18,7 @@ from polyactor.board import Board, Counter
 from polyactor.build import make_state, precision
 from polyactor.compose import from_json, part, to_json
 from polyactor.config import Config, check
+from polyactor.envs import check_exact
 from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError, WorkerFailed
 from polyactor.evaluate import Evaluator, evaluate
 from polyactor.metrics import MetricsLog
@@ -70,6 +71,11 @@ def train(config: Config, reasons: Sequence[str] = ()) -> Run:
     directory = run_directory(config)
     tune_allocator()
     state = make_state(config)
+    if config.exact_resume:
+        try:
+            check_exact(config.env, atari=config.atari, max_episode_steps=config.max_episode_steps)
+        except EnvironmentUnsupported as error:
+            raise UsageError(f"--exact-resume is not allowed: {error}".rstrip(".")) from None
     if config.init_from is not None:
         start_from(state, Path(config.init_from))
     new_directory(directory)

@@ -43,7 +43,7 @@ SOURCE = Path(pa.__file__).parents[1]
 ROW = [
     "agent_steps", "updates", "games", "games_per_worker", "wall_s", "steps_per_s", "score_mean100", "score_last",
     "length_mean100", "policy_lag", "gradient_staleness", "grad_norm", "entropy", "value_loss", "policy_loss",
-    "learning_rate", "rss_mb",
+    "learning_rate", "rss_mb", "updates_skipped", "worker_restarts", "env_errors",
 ]  # fmt: skip
 SUMMARY = {
     "status", "agent_steps", "updates", "games", "games_per_worker", "wall_s", "steps_per_s", "score_mean100",

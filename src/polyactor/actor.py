@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from polyactor.board import Part, Watch, unwatched
+from polyactor.failpoints import hit
 from polyactor.models.normalizer import blank_moments, moments
+from polyactor.pulse import ALL, Line, Pulse
 from polyactor.types import Moments, Rollout
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ class Actor:
         gamma: discount of the return whose moments scale rewards, where the model keeps them.
         differentiated: its rollouts are differentiated with the model as it is, so all that acting computes is kept.
         behavior: its rollouts carry the parameters of the policy that acted.
+        line: where it notes that the environments have been asked, and have answered.
         on_game: called with score and length (agent steps) of every finished game.
         spend: called with the seconds each part of collecting took.
     """
@@ -65,15 +68,19 @@ class Actor:
         gamma: float,
         differentiated: bool = False,
         behavior: bool = False,
+        line: Line | None = None,
         on_game: Callable[[float, int], None],
         spend: Callable[[Part, float], None] = unwatched,
     ) -> None:
         self.envs, self.model, self.generator, self.gamma = envs, model, generator, gamma
         self.on_game, self.spend = on_game, spend
+        self.line = line or Pulse(1).line(0)
         b = envs.num_envs
         self.length, self.differentiated, self.behavior = length, differentiated, behavior
         self.own: Rollout | None = None
+        self.line.asked(ALL, None)
         self.observation = envs.reset(seed)
+        self.line.answered()
         self.is_first, self.ended = np.ones(b, dtype=bool), np.zeros(b, dtype=bool)
         self.state = model.initial_state(b)
         self.score, self.steps = np.zeros(b), np.zeros(b, dtype=np.int64)
@@ -92,6 +99,7 @@ class Actor:
                 memo = self.model.blank_memo(shape, self.length * b, differentiated=self.differentiated)
                 self.own = blank(self.length, self.envs, self.model, b, behavior=self.behavior).replace(memo=memo)
             into = self.own
+        hit("rollout")
         with torch.inference_mode():
             self._collect(into)
         into.version.fill_(version)
@@ -113,7 +121,9 @@ class Actor:
             params.append(params_t)
             a_t = self.model.distribution(params_t).sample(self.generator).numpy()
             watch.lap(Part.INFER)
+            self.line.asked(ALL, a_t)
             observation_tp1, r_t, terminated_t, done_t = self.envs.step(a_t)
+            self.line.answered()
             watch.lap(Part.EMULATE)
             action[t], reward[t], terminated[t] = a_t, r_t, terminated_t
             # The row after `done` holds the final observation; the row after that starts the next episode.

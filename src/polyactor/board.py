@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from polyactor.errors import UsageError
+from polyactor.pulse import Pulse
 
 METRICS = ("policy_lag", "gradient_staleness", "grad_norm", "entropy", "value_loss", "policy_loss", "learning_rate")
 """Of every run; an algorithm may name more."""
@@ -35,6 +36,9 @@ class Counter(IntEnum):
     DROPPED = 4
     GAMES = 5
     PAUSED = 6
+    ENV_ERRORS = 7
+    STARTS = 8
+    TURNS = 9
 
 
 class Part(StrEnum):
@@ -71,7 +75,9 @@ def unwatched(part: Part, seconds: float) -> None:
 RUN, STOP = 0, -1
 """What the run tells its workers; a number above 0 is a pause, each with a number of its own."""
 LEFT = -1
-"""In the column PAUSED: this worker changes nothing any more."""
+"""In the column PAUSED: this worker changes nothing, or nothing yet."""
+ERRORS_KEPT, ERROR_LENGTH = 16, 512
+"""Sentences about environments that a worker's ring holds, and bytes of each."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +104,19 @@ class Board:
         self._metrics = torch.zeros(2, workers, len(self.names), dtype=torch.float64)  # sum and count of each
         self._games = torch.zeros(workers, GAMES_KEPT, 2, dtype=torch.float64)
         self._seconds = torch.zeros(workers, len(Part), dtype=torch.float64)
+        self._errors = torch.zeros(workers, ERRORS_KEPT, ERROR_LENGTH, dtype=torch.uint8)
         self._word = torch.full((1,), RUN, dtype=torch.int64)
+        self.pulse = Pulse(workers)
         self._read = [0] * workers
+        self._errors_read = [0] * workers
         self._marked = self._metrics.numpy().sum(1)
         self._means: dict[str, float | None] = dict.fromkeys(self.names)
         self._pauses = 0
 
     def share_(self) -> None:
         """Move to shared memory, in place."""
-        for tensor in (self._counters, self._metrics, self._games, self._seconds, self._word):
+        own = (self._counters, self._metrics, self._games, self._seconds, self._errors, self._word, self.pulse.tensor)
+        for tensor in own:
             tensor.share_memory_()  # type: ignore[no-untyped-call]
 
     # -- what a worker writes --------------------------------------------------------------------------------------
@@ -135,6 +145,14 @@ class Board:
         self._games[worker, index % GAMES_KEPT] = torch.tensor([score, length], dtype=torch.float64)
         self.counters[worker, Counter.GAMES] = index + 1
 
+    def env_error(self, worker: int, sentence: str) -> None:
+        """Add that one of its environments failed."""
+        index = int(self.counters[worker, Counter.ENV_ERRORS])
+        text = sentence.encode()[:ERROR_LENGTH]
+        place = self._errors.numpy()[worker, index % ERRORS_KEPT]
+        place[: len(text)], place[len(text) :] = np.frombuffer(text, np.uint8), 0
+        self.counters[worker, Counter.ENV_ERRORS] = index + 1
+
     def spend(self, worker: int, part: Part, seconds: float) -> None:
         """Add to the time a worker has spent with a part."""
         self._seconds.numpy()[worker, PARTS.index(part)] += seconds
@@ -144,8 +162,13 @@ class Board:
         word = self._word.numpy()
         while (said := word[0]) > RUN:  # one look decides: it may change between two
             self.counters[worker, Counter.PAUSED] = said
+            self.pulse.beat(worker)
             time.sleep(0.005)
         return bool(said == RUN)
+
+    def enter(self, worker: int) -> None:
+        """From here on this worker changes things, so a pause has to wait for it."""
+        self.counters[worker, Counter.PAUSED] = RUN
 
     def leave(self, worker: int) -> None:
         """This worker changes nothing any more, so a pause need not wait for it."""
@@ -157,6 +180,10 @@ class Board:
     def counters(self) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
         """``[W, Counter]``, the live memory."""
         return self._counters.numpy()
+
+    def starts(self, worker: int) -> int:
+        """How often this worker has been replaced."""
+        return int(self.counters[worker, Counter.STARTS])
 
     @property
     def version(self) -> int:
@@ -195,6 +222,17 @@ class Board:
                 games.append(Game(score, int(length), worker))
             self._read[worker] = last
         return games
+
+    def new_env_errors(self) -> list[tuple[int, str]]:
+        """Worker and sentence of each since the last call; of very many only the newest."""
+        found = []
+        for worker in range(self.workers):
+            last = int(self.counters[worker, Counter.ENV_ERRORS])
+            for index in range(max(self._errors_read[worker], last - ERRORS_KEPT), last):
+                text = self._errors[worker, index % ERRORS_KEPT].numpy().tobytes()
+                found.append((worker, text.rstrip(b"\0").decode(errors="replace")))
+            self._errors_read[worker] = last
+        return found
 
     def pause(self, deadline: float = 30.0) -> bool:
         """Ask workers to wait between updates; True when all do so within the deadline (seconds), or have stopped.
@@ -246,16 +284,17 @@ class Board:
         """
         counters, metrics = saved["board.counters"], saved["board.metrics"]
         if metrics.shape == self._metrics.shape:
-            self._counters.copy_(counters)
+            self._counters[:, : counters.shape[1]].copy_(counters)
             self._metrics.copy_(metrics)
             self._marked = saved["board.marked"].numpy()
             means = saved["board.means"].tolist()
             self._means = {name: mean if known else None for name, (known, mean) in zip(self.names, means, strict=True)}
         else:
             self._counters.zero_()
-            self._counters[0].copy_(counters.sum(0))
+            self._counters[0, : counters.shape[1]].copy_(counters.sum(0))
         self._counters[:, Counter.PAUSED] = 0
         self._read = [int(n) for n in self.counters[:, Counter.GAMES]]
+        self._errors_read = [int(n) for n in self.counters[:, Counter.ENV_ERRORS]]
 
 
 def scalars(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:

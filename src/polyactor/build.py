@@ -22,6 +22,7 @@ from polyactor.models.actor_critic import ActorCritic, Precision
 from polyactor.models.normalizer import blank_moments
 from polyactor.optim.flat import State
 from polyactor.parcel import Parcel
+from polyactor.pulse import ALL
 from polyactor.replay import Ring
 from polyactor.types import Rollout
 from polyactor.updater import Updater
@@ -45,9 +46,18 @@ class Streams:
     learn: torch.Generator
 
     @classmethod
-    def of(cls, seed: int, worker: int, start: int = 0, *, device: str = "cpu") -> Streams:
-        """Of this worker; `start` is the update count a run continues from, so that it does not repeat itself."""
-        env, act, learn = np.random.SeedSequence([seed, start, worker]).generate_state(3, np.uint32).tolist()
+    def of(cls, seed: int, worker: int, start: int = 0, *, again: int = 0, device: str = "cpu") -> Streams:
+        """Of this worker, so that it does not repeat itself.
+
+        Args:
+            seed: of the run.
+            worker: whose.
+            start: the update count it continues from.
+            again: how many have played this worker before.
+            device: of what learning draws from.
+        """
+        own = np.random.SeedSequence([seed, start, worker, again])
+        env, act, learn = own.generate_state(3, np.uint32).tolist()
         return cls(env >> 1, torch.Generator().manual_seed(act), torch.Generator(device).manual_seed(learn))
 
 
@@ -136,7 +146,9 @@ def make_actor(
         threads: of the environments, where those can use several.
         reading: held while the copy of θ is made.
     """
-    streams = Streams.of(config.seed, worker, board.version)
+    streams = Streams.of(config.seed, worker, board.version, again=board.starts(worker))
+    line = board.pulse.line(worker)
+    line.asked(ALL, None)
     envs = make_envs(
         config.env,
         config.envs,
@@ -145,6 +157,7 @@ def make_actor(
         threads=threads,
         saved=config.exact_resume,
     )
+    line.answered()
     replica = make_replica(config, state, board, envs=envs, reading=reading)
     actor = Actor(
         envs,
@@ -156,6 +169,7 @@ def make_actor(
         differentiated=not config.algorithm.reuses,
         behavior=config.algorithm.reads_behavior,
         on_game=partial(board.game, worker),
+        line=line,
         spend=partial(board.spend, worker),
     )
     return replica, actor
@@ -163,15 +177,18 @@ def make_actor(
 
 def make_learner(config: Config, worker: int, replica: Replica) -> Learner:
     """Who differentiates, with this worker's own values."""
+    board = replica.board
     return Learner(
         config.for_worker(worker).algorithm,
         replica,
         total_steps=config.steps,
         clip_reward=config.normalize.clip_reward,
-        generator=Streams.of(config.seed, worker, replica.board.version, device=replica.device).learn,
+        generator=Streams.of(
+            config.seed, worker, board.version, again=board.starts(worker), device=replica.device
+        ).learn,
         replay=make_ring(config, worker, replica.model) if config.algorithm.remembers else None,
         compile=config.compile,
-        spend=partial(replica.board.spend, worker),
+        spend=partial(board.spend, worker),
     )
 
 

@@ -1,6 +1,7 @@
 """What crosses between processes: bounded rings of slots, bells that wake whoever waits at them, and a lock in a file.
 
-Each counter has one writer, and the kernel releases the lock of a holder that dies: nobody leaves anything held.
+Each counter has one writer at a time (the run writes for a worker that is lost), and the kernel releases the lock of a
+holder that dies: nobody leaves anything held.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from multiprocessing.connection import wait
 from tempfile import NamedTemporaryFile
 
 import torch
+
+from polyactor.failpoints import hit
 
 
 class Bell:
@@ -49,18 +52,22 @@ class Ring:
         self._filled = torch.zeros(workers, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._freed = torch.zeros(workers, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._left = torch.zeros(workers, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
+        self._away = torch.zeros(workers, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
+        self._here = torch.zeros(workers, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
         self.main = Bell()
         """Rung when a slot is filled."""
         self.bells = [Bell() for _ in range(workers)]
         """Each rung when one of its worker's slots is free again."""
 
     def free(self, worker: int) -> int | None:
-        """The slot this worker fills next, or None while all are full."""
-        filled = int(self._filled[worker])
-        return filled % self.slots if filled - int(self._freed[worker]) < self.slots else None
+        """The slot this worker fills next, or None while all are full or it has not been let in."""
+        if self.away(worker) or self.waiting(worker) == self.slots:
+            return None
+        return self.latest(worker)
 
     def put(self, worker: int) -> None:
         """The slot is filled."""
+        hit("send")
         self._filled[worker] += 1
         self.main.ring()
 
@@ -72,6 +79,36 @@ class Ring:
     def playing(self, worker: int) -> bool:
         """It has not left, or has left something behind."""
         return not bool(self._left[worker]) or self.waiting(worker) > 0
+
+    # -- who is lost, and comes back as another process ------------------------------------------------------------
+
+    def lost(self, worker: int, for_good: bool) -> None:
+        """Its process has ended: from now on the run may fill its slots, until another one is let in."""
+        self._away[worker], self._here[worker] = True, False
+        if for_good:
+            self._left[worker] = True
+        self.main.ring()
+
+    def arrive(self, worker: int) -> None:
+        """This worker is ready to fill slots; of one that is not away nobody takes note."""
+        self._here[worker] = True
+        self.main.ring()
+
+    def admit(self) -> list[int]:
+        """Let in whoever has arrived; gives these workers."""
+        arrived = [i for i in range(self.workers) if self._away[i] and self._here[i]]
+        for i in arrived:
+            self._away[i] = False
+            self.bells[i].ring()
+        return arrived
+
+    def away(self, worker: int) -> bool:
+        """It is lost, and nobody has been let in in its place."""
+        return bool(self._away[worker])
+
+    def latest(self, worker: int) -> int:
+        """The slot that is filled next, by whoever may."""
+        return int(self._filled[worker]) % self.slots
 
     def waiting(self, worker: int) -> int:
         """Slots filled and not yet released."""

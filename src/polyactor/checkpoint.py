@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyactor.errors import CheckpointError, OutOfResources, PolyactorError, RunDirectoryError
+from polyactor.failpoints import hit
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -255,6 +256,7 @@ def _write_directory(folder: Path, steps: int, contents: Mapping[str, bytes]) ->
             _write(temporary / name, data)
         _sync_directory(temporary)
         target = _free_name(folder, steps)
+        hit("save")
         os.rename(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

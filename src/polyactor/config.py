@@ -39,6 +39,7 @@ class Cast:
         shared: the same for all workers; tensors in shared memory stay shared.
         main: played in the run's own process; the run is over when it is. None where workers need nobody.
         threads: workers are threads of the run's own process.
+        lost: called with a worker whose process has ended, and whether that is for good; it may come back as another.
     """
 
     workers: int = 0
@@ -46,6 +47,7 @@ class Cast:
     shared: tuple[Any, ...] = ()
     main: Role | None = None
     threads: bool = False
+    lost: Callable[[int, bool], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,12 @@ class Config:
     """Evaluate in a process of its own every so many steps, and keep the best by that."""
     transport: Literal["local", "inline"] = "local"
     """local: workers are processes; inline: all roles in one process, taking turns (to debug, or in a notebook)."""
+    restarts: Annotated[int | None, Allowed(0)] = 20
+    """How often a worker that died or whose environment hangs is replaced within an hour; one loss more stops the run.
+    none: nobody is replaced, and the run goes on with those that are left."""
+    env_timeout: Annotated[float, Allowed(0, above=True)] = 60.0
+    """Seconds a step of an environment may take (a reset: five times as long); after that its worker is ended and
+    replaced, or in the run's own process the environment alone."""
     exact_resume: bool = False
     """Save environments and random streams too: a resumed run is bit for bit the one that was never stopped. For `sync`
     and environments that can be saved; others are refused."""

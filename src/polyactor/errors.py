@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -57,6 +58,25 @@ class OutOfResources(PolyactorError):
     """Not enough disk, shared memory or memory (exit code 9)."""
 
     exit_code = 9
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A worker that ended before its work was done.
+
+    Attributes:
+        worker: which.
+        error: what to raise where the run cannot go on without it; its sentence has the worker's own traceback.
+        reason: in a few words.
+        ours: an error of polyactor's, whose sentence is for whoever started the run: it would come again.
+        raised: it was an exception, and not the process that ended.
+    """
+
+    worker: int
+    error: PolyactorError
+    reason: str
+    ours: bool = False
+    raised: bool = False
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

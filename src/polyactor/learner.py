@@ -10,6 +10,7 @@ from torch import Tensor
 
 from polyactor.board import Board, Part, Watch, unwatched
 from polyactor.compiled import compiled
+from polyactor.failpoints import hit
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.optim.flat import State, bind, parameter_views
 from polyactor.replay import Ring
@@ -161,6 +162,7 @@ class Learner:
 
     def _direction(self, algorithm: Algorithm, batch: Batch) -> Direction:
         """By the loss's gradient, or in the algorithm's own way."""
+        hit("gradient")
         model, own = self.replica.model, algorithm.differentiate
         if own is None:
             return Direction(*self.differentiate(algorithm, model, batch))

@@ -25,6 +25,9 @@ from polyactor.channel import Bell
 from polyactor.nursery import WAYS, one_thread, open_nursery
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+DONE = "done"
+"""A worker's last word where all is well: an exit code of 0 alone may be that of an environment that ended its process.
+"""
 LAST_WORDS = 6_000
 """Characters of an error's sentence and of its traceback: both fit a pipe (64 KiB) that nobody reads yet."""
 
@@ -90,6 +93,7 @@ def _enter(target: Callable[..., None], pipe: Connection, environ: Mapping[str, 
     settle()
     try:
         target(*args)
+        pipe.send(DONE)
     except BaseException as error:
         kind = type(error).__name__ if isinstance(error, errors.PolyactorError) else ""
         pipe.send((kind, _shortened(str(error)), _shortened(traceback.format_exc())))
@@ -123,7 +127,7 @@ def _started(i: int, target: Callable[..., None], args: tuple[Any, ...]) -> tupl
 
 
 class Crew:
-    """N processes running one function; raises in the run what went wrong in a worker.
+    """N processes running one function.
 
     Args:
         target: an importable function, called as ``target(i, *args)``.
@@ -132,58 +136,84 @@ class Crew:
     """
 
     def __init__(self, target: Callable[..., None], workers: int, args: tuple[Any, ...]) -> None:
-        self.pipes: list[Connection] = []
-        self.processes: list[Any] = []
+        self.target, self.args = target, args
+        self.pipes: dict[int, Connection] = {}
+        self.processes: dict[int, Any] = {}
+        self.done: set[int] = set()
+        """Workers that have ended well."""
+        self.workers = workers
+        for i in range(workers):
+            self.start(i)
+
+    def start(self, i: int) -> None:
+        """Start worker i, at first or in place of a process that has ended."""
         with one_thread():
-            for i in range(workers):
-                process, pipe = _started(i, target, args)
-                self.processes.append(process)
-                self.pipes.append(pipe)
+            self.processes[i], self.pipes[i] = _started(i, self.target, self.args)
+
+    def pid(self, i: int) -> int:
+        """Of worker i while it runs, else 0."""
+        return int(self.processes[i].pid) if i in self.processes else 0
+
+    def watch(self, timeout: float, bell: Bell | None = None) -> list[errors.Loss]:
+        """Wait up to `timeout` seconds for news of a worker, or for a bell; gives workers lost since the last call."""
+        sentinels = {process.sentinel: i for i, process in self.processes.items()}
+        if bell is not None:
+            bell.wait(timeout, also=list(sentinels))
+            timeout = 0.0
+        ended = [sentinels[each] for each in wait(list(sentinels), timeout)] if sentinels else []
+        return [loss for i in ended if (loss := self._end(i)) is not None]
 
     def wait(self, timeout: float, bell: Bell | None = None) -> bool:
-        """Wait up to `timeout` seconds for news of a worker, or for a bell; True when all have ended well.
+        """As `watch`, where no worker may be lost; True when all have ended well.
 
         Raises:
-            PolyactorError: the worker's own, with its traceback on stderr.
+            PolyactorError: the worker's own, with its traceback.
             WorkerFailed: it raised anything else, or was killed.
         """
-        running = [process for process in self.processes if process.exitcode is None]
-        sentinels = [process.sentinel for process in running]
-        if bell is not None:
-            bell.wait(timeout, also=sentinels)
-            timeout = 0.0
-        ended = wait(sentinels, timeout) if running else []
-        for process in running:
-            if process.sentinel in ended:  # spawned: its files are closed, and its exit code follows a moment later
-                process.join(1.0)
-        for i, process in enumerate(self.processes):
-            if process.exitcode not in (None, 0):
-                raise self._failure(i)
-        return all(process.exitcode == 0 for process in self.processes)
+        for loss in self.watch(timeout, bell):
+            raise loss.error
+        return len(self.done) == self.workers
 
-    def _failure(self, i: int) -> errors.PolyactorError:
-        code = self.processes[i].exitcode or 0
+    def ask(self, i: int, *, kill: bool) -> None:
+        """Terminate worker i, or kill it."""
+        process = self.processes.get(i)
+        if process is not None and process.exitcode is None:
+            (process.kill if kill else process.terminate)()
+
+    def _end(self, i: int) -> errors.Loss | None:
+        """Worker i has ended: how?"""
+        process, pipe = self.processes.pop(i), self.pipes.pop(i)
+        process.join(1.0)  # spawned: its files are closed, and its exit code follows a moment later
+        code = process.exitcode or 0
         try:
-            kind, sentence, trace = self.pipes[i].recv()
+            words = pipe.recv()
         except (EOFError, OSError):
-            why = f"was killed by signal {-code} (out of memory?)" if code < 0 else f"ended with code {code}"
-            return errors.WorkerFailed(f"worker {i} {why} before its work was done")
+            killed = f"was killed by signal {-code}" + " (out of memory?)" * (code == -signal.SIGKILL)
+            reason = killed if code < 0 else f"ended with code {code}"
+            return errors.Loss(i, errors.WorkerFailed(f"worker {i} {reason} before its work was done"), reason)
+        finally:
+            pipe.close()
+        if words == DONE:
+            self.done.add(i)
+            return None
+        kind, sentence, trace = words
         error_type = getattr(errors, kind, None)
         if error_type is not None:
-            failure: errors.PolyactorError = error_type(f"worker {i}: {sentence}")
-            return failure
-        return errors.WorkerFailed(f"worker {i} raised: {sentence or 'an error'}\n{trace}")
+            return errors.Loss(i, error_type(f"worker {i}: {sentence}"), sentence, ours=True, raised=True)
+        reason = f"raised: {sentence or 'an error'}"
+        return errors.Loss(i, errors.WorkerFailed(f"worker {i} {reason}\n{trace}"), reason, raised=True)
 
     def stop(self, grace: float = 10.0) -> None:
         """Join with a deadline (seconds), then terminate, then kill."""
         end = time.monotonic() + grace
-        for process in self.processes:
+        left = list(self.processes.values())
+        for process in left:
             process.join(max(0.0, end - time.monotonic()))
         for ask in ("terminate", "kill"):
-            stubborn = [process for process in self.processes if process.exitcode is None]
+            stubborn = [process for process in left if process.exitcode is None]
             for process in stubborn:
                 getattr(process, ask)()
             for process in stubborn:
                 process.join(2.0)
-        for pipe in self.pipes:
+        for pipe in self.pipes.values():
             pipe.close()

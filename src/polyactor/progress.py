@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from polyactor.tally import TROUBLES
+
 LINE_EVERY = 15.0
 """Seconds between lines where there is no terminal."""
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -89,6 +91,7 @@ class Progress:
             "policy lag": number(row["policy_lag"]),
             "staleness": number(row["gradient_staleness"]),
             "entropy": number(row["entropy"]),
+            **{name.replace("_", " "): f"{row[name]:,}" for name in TROUBLES if row[name]},
         }
         table.add_row(*[Text(name, style="dim") for name in cells])
         table.add_row(*[Text(value, style="bold") for value in cells.values()])

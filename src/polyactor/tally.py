@@ -19,6 +19,14 @@ ROWS = 200
 """Rows a run reports, evenly spaced in environment steps, besides one with each checkpoint."""
 
 
+TROUBLES = {
+    "updates_skipped": Counter.SKIPPED,
+    "worker_restarts": Counter.STARTS,
+    "env_errors": Counter.ENV_ERRORS,
+}
+"""What a row counts of the whole run: what went wrong and was mended."""
+
+
 class Tally:
     """Reads the board for the run's own process.
 
@@ -95,6 +103,7 @@ class Tally:
             "length_mean100": statistics.fmean(self.lengths) if self.lengths else None,
             **self.board.metrics(),
             "rss_mb": None,
+            **{name: int(counters[:, counter].sum()) for name, counter in TROUBLES.items()},
         }
 
     def report(self, *, due: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import traceback
@@ -18,42 +19,63 @@ class Threads:
     """As `Crew`, with N threads of this process: they share its interpreter, and nothing travels."""
 
     def __init__(self, target: Callable[..., None], workers: int, args: tuple[Any, ...]) -> None:
-        self.errors: list[BaseException | None] = [None] * workers
+        self.target, self.args, self.workers = target, args, workers
+        self.raised: dict[int, BaseException] = {}
+        self.done: set[int] = set()
         self.news = threading.Event()
-
-        def enter(i: int) -> None:
-            try:
-                target(i, *args)
-            except BaseException as error:
-                self.errors[i] = error
-            self.news.set()
-
+        self.threads: dict[int, threading.Thread] = {}
         self.before = torch.get_num_threads()
         torch.set_num_threads(1)
-        names = [f"polyactor-worker-{i}" for i in range(workers)]
-        self.threads = [
-            threading.Thread(target=enter, args=(i,), name=name, daemon=True) for i, name in enumerate(names)
-        ]
-        for thread in self.threads:
-            thread.start()
+        for i in range(workers):
+            self.start(i)
 
-    def wait(self, timeout: float, bell: Bell | None = None) -> bool:
-        """As `Crew.wait`; what a worker raised is raised as it is."""
+    def start(self, i: int) -> None:
+        """As `Crew.start`."""
+
+        def enter() -> None:
+            try:
+                self.target(i, *self.args)
+                self.done.add(i)
+            except BaseException as error:
+                self.raised[i] = error
+            self.news.set()
+
+        self.threads[i] = threading.Thread(target=enter, name=f"polyactor-worker-{i}", daemon=True)
+        self.threads[i].start()
+
+    def pid(self, i: int) -> int:
+        """Of this process."""
+        return os.getpid()
+
+    def watch(self, timeout: float, bell: Bell | None = None) -> list[errors.Loss]:
+        """As `Crew.watch`; an error of ours is raised as it is."""
         if bell is not None:
             bell.wait(timeout)
         elif self.news.wait(timeout):
             self.news.clear()
-        for i, error in enumerate(self.errors):
+        losses: list[errors.Loss] = []
+        for i in list(self.raised):
+            error = self.raised.pop(i)
             if isinstance(error, errors.PolyactorError):
-                raise error
-            if error is not None:
-                trace = "".join(traceback.format_exception(error))
-                raise errors.WorkerFailed(f"worker {i} raised: {error or 'an error'}\n{trace}") from error
-        return not any(thread.is_alive() for thread in self.threads)
+                losses.append(errors.Loss(i, error, str(error), ours=True, raised=True))
+                continue
+            reason, trace = f"raised: {error or 'an error'}", "".join(traceback.format_exception(error))
+            losses.append(errors.Loss(i, errors.WorkerFailed(f"worker {i} {reason}\n{trace}"), reason, raised=True))
+        return losses
+
+    def ask(self, i: int, *, kill: bool) -> None:
+        """A thread cannot be ended from outside.
+
+        Raises:
+            EnvironmentUnsupported: always; what hangs is an environment.
+        """
+        raise errors.EnvironmentUnsupported(
+            f"worker {i} hangs, and a thread cannot be ended: use --scheme.workers-as process"
+        )
 
     def stop(self, grace: float = 10.0) -> None:
         """Join with a deadline (seconds); a thread cannot be killed, so one that never ends is left behind."""
         end = time.monotonic() + grace
-        for thread in self.threads:
+        for thread in self.threads.values():
             thread.join(max(0.0, end - time.monotonic()))
         torch.set_num_threads(self.before)

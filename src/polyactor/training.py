@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -13,13 +12,13 @@ from typing import Any
 
 import torch
 
-from polyactor import checkpoint, transport
+from polyactor import checkpoint, failpoints, transport
 from polyactor.board import Board, Counter
 from polyactor.build import make_state, precision
 from polyactor.compose import from_json, part, to_json
 from polyactor.config import Config, check
 from polyactor.envs import check_exact
-from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError, WorkerFailed
+from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError
 from polyactor.evaluate import Evaluator, evaluate
 from polyactor.metrics import MetricsLog
 from polyactor.optim.flat import State
@@ -68,6 +67,7 @@ def train(config: Config, reasons: Sequence[str] = ()) -> Run:
         PolyactorError: whatever else stopped it; the run directory says so too.
     """
     check(config)
+    failpoints.arm()
     directory = run_directory(config)
     tune_allocator()
     state = make_state(config)
@@ -110,6 +110,7 @@ def resume(
             raise UsageError(f"the run's algorithm is from a file, so name it: --algorithm {name}")
         config = replace(config, algorithm=part("algorithm", algorithm)(**options))
     check(config)
+    failpoints.arm()
     tune_allocator()
     state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
     mine, theirs = state.tensors(), found.tensors
@@ -155,7 +156,7 @@ class _Training:
             )
             try:
                 # Whoever remembers rollouts does so in the run's directory.
-                scheme = transport.run(replace(config, out=str(self.directory)), self.state, self.board)
+                scheme = transport.run(replace(config, out=str(self.directory)), self.state, self.board, self._tell)
                 try:
                     status = self._watch(scheme)
                 finally:
@@ -163,8 +164,7 @@ class _Training:
                     scheme.close()
                 self._finish(status)
             except Exception as error:
-                kind = "worker_lost" if isinstance(error, WorkerFailed) else "failed"
-                self.log.event(kind, str(error) or type(error).__name__)
+                self.log.event("failed", str(error) or type(error).__name__)
                 self.log.summary(self.tally.summary("failed"))
                 raise
             finally:
@@ -174,10 +174,7 @@ class _Training:
         return Run(self.directory, status, summary)
 
     def _watch(self, scheme: Generator[None, None, None]) -> str:
-        for turn, _ in enumerate(scheme):
-            if turn == 0:
-                for child in multiprocessing.active_children():
-                    self.log.event("worker_started", pid=child.pid)
+        for _ in scheme:
             if self._look():
                 return "reached"
             if self.stop.asked:
@@ -185,10 +182,18 @@ class _Training:
         self._look()
         return "stopped" if self.stop.asked else "done"
 
+    def _tell(self, event: str, reason: str = "", **fields: Any) -> None:
+        """Of workers and environments: on the record, and on the screen where there is a reason."""
+        self.log.event(event, reason, **fields)
+        if reason:
+            self.progress.say(f"{event.replace('_', ' ')}: {reason}")
+
     def _look(self) -> bool:
         """Take in what the workers did since the last look; True when the score asked for is reached."""
         tally = self.tally
         tally.take_in_games()
+        for worker, sentence in self.board.new_env_errors():
+            self._tell("env_error", f"worker {worker}: {sentence}", worker=worker)
         now, due = time.monotonic(), tally.due
         if due or (now >= self.next_checkpoint and tally.moved):
             self._report(due=due)

@@ -179,6 +179,17 @@ class Rollout:
             moments={name: moments[i : i + 1] for name, moments in self.moments.items()},
         )
 
+    def blank_(self, version: int) -> None:
+        """Let it hold no step: every row is a fake one, and it adds nothing to the running statistics."""
+        self.is_first.fill_(True)
+        self.reward.zero_()
+        self.terminated.zero_()
+        self.version.fill_(version)
+        for moments in self.moments.values():
+            moments.count.zero_()
+            moments.mean.zero_()
+            moments.m2.zero_()
+
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor it is made of."""
         yield from (self.observation, self.is_first, self.action, self.reward, self.terminated)

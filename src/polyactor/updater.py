@@ -10,6 +10,7 @@ import torch
 
 from polyactor.board import Board, Counter, Part, Watch, scalars
 from polyactor.errors import Diverged
+from polyactor.failpoints import hit
 from polyactor.models.normalizer import merge
 from polyactor.optim.flat import State
 from polyactor.optim.rules import Rule
@@ -56,6 +57,7 @@ class Updater:
         Raises:
             Diverged: too many gradients (or running statistics) in a row were not finite. Each is skipped and counted.
         """
+        hit("update")
         watch = Watch(partial(self.board.spend, self.worker))
         dtheta, count = gradients.vector, self.board.count
         norm = float(torch.linalg.vector_norm(dtheta))
@@ -70,6 +72,7 @@ class Updater:
                 if self.rule.max_grad_norm is not None:
                     dtheta.mul_(min(1.0, self.rule.max_grad_norm / (norm + 1e-6)))
                 self.rule.step(self.state.theta, dtheta, self.statistics, lr)
+                hit("update.inside")
                 if gradients.step is not None:
                     self.state.theta.add_(gradients.step)
                 if self.average is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import multiprocessing
+import multiprocessing.util
 import os
 import random
 import re
@@ -240,7 +241,7 @@ def test_an_error_longer_than_a_pipe_does_not_hang_the_run() -> None:
 
 
 def test_pause_stops_everything_resume_goes_on_and_a_killed_worker_is_named() -> None:
-    config = config_of()
+    config = config_of(restarts=0)
     with training(config) as (scheme, state, board):
         until(all_update(board), lambda: next(scheme))
         begun, version = time.monotonic(), board.version
@@ -355,6 +356,10 @@ def linger(worker: int) -> None:
 
     But for the one by which it knows that the run is alive: a thread of it may only now begin to wait for that.
     """
+    multiprocessing.util.Finalize(None, lingering, exitpriority=1)
+
+
+def lingering() -> None:
     run = multiprocessing.parent_process()
     assert run is not None
     os.closerange(3, run.sentinel)

@@ -120,7 +120,7 @@ def test_lag_is_bounded_by_the_slots_among_processes(lag: int, least: float) -> 
 
 @pytest.mark.parametrize("name", ["server", "learner"])
 def test_a_killed_worker_is_named_and_the_rest_let_go(name: str) -> None:
-    with training(config_of(SCHEMES[name])) as (run, state, board):
+    with training(config_of(SCHEMES[name], restarts=0)) as (run, state, board):
         go_on(run, board, 5)
         victim = next(child for child in multiprocessing.active_children() if child.name == "polyactor-worker-1")
         assert victim.pid is not None

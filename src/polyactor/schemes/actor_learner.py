@@ -59,7 +59,7 @@ class ActorLearner(Scheme):
         ring = Ring(config.workers, (lag + 1) * self.batch)
         with lock_file() as path:
             shared = (state, board, ring, rounds, path)
-            yield Cast(config.workers, act, shared, main=learn(config, *shared))
+            yield Cast(config.workers, act, shared, main=learn(config, *shared), lost=ring.lost)
 
 
 def act(worker: int, config: Config, state: State, board: Board, ring: Ring, rounds: list[Rollout], path: str) -> Role:
@@ -70,6 +70,7 @@ def act(worker: int, config: Config, state: State, board: Board, ring: Ring, rou
     assert isinstance(config.scheme, ActorLearner)
     batch = config.scheme.batch
     replica, actor = make_actor(config, worker, state, board, reading=FileLock(path, shared=True))
+    ring.arrive(worker)
     while True:
         while (slot := ring.free(worker)) is None:
             yield ring.bells[worker]
@@ -95,7 +96,7 @@ def learn(config: Config, state: State, board: Board, ring: Ring, rounds: list[R
     updater = make_updater(config, 0, state, board, applying=FileLock(path))
     with torch_threads(threads):
         while board.steps < config.steps:
-            while any(ring.waiting(worker) < scheme.batch for worker in range(config.workers)):
+            while not ready(config, board, ring, rounds, scheme.batch):
                 yield ring.main
             replica.pull()
             rollout = rounds[ring.next(0) // scheme.batch]
@@ -104,3 +105,17 @@ def learn(config: Config, state: State, board: Board, ring: Ring, rounds: list[R
             for worker in range(config.workers):
                 ring.release(worker, scheme.batch)
             yield None
+
+
+def ready(config: Config, board: Board, ring: Ring, rounds: list[Rollout], batch: int) -> bool:
+    """Whether a batch of all actors is there; of an actor that is lost blank rollouts are, once all others' are."""
+    ring.admit()
+    missing = [worker for worker in range(config.workers) if ring.waiting(worker) < batch]
+    if len(missing) == config.workers or not all(ring.away(worker) for worker in missing):
+        return not missing
+    for worker in missing:
+        for _ in range(batch - ring.waiting(worker)):
+            slot = ring.latest(worker)
+            rounds[slot // batch].block(worker * batch + slot % batch, config.envs).blank_(board.version)
+            ring.put(worker)
+    return True

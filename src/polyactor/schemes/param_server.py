@@ -84,7 +84,7 @@ class ParamServer(Scheme):
         parcels = make_parcels(config, state, board, self.queue, self.accumulate)
         with lock_file() as path:
             shared = (state, board, ring, parcels, path)
-            yield Cast(config.workers, work, shared, main=serve(config, *shared))
+            yield Cast(config.workers, work, shared, main=serve(config, *shared), lost=ring.lost)
 
 
 def work(worker: int, config: Config, state: State, board: Board, ring: Ring, parcels: Parcels, path: str) -> Role:
@@ -96,6 +96,9 @@ def work(worker: int, config: Config, state: State, board: Board, ring: Ring, pa
     scheme = config.scheme
     replica, actor = make_actor(config, worker, state, board, reading=FileLock(path, shared=True))
     learner = make_learner(config, worker, replica)
+    ring.arrive(worker)
+    while ring.away(worker):  # in place of one that was lost: until the server knows
+        yield ring.bells[worker]
     for n in itertools.count():
         if board.steps >= config.steps:
             break
@@ -131,12 +134,14 @@ def serve(config: Config, state: State, board: Board, ring: Ring, parcels: Parce
     since = [board.version] * config.workers  # what a worker is differentiating was pulled at this version or later
     with ThreadPoolExecutor(scheme.updaters) as pool:
         while any(ring.playing(i) for i in workers):
+            for i in ring.admit():
+                since[i] = board.version
             for i in workers:
                 if scheme.when_full == "drop" and ring.waiting(i) == scheme.queue:
                     ring.release(i, scheme.queue // 2)
                     board.count(i, Counter.DROPPED, scheme.queue // 2)
             arrived = {i: parcels[i][ring.next(i)] for i in workers if ring.waiting(i)}
-            absent = [since[i] for i in workers if i not in arrived and ring.playing(i)]
+            absent = [since[i] for i in workers if i not in arrived and ring.playing(i) and not ring.away(i)]
             chosen = choose({i: parcel.version for i, parcel in arrived.items()}, absent, board.version, scheme)
             if not chosen:
                 yield ring.main

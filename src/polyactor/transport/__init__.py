@@ -9,15 +9,21 @@ from polyactor.board import Board
 from polyactor.config import Config
 from polyactor.optim.flat import State
 from polyactor.transport import inline, local
+from polyactor.transport.watchdog import Tell, untold
 
 TRANSPORTS = {"local": local.play, "inline": inline.play}
 
 
-def run(config: Config, state: State, board: Board) -> Generator[None, None, None]:
-    """Train; yields whenever the caller may look at the board and the state, or stop by closing it."""
+def run(config: Config, state: State, board: Board, tell: Tell = untold) -> Generator[None, None, None]:
+    """Train; yields whenever the caller may look at the board and the state, or stop by closing it.
+
+    Args:
+        config, state, board: of the run.
+        tell: of workers that start, are lost and are replaced.
+    """
     with config.scheme.cast(config, state, board) as cast:
         play = TRANSPORTS[config.transport if cast.workers else "inline"]
-        yield from play(cast, config, state, board)
+        yield from play(cast, config, state, board, tell)
 
 
 def paused(config: Config, board: Board) -> AbstractContextManager[bool]:

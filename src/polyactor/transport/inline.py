@@ -9,16 +9,18 @@ from polyactor.board import Board
 from polyactor.config import Cast, Config, Role
 from polyactor.optim.flat import State
 from polyactor.processes import torch_threads
+from polyactor.transport.watchdog import Tell, untold, watched
 
 
 def play(
-    cast: Cast, config: Config, state: State, board: Board, *, order: Iterable[int] | None = None
+    cast: Cast, config: Config, state: State, board: Board, tell: Tell = untold, *, order: Iterable[int] | None = None
 ) -> Generator[None, None, None]:
     """A turn per yield; a turn lasts until the role has done one thing (a rollout, an update) or has to wait.
 
     Args:
         cast: who plays.
         config, state, board: of the run.
+        tell: of an environment that hangs.
         order: whose turn it is: workers are 0 to W−1, the run's own role is W. By default 0, 1, …, W, again and again.
 
     Raises:
@@ -30,7 +32,7 @@ def play(
         roles.append(main)
     over: set[int] = set()
     waits = 0
-    with torch_threads(1):
+    with torch_threads(1), watched(config, board, tell):
         for i in order or itertools.cycle(range(len(roles))):
             try:
                 waits = waits + 1 if next(roles[i]) is not None else 0

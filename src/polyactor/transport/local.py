@@ -9,11 +9,14 @@ from typing import Any
 
 import cloudpickle
 
-from polyactor.board import Board, Part, Watch
+from polyactor import failpoints
+from polyactor.board import Board, Counter, Part, Watch
 from polyactor.config import Cast, Config
 from polyactor.optim.flat import State
 from polyactor.processes import Crew, torch_threads
 from polyactor.threads import Threads
+from polyactor.transport.supervisor import Supervisor
+from polyactor.transport.watchdog import Tell, untold
 
 LOOK_EVERY = 0.05
 """Seconds between two looks for a worker that failed."""
@@ -21,25 +24,28 @@ DEAF = 0.2
 """Seconds a role waits at a bell before it looks by itself."""
 
 
-def play(cast: Cast, config: Config, state: State, board: Board) -> Generator[None, None, None]:
+def play(cast: Cast, config: Config, state: State, board: Board, tell: Tell = untold) -> Generator[None, None, None]:
     """Start the workers, play the run's own role, stop them in the end."""
     state.share_()
     board.share_()
+    for worker in range(cast.workers):
+        board.pulse.begin(worker)
     crew_type = Threads if cast.threads else Crew
     # cloudpickle, because an environment or algorithm may be defined in the user's own script.
     crew = crew_type(perform, cast.workers, (cloudpickle.dumps((cast.work, config)), board, *cast.shared))
+    supervisor = Supervisor(crew, config, board, cast, tell)
     try:
         if cast.main is None:
-            while not crew.wait(LOOK_EVERY):
+            while not supervisor.look(LOOK_EVERY):
                 yield
             return
         looked = time.monotonic()
         with torch_threads(1):
             for bell in cast.main:
                 if bell is not None:
-                    crew.wait(LOOK_EVERY, bell)
+                    supervisor.look(LOOK_EVERY, bell)
                 elif time.monotonic() - looked > LOOK_EVERY:
-                    crew.wait(0.0)
+                    supervisor.look(0.0)
                     looked = time.monotonic()
                 yield
     finally:
@@ -50,11 +56,19 @@ def play(cast: Cast, config: Config, state: State, board: Board) -> Generator[No
 def perform(worker: int, pickled: bytes, board: Board, *shared: Any) -> None:
     """A worker's life."""
     work, config = cloudpickle.loads(pickled)
+    failpoints.arm(worker, spared=board.starts(worker) > 0)
+    entered = False
     for bell in work(worker, config, *shared):
+        if not entered:
+            board.enter(worker)
+            entered = True
+        board.pulse.beat(worker)
         if bell is not None:
             watch = Watch(partial(board.spend, worker))
             bell.wait(DEAF)
             watch.lap(Part.WAIT)
+        else:
+            board.count(worker, Counter.TURNS, 1)
         if not board.proceed(worker):
             break
     board.leave(worker)

@@ -1,0 +1,73 @@
+"""Places where a process can be made to fail, to prove that a run survives it; off unless asked for.
+
+``POLYACTOR_FAIL="update.inside=kill@3,rollout=hang@2/1"``: the third time a process comes to that place it is killed;
+worker 1 alone hangs at its second rollout. A process that replaces another one is spared.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+
+from polyactor.errors import UsageError
+
+VARIABLE = "POLYACTOR_FAIL"
+PLACES = ("rollout", "gradient", "update", "update.inside", "send", "save")
+"""Before a rollout, before a gradient is taken, before θ changes, after θ and before anything else does, before what is
+for another process is handed over, before a checkpoint gets its name."""
+
+
+def _raise() -> None:
+    raise RuntimeError("a fail point raised this")
+
+
+def _hang() -> None:
+    while True:
+        time.sleep(3600)
+
+
+DEEDS: dict[str, Callable[[], object]] = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "exit": lambda: os._exit(0),
+    "raise": _raise,
+    "hang": _hang,
+}
+_ENTRY = re.compile(r"([a-z.]+)=([a-z]+)@([0-9]+)(?:/([0-9]+))?")
+_armed: dict[str, list[tuple[str, int]]] = {}
+_met: dict[str, int] = {}
+
+
+def arm(worker: int | None = None, *, spared: bool = False) -> None:
+    """Read the variable for this process.
+
+    Args:
+        worker: which one it plays; None in the run's own.
+        spared: nothing fails here.
+
+    Raises:
+        UsageError: an entry that cannot be.
+    """
+    _armed.clear()
+    _met.clear()
+    for entry in filter(None, os.environ.get(VARIABLE, "").split(",")):
+        match = _ENTRY.fullmatch(entry)
+        if match is None or match[1] not in PLACES or match[2] not in DEEDS:
+            raise UsageError(
+                f"{VARIABLE} {entry} is not allowed: write PLACE=DEED@COUNT or PLACE=DEED@COUNT/WORKER with a place of "
+                f"{', '.join(PLACES)} and a deed of {', '.join(DEEDS)}"
+            )
+        if not spared and match[4] in (None, str(worker)):
+            _armed.setdefault(match[1], []).append((match[2], int(match[3])))
+
+
+def hit(place: str) -> None:
+    """This process has come to that place."""
+    if _armed:
+        _met[place] = _met.get(place, 0) + 1
+        for deed, count in _armed.get(place, ()):
+            if count == _met[place]:
+                DEEDS[deed]()

@@ -1,0 +1,104 @@
+"""Signs of life: when a worker last did anything, and which environment has not answered since when.
+
+Each row of the shared memory has one writer, its worker; the run reads it to tell who hangs.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import torch
+
+BEAT, SINCE, ENV, STEP, COUNT, ACTION = range(6)
+"""Columns: last sign of life, when the environment was asked (0: nobody is), which one, vector steps answered, how many
+numbers the action has (−1: it was a reset), and those."""
+NUMBERS_KEPT = 16
+"""Of an action."""
+ALL = -1
+"""In the column ENV: all environments of the worker at once."""
+RESET_FACTOR = 5
+"""A reset may take so many times as long as a step."""
+LIFELESS = 600.0
+"""Seconds without any sign of life, environments aside, after which a worker counts as hanging: a gradient may be long,
+and its compilation longer."""
+
+
+class Line:
+    """One worker's row, as that worker writes it.
+
+    Args:
+        row: ``[ACTION + NUMBERS_KEPT]`` float64, shared.
+    """
+
+    def __init__(self, row: np.ndarray) -> None:
+        self.row = row
+        self.cells: Any = memoryview(row)  # type: ignore[arg-type] # an item costs half of an array's
+        self.cells[SINCE] = 0.0
+
+    def asked(self, env: int, action: Any) -> None:
+        """Environment `env` begins a step with this action, or a reset (None)."""
+        cells = self.cells
+        cells[ENV] = env
+        if action is None:
+            cells[COUNT] = -1
+        elif isinstance(action, np.ndarray):
+            count = min(action.size, NUMBERS_KEPT)
+            self.row[ACTION : ACTION + count] = action.reshape(-1)[:count]
+            cells[COUNT] = count
+        else:
+            cells[ACTION] = action
+            cells[COUNT] = 1
+        cells[SINCE] = monotonic()
+
+    def answered(self) -> None:
+        """All of them have."""
+        cells = self.cells
+        cells[BEAT], cells[SINCE] = monotonic(), 0.0
+        cells[STEP] += 1
+
+
+class Pulse:
+    """The rows of W workers.
+
+    Args:
+        workers: W.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.tensor = torch.zeros(workers, ACTION + NUMBERS_KEPT, dtype=torch.float64)
+
+    def line(self, worker: int) -> Line:
+        """To write to, in the worker."""
+        return Line(self.tensor.numpy()[worker])
+
+    def beat(self, worker: int) -> None:
+        """This worker lives; written by itself."""
+        self.tensor.numpy()[worker, BEAT] = monotonic()
+
+    def begin(self, worker: int) -> None:
+        """A process for this worker is being started."""
+        row = self.tensor.numpy()[worker]
+        row[:] = 0.0
+        row[BEAT] = monotonic()
+
+    def hanging(self, worker: int, timeout: float) -> str | None:
+        """What this worker hangs in, in words, or None while all is well.
+
+        Args:
+            worker: which.
+            timeout: seconds that an environment's step may take.
+        """
+        row, now = self.tensor.numpy()[worker].copy(), monotonic()
+        waited, resets = now - row[SINCE], row[COUNT] < 0
+        if row[SINCE] > 0:
+            if waited <= timeout * (RESET_FACTOR if resets else 1):
+                return None
+            who = "the environments have" if row[ENV] == ALL else f"environment {int(row[ENV])} has"
+            numbers = [f"{number:.4g}" for number in row[ACTION : ACTION + int(row[COUNT])]]
+            last = "in a reset" if resets else f"after the action {', '.join(numbers)}"
+            return f"{who} not answered for {waited:.0f} s, in step {int(row[STEP]):,}, {last}"
+        if 0 < row[BEAT] < now - LIFELESS:
+            return f"it has shown no sign of life for {now - row[BEAT]:.0f} s"
+        return None

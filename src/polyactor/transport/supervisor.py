@@ -1,0 +1,156 @@
+"""Workers that die are replaced: a `Supervisor` notices, tells, starts another process, and knows when to give up."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Protocol
+
+from polyactor.board import Board, Counter
+from polyactor.channel import Bell
+from polyactor.config import Cast, Config
+from polyactor.errors import EnvironmentUnsupported, Loss, OutOfResources, PolyactorError, WorkerFailed
+from polyactor.transport.watchdog import PATIENCE, Tell
+
+WINDOW = 3600.0
+"""Seconds in which `Config.restarts` counts."""
+FRUITLESS = 3
+"""Processes of one worker in a row that end before they have done anything, after which the run stops. Before each next
+one as many seconds pass as there have been of them; a worker that had done something is replaced at once."""
+OUT_OF_MEMORY = "killed by signal 9"
+
+
+class Hands(Protocol):
+    """What a supervisor needs of a `Crew` or of `Threads`."""
+
+    workers: int
+    done: set[int]
+
+    def start(self, i: int) -> None:
+        """Worker i."""
+
+    def pid(self, i: int) -> int:
+        """Its process id."""
+
+    def watch(self, timeout: float, bell: Bell | None = None) -> list[Loss]:
+        """Wait for news."""
+
+    def ask(self, i: int, *, kill: bool) -> None:
+        """To end."""
+
+
+class Supervisor:
+    """Keeps W workers at work.
+
+    Args:
+        crew: the workers, started.
+        config: of the run.
+        board: their counters and signs of life.
+        cast: told of losses.
+        tell: of what happens.
+    """
+
+    def __init__(self, crew: Hands, config: Config, board: Board, cast: Cast, tell: Tell) -> None:
+        self.crew, self.config, self.board, self.cast, self.tell = crew, config, board, cast, tell
+        workers, now = range(crew.workers), time.monotonic()
+        self.turns = [self._turns(i) for i in workers]
+        self.began = list(self.turns)
+        self.losses: list[deque[float]] = [deque() for _ in workers]
+        self.fruitless = [0] * crew.workers
+        self.due: dict[int, float] = {}
+        """When a worker that is lost is started again."""
+        self.gone: set[int] = set()
+        """Lost for good."""
+        self.hangs: dict[int, tuple[float, str]] = {}
+        """Workers asked to end: when, and what they hang in."""
+        self.looked, self.trusted = now, now
+        for i in workers:
+            tell("worker_started", worker=i, pid=crew.pid(i))
+
+    def look(self, timeout: float, bell: Bell | None = None) -> bool:
+        """Wait up to `timeout` seconds for news or a bell, and see to what is lost; True when all work is done.
+
+        Raises:
+            PolyactorError: what ended a worker, where that would come again, or has come too often.
+        """
+        for loss in self.crew.watch(timeout, bell):
+            self._lost(loss)
+        self._end_what_hangs()
+        now = time.monotonic()
+        for i in [i for i, when in self.due.items() if when <= now]:
+            self._replace(i)
+        return len(self.crew.done) + len(self.gone) == self.crew.workers
+
+    def _lost(self, loss: Loss) -> None:
+        i, now = loss.worker, time.monotonic()
+        self.board.leave(i)
+        _, hang = self.hangs.pop(i, (0.0, ""))
+        reason = f"{self._env}: {hang}" if hang else loss.reason
+        error = EnvironmentUnsupported(f"worker {i} was ended: {reason}") if hang else loss.error
+        if loss.ours:
+            raise error
+        idle = self._turns(i) == self.turns[i]
+        if loss.raised and self._turns(i) == self.began[i]:
+            raise error  # it would do so again
+        self.tell("worker_lost", reason, worker=i)
+        self.fruitless[i] = self.fruitless[i] + 1 if idle else 0
+        if self.fruitless[i] >= FRUITLESS:
+            raise self._in_vain(error, loss)
+        for_good = self.config.restarts is None
+        if self.cast.lost is not None:
+            self.cast.lost(i, for_good)
+        if self.config.restarts is None:
+            self.gone.add(i)
+            if len(self.gone) == self.crew.workers:
+                raise error
+            return
+        recent = self.losses[i]
+        recent.append(now)
+        while recent[0] < now - WINDOW:
+            recent.popleft()
+        if len(recent) > self.config.restarts:
+            count = f"that was loss {len(recent)} of this worker within an hour"
+            raise type(error)(f"{error}\n{count}, and --restarts allows {self.config.restarts}")
+        self.due[i] = now + self.fruitless[i]
+
+    def _in_vain(self, error: PolyactorError, loss: Loss) -> PolyactorError:
+        """What to say of a worker none of whose processes gets anywhere."""
+        kind: type[PolyactorError] = EnvironmentUnsupported
+        if loss.raised:
+            kind = WorkerFailed
+        elif OUT_OF_MEMORY in loss.reason:
+            kind = OutOfResources
+        return kind(f"{error}; {FRUITLESS} processes in a row have, none of them having done anything")
+
+    def _replace(self, i: int) -> None:
+        del self.due[i]
+        self.board.count(i, Counter.STARTS, 1)
+        self.board.pulse.begin(i)
+        self.turns[i] = self._turns(i)
+        self.crew.start(i)
+        self.tell("worker_restarted", worker=i, pid=self.crew.pid(i))
+
+    def _end_what_hangs(self) -> None:
+        now = time.monotonic()
+        if now - self.looked > PATIENCE:  # this process was stopped or busy, and they may have been stopped with it
+            self.trusted = now + self.config.env_timeout
+        self.looked = now
+        if now < self.trusted:
+            return
+        for i in range(self.crew.workers):
+            if i in self.due or i in self.gone or i in self.crew.done:
+                continue
+            if i in self.hangs:
+                asked, _ = self.hangs[i]
+                if now > asked + PATIENCE:
+                    self.crew.ask(i, kill=True)
+            elif hang := self.board.pulse.hanging(i, self.config.env_timeout):
+                self.hangs[i] = now, hang
+                self.crew.ask(i, kill=False)
+
+    def _turns(self, i: int) -> int:
+        return int(self.board.counters[i, Counter.TURNS])
+
+    @property
+    def _env(self) -> str:
+        return str(getattr(self.config.env, "__qualname__", self.config.env))

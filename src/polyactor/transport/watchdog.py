@@ -1,0 +1,81 @@
+"""Environments of the run's own process: nobody else can be ended in place of one that hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from types import FrameType
+
+from polyactor.board import Board
+from polyactor.config import Config
+from polyactor.errors import EnvironmentUnsupported
+
+Tell = Callable[..., None]
+"""Called with an event's name, a reason and fields, as `MetricsLog.event` is."""
+PATIENCE = 2.0
+"""Seconds from asking what hangs to end, to ending its process."""
+KNOCK = signal.SIGURG
+"""What a thread that watches sends to the one that plays: nobody else means anything by it, and it ends nothing."""
+
+
+def untold(event: str, reason: str = "", **fields: object) -> None:
+    """Nobody wants to know."""
+
+
+@contextmanager
+def watched(config: Config, board: Board, tell: Tell) -> Iterator[None]:
+    """Inside, an environment that does not answer in time is interrupted: it fails as one that raises.
+
+    One that computes in C cannot be interrupted; that ends this process with exit code 3. Where the run is not in the
+    main thread it is only told of.
+    """
+    env, over = str(getattr(config.env, "__qualname__", config.env)), threading.Event()
+
+    def hanging() -> EnvironmentUnsupported | None:
+        for worker in range(board.workers):
+            hang = board.pulse.hanging(worker, config.env_timeout)
+            if hang is not None:
+                return EnvironmentUnsupported(f"worker {worker}, {env}: {hang}")
+        return None
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        error = hanging()  # by whoever plays itself, so it cannot have been answered meanwhile
+        if error is not None:
+            for worker in range(board.workers):
+                board.pulse.line(worker)  # begins anew: what has been interrupted hangs no more
+            raise error
+
+    def watch() -> None:
+        knocked: float | None = None
+        while not over.wait(min(0.25, config.env_timeout / 4)):
+            error = hanging()
+            if error is None:
+                knocked = None
+            elif knocked is None:
+                knocked = monotonic()
+                if mine:
+                    signal.pthread_kill(player, KNOCK)
+                else:
+                    tell("env_hangs", str(error))
+            elif mine and monotonic() > knocked + PATIENCE:
+                tell("failed", str(error))
+                print(
+                    f"polyactor: {error}; it cannot be interrupted, so the run has ended", file=sys.stderr, flush=True
+                )
+                os._exit(EnvironmentUnsupported.exit_code)
+
+    player = threading.get_ident()
+    mine = threading.current_thread() is threading.main_thread()
+    before = signal.signal(KNOCK, interrupt) if mine else None
+    threading.Thread(target=watch, name="polyactor-watchdog", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        if mine:
+            signal.signal(KNOCK, before)

@@ -1,0 +1,380 @@
+"""Workers that are lost: killed anywhere, hanging, stopped. The run goes on, and replaces them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from polyactor import failpoints, transport
+from polyactor.algorithms import A2C, ACER, PPO, VTrace
+from polyactor.board import Board, Counter
+from polyactor.build import make_state
+from polyactor.config import Config, Scheme
+from polyactor.errors import EnvironmentUnsupported, OutOfResources, UsageError, WorkerFailed
+from polyactor.optim.flat import State
+from polyactor.presets import base_config
+from polyactor.schemes import ActorLearner, Hogwild, ParamServer
+
+W, T, B = 2, 5, 2
+SCHEMES: dict[str, Scheme] = {
+    "hogwild": Hogwild(),
+    "hogwild-locked": Hogwild(lock="both"),
+    "server": ParamServer(),
+    "server-bounded": ParamServer(max_staleness=1),
+    "server-mean": ParamServer(apply="mean", accumulate=2),
+    "learner": ActorLearner(),
+    "learner-lag": ActorLearner(max_lag=2, batch=2),
+}
+
+
+def config_of(scheme: Scheme, **values: Any) -> Config:
+    algorithm = VTrace() if isinstance(scheme, ActorLearner) else A2C()
+    config = replace(base_config("a3c", env="polyactor/Chain-v0"), scheme=scheme, algorithm=algorithm)
+    return replace(config, **({"workers": W, "envs": B, "rollout": T, "steps": 10**9} | values))
+
+
+@dataclass
+class Training:
+    """A run in this process and what it told."""
+
+    config: Config
+    state: State
+    board: Board
+    scheme: Any = None
+    told: list[tuple[float, str, str, dict[str, Any]]] = field(default_factory=list)
+
+    def tell(self, event: str, reason: str = "", **fields: Any) -> None:
+        self.told.append((time.monotonic(), event, reason, fields))
+
+    def events(self, name: str) -> list[tuple[float, str, dict[str, Any]]]:
+        return [(when, reason, fields) for when, event, reason, fields in self.told if event == name]
+
+    def until(self, condition: Any, deadline: float = 60.0) -> float:
+        """Go on until this holds; gives the longest time in which there was no update."""
+        end = time.monotonic() + deadline
+        longest, last, version = 0.0, time.monotonic(), self.board.version
+        while not condition():
+            assert time.monotonic() < end, f"not within {deadline} seconds"
+            next(self.scheme)
+            if self.board.version > version:
+                version, now = self.board.version, time.monotonic()
+                longest, last = max(longest, now - last), now
+        return max(longest, time.monotonic() - last)
+
+    def turns(self, worker: int) -> int:
+        return int(self.board.counters[worker, Counter.TURNS])
+
+    def pid(self, worker: int) -> int:
+        name = f"polyactor-worker-{worker}"
+        return next(child.pid for child in multiprocessing.active_children() if child.name == name and child.pid)
+
+    def at_work(self, more: int = 3) -> None:
+        """Every worker has done something, and something more than now."""
+        goal = [self.turns(worker) + more for worker in range(self.config.workers)]
+        self.until(lambda: all(self.turns(worker) >= goal[worker] for worker in range(self.config.workers)))
+
+    def finite(self) -> bool:
+        return all(bool(tensor.isfinite().all()) for tensor in self.state.tensors().values())
+
+
+@contextmanager
+def training(config: Config) -> Iterator[Training]:
+    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
+    run = Training(config, state, board)
+    run.scheme = transport.run(config, state, board, run.tell)
+    try:
+        yield run
+    finally:
+        run.scheme.close()
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_killed_worker_is_replaced_and_the_others_go_on(name: str) -> None:
+    with training(config_of(SCHEMES[name])) as run:
+        run.at_work()
+        for victim in (0, 1):
+            before, killed = run.board.steps, time.monotonic()
+            os.kill(run.pid(victim), signal.SIGKILL)
+            run.until(lambda n=victim + 1: len(run.events("worker_lost")) == n)
+            detected, reason, fields = run.events("worker_lost")[-1]
+            assert detected - killed < 1.0
+            assert fields["worker"] == victim
+            assert "killed by signal 9" in reason
+            pause = run.until(lambda n=victim + 1: len(run.events("worker_restarted")) == n)
+            turns = run.turns(victim)
+            pause = max(pause, run.until(lambda v=victim, t=turns: run.turns(v) > t + 2, deadline=10.0))
+            assert pause < 1.0
+            assert run.board.steps > before
+        assert run.finite()
+        assert [int(n) for n in run.board.counters[:, Counter.STARTS]] == [1, 1]
+        assert len(run.events("worker_lost")) == 2
+
+
+@pytest.mark.parametrize("place", ["rollout", "gradient", "update", "update.inside", "send"])
+@pytest.mark.parametrize("name", ["hogwild", "hogwild-locked", "server", "learner"])
+def test_wherever_it_is_killed(name: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"hogwild": {"rollout", "gradient", "update", "update.inside"}, "server": {"rollout", "gradient", "send"}}
+    if place not in own.get(name.partition("-")[0], {"rollout", "send"}):
+        place = "rollout"  # that place is in the run's own process
+    monkeypatch.setenv(failpoints.VARIABLE, f"{place}=kill@7/1")
+    with training(config_of(SCHEMES[name])) as run:
+        run.until(lambda: bool(run.events("worker_restarted")))
+        run.at_work(5)
+        assert len(run.events("worker_lost")) == 1
+        assert run.finite()
+        skipped = int(run.board.counters[:, Counter.SKIPPED].sum())
+        assert skipped == 0
+
+
+def test_a_total_that_is_reached_with_a_loss_on_the_way_ends_the_run() -> None:
+    for name in SCHEMES:
+        with training(config_of(SCHEMES[name], steps=3_000)) as run:
+            run.until(lambda run=run: run.board.steps > 500)
+            os.kill(run.pid(1), signal.SIGKILL)
+            for _ in run.scheme:
+                pass
+            assert run.board.steps >= 3_000
+            assert len(run.events("worker_lost")) == 1
+            assert run.finite()
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_without_replacement_it_goes_on_with_those_that_are_left(name: str) -> None:
+    with training(config_of(SCHEMES[name], restarts=None)) as run:
+        run.at_work()
+        os.kill(run.pid(0), signal.SIGKILL)
+        run.until(lambda: bool(run.events("worker_lost")))
+        turns = run.turns(1)
+        run.until(lambda: run.turns(1) > turns + 20)
+        assert not run.events("worker_restarted")
+        assert not run.board.starts(0)
+        with transport.paused(run.config, run.board) as heeded:
+            assert heeded  # who is lost need not answer
+        os.kill(run.pid(1), signal.SIGKILL)
+        with pytest.raises(WorkerFailed, match="worker 1 was killed by signal 9"):
+            run.until(lambda: False, deadline=10.0)
+
+
+def test_without_replacement_the_rest_reaches_the_total() -> None:
+    for name in SCHEMES:
+        with training(config_of(SCHEMES[name], restarts=None, steps=3_000)) as run:
+            run.until(lambda run=run: run.board.steps > 500)
+            os.kill(run.pid(0), signal.SIGKILL)
+            for _ in run.scheme:
+                pass
+            assert run.board.steps >= 3_000
+
+
+def test_more_losses_than_allowed_stop_the_run() -> None:
+    with training(config_of(Hogwild(), restarts=1)) as run:
+        run.at_work()
+        os.kill(run.pid(0), signal.SIGKILL)
+        run.until(lambda: bool(run.events("worker_restarted")))
+        run.at_work()
+        os.kill(run.pid(0), signal.SIGKILL)
+        with pytest.raises(WorkerFailed, match="loss 2 of this worker within an hour, and --restarts allows 1"):
+            run.until(lambda: False, deadline=10.0)
+
+
+def test_a_worker_that_comes_back_plays_other_games_and_the_pause_does_not_wait_for_it() -> None:
+    with training(config_of(Hogwild())) as run:
+        run.at_work()
+        os.kill(run.pid(0), signal.SIGKILL)
+        run.until(lambda: bool(run.events("worker_restarted")))
+        began = time.monotonic()
+        with transport.paused(run.config, run.board) as heeded:
+            assert heeded
+        assert time.monotonic() - began < 1.0
+        turns = run.turns(0)
+        run.until(lambda: run.turns(0) > turns + 3)
+        with transport.paused(run.config, run.board) as heeded:
+            assert heeded
+            counters = run.board.counters.copy()
+            time.sleep(0.3)
+            assert (counters == run.board.counters).all()
+
+
+class Doomed(gymnasium.Env[Any, Any]):
+    """Ends its process in the third step."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        if self.steps == 3:
+            self.end()
+        return np.zeros(2, np.float32), 1.0, self.steps % 7 == 0, False, {}
+
+    def end(self) -> None:
+        os._exit(0)
+
+
+class Killed(Doomed):
+    def end(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("env", "kind", "why"), [
+    (Doomed, EnvironmentUnsupported, "ended with code 0 before its work was done"),
+    (Killed, OutOfResources, r"killed by signal 9 \(out of memory\?\)"),
+])  # fmt: skip
+def test_three_processes_that_get_nowhere_are_enough(env: Any, kind: Any, why: str) -> None:
+    began = time.monotonic()
+    with training(config_of(Hogwild(), env=env)) as run, pytest.raises(kind, match=why) as caught:
+        run.until(lambda: False, deadline=60.0)
+    assert "3 processes in a row" in str(caught.value)
+    assert time.monotonic() - began < 15.0
+
+
+class Wrong(A2C):
+    def loss(self, *args: Any) -> Any:
+        raise ArithmeticError("the sign was wrong")
+
+
+def test_what_raises_before_anything_was_done_is_not_tried_again() -> None:
+    with training(config_of(Hogwild(), algorithm=Wrong())) as run:
+        with pytest.raises(WorkerFailed, match=r"the sign was wrong\nTraceback"):
+            run.until(lambda: False)
+        assert not run.events("worker_restarted")
+
+
+class Hanging(Doomed):
+    """Hangs in step 40 of the first process that makes it."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        if self.steps == 40 and not (mark := Path(os.environ["POLYACTOR_TEST_MARK"])).exists():
+            mark.touch()
+            self.hang()
+        return np.zeros(2, np.float32), 1.0, self.steps % 7 == 0, False, {}
+
+    def hang(self) -> None:
+        time.sleep(3600)
+
+
+class Stubborn(Hanging):
+    def hang(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(3600)
+
+
+@pytest.mark.parametrize("name", ["hogwild", "server", "learner"])
+@pytest.mark.parametrize(("env", "most"), [(Hanging, 2.0), (Stubborn, 4.5)])
+def test_an_environment_that_hangs_is_ended_and_named(
+    name: str, env: Any, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYACTOR_TEST_MARK", str(tmp_path / "mark"))
+    mark = tmp_path / "mark"
+    with training(config_of(SCHEMES[name], env=env, env_timeout=1.0)) as run:
+        run.until(mark.exists)
+        began = mark.stat().st_mtime
+        run.until(lambda: bool(run.events("worker_restarted")))
+        assert time.time() - began < 1.0 + most
+        _, reason, fields = run.events("worker_lost")[0]
+        assert fields["worker"] in (0, 1)
+        kind = env.__name__
+        assert reason.startswith(f"{kind}: ")
+        assert re.search(r"not answered for 1 s, in step \d+, after the action [01]", reason)
+        run.at_work(5)
+
+
+@pytest.mark.parametrize("transported", ["sync", "inline"])
+def test_one_that_hangs_in_the_runs_own_process_is_interrupted(
+    transported: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYACTOR_TEST_MARK", str(tmp_path / "mark"))
+    values: dict[str, Any] = {"env": Hanging, "env_timeout": 0.5}
+    if transported == "sync":
+        config = replace(base_config("a2c", env=Hanging), steps=10**9, **values)
+    else:
+        config = config_of(Hogwild(), transport="inline", **values)
+    with training(config) as run:
+        run.until(lambda: run.board.steps > 2_000)
+        assert (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_worker_that_is_only_stopped_for_a_while_is_not_lost(name: str) -> None:
+    with training(config_of(SCHEMES[name])) as run:
+        run.at_work()
+        pid = run.pid(1)
+        os.kill(pid, signal.SIGSTOP)
+        end = time.monotonic() + 1.5
+        run.until(lambda: time.monotonic() > end)
+        os.kill(pid, signal.SIGCONT)
+        run.at_work()
+        assert not run.events("worker_lost")
+
+
+def test_acer_loses_at_most_the_rollout_it_was_at(tmp_path: Path) -> None:
+    algorithm = ACER(replay_capacity=4_000, replay_start=100)
+    for scheme in (Hogwild(), ActorLearner()):
+        config = config_of(scheme, algorithm=algorithm, out=str(tmp_path / scheme.name))
+        with training(config) as run:
+            run.until(lambda run=run: run.board.steps > 1_000)
+            os.kill(run.pid(1), signal.SIGKILL)
+            run.until(lambda run=run: bool(run.events("worker_restarted")))
+            run.at_work(10)
+            assert run.finite()
+
+
+def test_ppo_learns_from_a_batch_that_is_half_there() -> None:
+    config = config_of(ActorLearner(max_lag=0), algorithm=PPO(minibatches=2), envs=4, restarts=None)
+    with training(config) as run:
+        run.at_work()
+        os.kill(run.pid(0), signal.SIGKILL)
+        version = run.board.version
+        run.until(lambda: run.board.version > version + 50)
+        assert run.finite()
+        assert not run.board.counters[:, Counter.SKIPPED].any()
+
+
+@pytest.mark.parametrize("name", ["hogwild", "server", "learner"])
+def test_twenty_random_moments(name: str) -> None:
+    rng = random.Random(7)
+    with training(config_of(SCHEMES[name], restarts=1000)) as run:
+        run.at_work()
+        for kill in range(20 if name == "hogwild" else 6):
+            end = time.monotonic() + rng.uniform(0.0, 0.3)
+            run.until(lambda end=end: time.monotonic() > end)
+            victim = kill % W
+            begun, turns = time.monotonic(), run.turns(victim)
+            os.kill(run.pid(victim), signal.SIGKILL)
+            pause = run.until(lambda n=kill: len(run.events("worker_lost")) > n, deadline=2.0)
+            assert run.events("worker_lost")[-1][0] - begun < 1.0
+            pause = max(pause, run.until(lambda v=victim, t=turns: run.turns(v) > t, deadline=10.0))
+            assert pause < 1.0
+        assert run.finite()
+
+
+def test_fail_points_say_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(failpoints.VARIABLE, "lunch=kill@1")
+    with pytest.raises(UsageError, match="POLYACTOR_FAIL lunch=kill@1 is not allowed"):
+        failpoints.arm()
+    monkeypatch.delenv(failpoints.VARIABLE)
+    failpoints.arm()
+    failpoints.hit("update")

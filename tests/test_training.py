@@ -193,9 +193,9 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, dict[str, torc
     seen: list[tuple[Config, dict[str, torch.Tensor], Any]] = []
     original = transport.run
 
-    def run(config: Config, state: State, board: Board) -> Any:
+    def run(config: Config, state: State, board: Board, *tell: Any) -> Any:
         seen.append((config, {k: v.clone() for k, v in state.tensors().items()}, board.counters.copy()))
-        return original(config, state, board)
+        return original(config, state, board, *tell)
 
     monkeypatch.setattr(transport, "run", run)
     return seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from polyactor.config import Config
 from polyactor.errors import UsageError
 
 RESAMPLES = 10_000
@@ -22,6 +24,10 @@ FIGURES = {
     "steps/s": "steps_per_s",
 }
 """Column to key of ``summary.json``."""
+UNLIKE = ("seed", "out", "quiet", "preset")
+"""What runs of one group may differ in."""
+USUAL = {field.name: field.default for field in fields(Config)}
+"""Values that do not tell runs apart from older ones, whose config did not have the field yet."""
 
 
 def compare(runs: Sequence[Path]) -> None:
@@ -31,17 +37,22 @@ def compare(runs: Sequence[Path]) -> None:
         UsageError: a directory is no run, or its run has not ended.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
+    labels: dict[str, str] = {}
     for run in runs:
         config, summary = (_read(run / name) for name in ("config.json", "summary.json"))
         label = f"{config['preset'] or config['algorithm']['name']} · {config['scheme']['name']} · {config['env']}"
-        same = {k: v for k, v in config.items() if k not in ("seed", "out", "quiet", "preset")}
-        groups.setdefault(json.dumps([label, same]), []).append(summary)
+        same = {k: v for k, v in config.items() if k not in UNLIKE and v != USUAL.get(k, UNLIKE)}
+        key = json.dumps([label, same])
+        groups.setdefault(key, []).append(summary)
+        taken = label in (other for group, other in labels.items() if group != key)
+        labels.setdefault(key, f"{label} ({run.resolve().parent.name})" if taken else label)
     table = Table(title="mean [95 % bootstrap interval over seeds]", title_justify="left")
-    for column in ("runs", "seeds", *FIGURES):
+    table.add_column("runs", overflow="fold")
+    for column in ("seeds", *FIGURES):
         table.add_column(column)
     for key, summaries in groups.items():
         cells = [_cell([summary.get(name) for summary in summaries]) for name in FIGURES.values()]
-        table.add_row(json.loads(key)[0], str(len(summaries)), *cells)
+        table.add_row(labels[key], str(len(summaries)), *cells)
     Console().print(table)
 
 

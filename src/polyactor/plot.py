@@ -102,7 +102,8 @@ def curve(runs: Sequence[Path], out: Path) -> Path:
             panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
             panel.xaxis.set_major_locator(_few_ticks(5 if panel is panels[0] else 3))
     handles, labels = panels[0].get_legend_handles_labels()
-    rows_needed = math.ceil(len(labels) / 4)
+    columns = max(1, min(4, 180 // (10 + max(map(len, labels)))))  # what the width holds, a line's sample included
+    rows_needed = math.ceil(len(labels) / columns)
     figure.suptitle(_title(found), fontsize=17, fontweight="bold")
     figure.legend(
         handles,
@@ -202,9 +203,12 @@ def _label(runs: Sequence[Run], paths: Sequence[Path]) -> list[Run]:
         parts = [method, _name(run.config, "scheme"), _name(run.config, "env") if several else ""]
         parts = [part for part in [*parts, f"seed {seed}" if seed else ""] if part]
         labels.append(" · ".join(parts) if method else path.resolve().name)
+    folders = [path.resolve().name for path in paths]
+    if len(set(folders)) < len(folders):  # such as a/seed-1 and b/seed-1
+        folders = [path.resolve().parent.name for path in paths]
     return [
-        replace(run, label=label if labels.count(label) == 1 else f"{label} ({path.resolve().name})")
-        for run, label, path in zip(runs, labels, paths, strict=True)
+        replace(run, label=label if labels.count(label) == 1 else f"{label} ({folder})")
+        for run, label, folder in zip(runs, labels, folders, strict=True)
     ]
 
 

@@ -143,6 +143,13 @@ class FileLock(AbstractContextManager[None]):
 
 @contextmanager
 def lock_file() -> Iterator[str]:
-    """The path of a file for `FileLock`, gone in the end."""
-    with NamedTemporaryFile(prefix="polyactor-lock-") as file:
-        yield file.name
+    """The path of a file for `FileLock`, gone in the end; where the system can, however this process ends."""
+    if not hasattr(os, "memfd_create"):
+        with NamedTemporaryFile(prefix="polyactor-lock-") as file:
+            yield file.name
+        return
+    descriptor = os.memfd_create("polyactor-lock")
+    try:
+        yield f"/proc/{os.getpid()}/fd/{descriptor}"
+    finally:
+        os.close(descriptor)

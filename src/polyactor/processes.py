@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import multiprocessing
+import multiprocessing.util
 import os
+import shutil
 import signal
 import threading
 import time
@@ -45,8 +47,10 @@ def tune_allocator() -> bool:
     return all(mallopt(name, value) for name, value in settings.items())  # stops at the first refusal
 
 
-def die_with_run() -> None:
+def die_with_run(litter: str) -> None:
     """Kill this process when the run's own process ends, however that dies, or has ended already.
+
+    What multiprocessing would have removed had the run ended by itself is removed here.
 
     From a thread, which has to wait for the interpreter's lock: the kernel's parent-death signal would not, but it is
     about the server that workers are forked from.
@@ -56,9 +60,29 @@ def die_with_run() -> None:
 
     def watch() -> None:
         run.join()
+        shutil.rmtree(litter, ignore_errors=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="die-with-run", daemon=True).start()
+
+
+@contextmanager
+def shared_memory() -> Iterator[None]:
+    """Tensors are moved to shared memory inside.
+
+    Raises:
+        OutOfResources: there is not enough of it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "No space left" not in str(error):
+            raise
+        free = shutil.disk_usage("/dev/shm").free / 2**20
+        raise errors.OutOfResources(
+            f"not enough shared memory: {free:,.0f} MB of /dev/shm are left; a container gets more by "
+            "docker run --shm-size, and --transport inline needs none"
+        ) from error
 
 
 def settle() -> None:
@@ -83,9 +107,11 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _enter(target: Callable[..., None], pipe: Connection, environ: Mapping[str, str], args: tuple[Any, ...]) -> None:
+def _enter(
+    target: Callable[..., None], pipe: Connection, environ: Mapping[str, str], litter: str, args: tuple[Any, ...]
+) -> None:
     """A worker's first and last lines."""
-    die_with_run()
+    die_with_run(litter)
     os.environ.clear()  # what the server was started with
     os.environ.update(environ)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run decides what it means
@@ -112,7 +138,7 @@ def _started(i: int, target: Callable[..., None], args: tuple[Any, ...]) -> tupl
     for way in WAYS:
         context: Any = get_context(way)
         ours, theirs = context.Pipe(duplex=False)
-        own = (target, theirs, dict(os.environ), (i, *args))
+        own = (target, theirs, dict(os.environ), multiprocessing.util.get_temp_dir(), (i, *args))
         process = context.Process(target=_enter, args=own, name=f"polyactor-worker-{i}")
         try:
             open_nursery()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 from polyactor.board import Board
 from polyactor.config import Config
 from polyactor.optim.flat import State
+from polyactor.processes import shared_memory
 from polyactor.transport import inline, local
 from polyactor.transport.watchdog import Tell, untold
 
@@ -21,7 +22,9 @@ def run(config: Config, state: State, board: Board, tell: Tell = untold) -> Gene
         config, state, board: of the run.
         tell: of workers that start, are lost and are replaced.
     """
-    with config.scheme.cast(config, state, board) as cast:
+    with ExitStack() as stack:
+        with shared_memory():
+            cast = stack.enter_context(config.scheme.cast(config, state, board))
         play = TRANSPORTS[config.transport if cast.workers else "inline"]
         yield from play(cast, config, state, board, tell)
 

@@ -13,7 +13,7 @@ from polyactor import failpoints
 from polyactor.board import Board, Counter, Part, Watch
 from polyactor.config import Cast, Config
 from polyactor.optim.flat import State
-from polyactor.processes import Crew, torch_threads
+from polyactor.processes import Crew, shared_memory, torch_threads
 from polyactor.threads import Threads
 from polyactor.transport.supervisor import Supervisor
 from polyactor.transport.watchdog import Tell, untold
@@ -26,8 +26,9 @@ DEAF = 0.2
 
 def play(cast: Cast, config: Config, state: State, board: Board, tell: Tell = untold) -> Generator[None, None, None]:
     """Start the workers, play the run's own role, stop them in the end."""
-    state.share_()
-    board.share_()
+    with shared_memory():
+        state.share_()
+        board.share_()
     for worker in range(cast.workers):
         board.pulse.begin(worker)
     crew_type = Threads if cast.threads else Crew

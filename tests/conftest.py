@@ -12,7 +12,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from faults import Found, write
 from polyactor.types import CoreState, Rollout
+
+FOUND = pytest.StashKey[dict[str, Found]]()
+"""What tests of faults have found in this session."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -77,3 +81,20 @@ def _make_rollout(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-docs", action="store_true", help="put what slow tests measure into the pages of docs/")
+    parser.addoption("--write-faults", action="store_true", help="write docs/faults.md; run with -m fault")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
+    report = yield
+    if report.when == "call" or report.outcome == "skipped":
+        for mark in item.iter_markers("fault"):
+            for name in mark.args:
+                found = item.config.stash.setdefault(FOUND, {}).setdefault(name, Found())
+                found.add(item.nodeid.partition("::")[2], report.outcome, item.user_properties)
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--write-faults"):
+        write(Path(__file__).parents[1] / "docs" / "faults.md", session.config.stash.get(FOUND, {}))

@@ -19,6 +19,7 @@ from polyactor.types import Gradients, Moments
 
 @settings(deadline=None)
 @given(st.integers(1, 4), st.lists(st.sampled_from(["put", "release"]), max_size=40))
+@pytest.mark.fault("D5")
 def test_a_ring_is_a_bounded_queue(slots: int, actions: list[str]) -> None:
     ring, queue, number, stored = Ring(1, slots), deque[int](), 0, [-1] * slots
     for action in actions:

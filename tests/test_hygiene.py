@@ -201,6 +201,7 @@ def test_staleness_and_lag_are_counted_apart(batch: Callable[[int], Rollout]) ->
 # -- numbers that are not finite ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("D3")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("rule", [RMSprop(), Adam(), SGD(max_grad_norm=None)], ids=["rmsprop", "adam", "sgd"])
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted(
@@ -224,6 +225,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(
     assert setup.state.vector.isfinite().all()
 
 
+@pytest.mark.fault("D3")
 def test_more_than_20_in_a_row_stop_the_run_and_one_good_one_starts_the_count_anew() -> None:
     setup = Setup(SGD())
     assert SKIPS_ALLOWED == 20

@@ -328,6 +328,7 @@ def test_evaluations_go_on_beside_training_and_keep_the_best(tmp_path: Path) -> 
     assert torch.equal(policy.model.value.weight, best.tensors["model.value.weight"])
 
 
+@pytest.mark.fault("P6")
 @pytest.mark.parametrize("preset", ["a2c", "a3c"])
 def test_sigterm_saves_and_exits_75_and_resume_goes_on(tmp_path: Path, preset: str) -> None:
     out = tmp_path / "run"
@@ -372,6 +373,7 @@ class Env(gymnasium.Env):
 """
 
 
+@pytest.mark.fault("P6")
 @pytest.mark.parametrize(("second", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_second_signal_ends_it_at_once(tmp_path: Path, second: signal.Signals, code: int) -> None:
     (tmp_path / "stubborn.py").write_text(STUBBORN)

@@ -323,6 +323,7 @@ def program(path: Path, text: str, *args: object) -> Iterator[subprocess.Popen[s
         process.stdout.close()
 
 
+@pytest.mark.fault("P5")
 def test_workers_die_with_the_parent_however_it_dies(tmp_path: Path) -> None:
     with program(tmp_path / "parent.py", PARENT) as parent:
         assert parent.stdout is not None

@@ -103,6 +103,7 @@ def training(config: Config) -> Iterator[Training]:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.fault("P1")
 @pytest.mark.parametrize("name", SCHEMES)
 def test_a_killed_worker_is_replaced_and_the_others_go_on(name: str) -> None:
     with training(config_of(SCHEMES[name])) as run:
@@ -125,6 +126,7 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(name: str) -> None:
         assert len(run.events("worker_lost")) == 2
 
 
+@pytest.mark.fault("P1")
 @pytest.mark.parametrize("place", ["rollout", "gradient", "update", "update.inside", "send"])
 @pytest.mark.parametrize("name", ["hogwild", "hogwild-locked", "server", "learner"])
 def test_wherever_it_is_killed(name: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +143,7 @@ def test_wherever_it_is_killed(name: str, place: str, monkeypatch: pytest.Monkey
         assert skipped == 0
 
 
+@pytest.mark.fault("P1")
 def test_a_total_that_is_reached_with_a_loss_on_the_way_ends_the_run() -> None:
     for name in SCHEMES:
         with training(config_of(SCHEMES[name], steps=3_000)) as run:
@@ -153,6 +156,7 @@ def test_a_total_that_is_reached_with_a_loss_on_the_way_ends_the_run() -> None:
             assert run.finite()
 
 
+@pytest.mark.fault("P8")
 @pytest.mark.parametrize("name", SCHEMES)
 def test_without_replacement_it_goes_on_with_those_that_are_left(name: str) -> None:
     with training(config_of(SCHEMES[name], restarts=None)) as run:
@@ -170,6 +174,7 @@ def test_without_replacement_it_goes_on_with_those_that_are_left(name: str) -> N
             run.until(lambda: False, deadline=10.0)
 
 
+@pytest.mark.fault("P8")
 def test_without_replacement_the_rest_reaches_the_total() -> None:
     for name in SCHEMES:
         with training(config_of(SCHEMES[name], restarts=None, steps=3_000)) as run:
@@ -191,6 +196,7 @@ def test_more_losses_than_allowed_stop_the_run() -> None:
             run.until(lambda: False, deadline=10.0)
 
 
+@pytest.mark.fault("P8")
 def test_a_worker_that_comes_back_plays_other_games_and_the_pause_does_not_wait_for_it() -> None:
     with training(config_of(Hogwild())) as run:
         run.at_work()
@@ -237,6 +243,7 @@ class Killed(Doomed):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.fault("P2", "P9")
 @pytest.mark.parametrize(("env", "kind", "why"), [
     (Doomed, EnvironmentUnsupported, "ended with code 0 before its work was done"),
     (Killed, OutOfResources, r"killed by signal 9 \(out of memory\?\)"),
@@ -254,6 +261,7 @@ class Wrong(A2C):
         raise ArithmeticError("the sign was wrong")
 
 
+@pytest.mark.fault("P2")
 def test_what_raises_before_anything_was_done_is_not_tried_again() -> None:
     with training(config_of(Hogwild(), algorithm=Wrong())) as run:
         with pytest.raises(WorkerFailed, match=r"the sign was wrong\nTraceback"):
@@ -282,6 +290,7 @@ class Stubborn(Hanging):
             time.sleep(3600)
 
 
+@pytest.mark.fault("P4")
 @pytest.mark.parametrize("name", ["hogwild", "server", "learner"])
 @pytest.mark.parametrize(("env", "most"), [(Hanging, 2.0), (Stubborn, 4.5)])
 def test_an_environment_that_hangs_is_ended_and_named(
@@ -302,6 +311,7 @@ def test_an_environment_that_hangs_is_ended_and_named(
         run.at_work(5)
 
 
+@pytest.mark.fault("P4")
 @pytest.mark.parametrize("transported", ["sync", "inline"])
 def test_one_that_hangs_in_the_runs_own_process_is_interrupted(
     transported: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -317,6 +327,7 @@ def test_one_that_hangs_in_the_runs_own_process_is_interrupted(
         assert (tmp_path / "mark").exists()
 
 
+@pytest.mark.fault("P7")
 @pytest.mark.parametrize("name", SCHEMES)
 def test_a_worker_that_is_only_stopped_for_a_while_is_not_lost(name: str) -> None:
     with training(config_of(SCHEMES[name])) as run:
@@ -330,6 +341,7 @@ def test_a_worker_that_is_only_stopped_for_a_while_is_not_lost(name: str) -> Non
         assert not run.events("worker_lost")
 
 
+@pytest.mark.fault("P1")
 def test_acer_loses_at_most_the_rollout_it_was_at(tmp_path: Path) -> None:
     algorithm = ACER(replay_capacity=4_000, replay_start=100)
     for scheme in (Hogwild(), ActorLearner()):
@@ -342,6 +354,7 @@ def test_acer_loses_at_most_the_rollout_it_was_at(tmp_path: Path) -> None:
             assert run.finite()
 
 
+@pytest.mark.fault("P1")
 def test_ppo_learns_from_a_batch_that_is_half_there() -> None:
     config = config_of(ActorLearner(max_lag=0), algorithm=PPO(minibatches=2), envs=4, restarts=None)
     with training(config) as run:
@@ -353,6 +366,7 @@ def test_ppo_learns_from_a_batch_that_is_half_there() -> None:
         assert not run.board.counters[:, Counter.SKIPPED].any()
 
 
+@pytest.mark.fault("P1")
 @pytest.mark.parametrize("name", ["hogwild", "server", "learner"])
 def test_twenty_random_moments(name: str) -> None:
     rng = random.Random(7)

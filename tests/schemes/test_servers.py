@@ -90,6 +90,7 @@ def test_it_ends_by_itself_and_counts_what_it_learned_from(name: str) -> None:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.fault("D4")
 def test_a_bound_on_staleness_holds_among_processes() -> None:
     worst: list[float] = []
     config = config_of(ParamServer(max_staleness=1))
@@ -103,6 +104,7 @@ def test_a_bound_on_staleness_holds_among_processes() -> None:
     assert max(worst) == 1.0
 
 
+@pytest.mark.fault("D4", "D6")
 @pytest.mark.parametrize(("lag", "least"), [(0, 0.0), (3, 1.0)])
 def test_lag_is_bounded_by_the_slots_among_processes(lag: int, least: float) -> None:
     config = config_of(ActorLearner(max_lag=lag), algorithm=VTrace())

@@ -144,7 +144,7 @@ class Crew:
         """Wait up to `timeout` seconds for news of a worker, or for a bell; True when all have ended well.
 
         Raises:
-            PolyactorError: the worker's own, with its traceback on stderr.
+            PolyactorError: the worker's own, with its traceback as a note.
             WorkerFailed: it raised anything else, or was killed.
         """
         running = [process for process in self.processes if process.exitcode is None]
@@ -171,6 +171,7 @@ class Crew:
         error_type = getattr(errors, kind, None)
         if error_type is not None:
             failure: errors.PolyactorError = error_type(f"worker {i}: {sentence}")
+            failure.add_note(trace)
             return failure
         return errors.WorkerFailed(f"worker {i} raised: {sentence or 'an error'}\n{trace}")
 

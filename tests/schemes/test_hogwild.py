@@ -445,8 +445,9 @@ def private_mib(pid: int) -> float:
 
 
 def test_an_error_of_ours_keeps_its_kind_and_so_its_exit_code() -> None:
-    with pytest.raises(Diverged, match=r"^worker 0: nothing is finite any more$"):
+    with pytest.raises(Diverged) as caught:
         finish(Crew(diverge, 1, ()))
+    assert str(caught.value) == "worker 0: nothing is finite any more"
 
 
 def test_one_wait_is_enough_to_know_that_a_worker_has_ended() -> None:

@@ -123,6 +123,7 @@ WRONG: dict[str, tuple[Fault, str]] = RAISED | {
     "reward-larger": (pays(10**400), "returned the reward inf, which is not finite"),
     "reward-text": (pays("1.0"), "returned the reward '1.0', which is no number"),
     "reward-array": (pays(np.ones(2)), r"returned the reward array\(\[1., 1.\]\), which is no number"),
+    "reward-one": (pays(torch.ones(1)), r"returned the reward tensor\(\[1.\]\), which is no number"),
     "reward-none": (pays(None), "returned the reward None, which is no number"),
     "four": (lambda answer: answer[:4], "failed: step returned 4 values where Gymnasium has 5"),
     "one": (lambda answer: answer[0], "failed: step returned a single ndarray where Gymnasium has 5"),

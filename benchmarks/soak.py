@@ -4,12 +4,12 @@ python benchmarks/soak.py --minutes 30                     all schemes, one afte
 python benchmarks/soak.py --minutes 30 --together          at the same time
 python benchmarks/soak.py --minutes 3 --schemes hogwild
 
-A fault is drawn from those that concern the scheme: a worker is killed, or stopped for 3 s; an environment raises, hangs,
-answers NaN, or pays a reward whose gradient is not finite; the run is asked to end and resumed, or killed and resumed; the
-disk fills up for 5 s (where this may mount a small one). Meanwhile memory, open files and shared memory are sampled, and
-every minute the newest checkpoint is loaded by another process that plays a game. In the end: each fault has its event,
-and one only; no time without an update was longer than 30 s, resumes aside; memory is flat; nothing is left behind. The
-raw account is kept in benchmarks/results/soak-<scheme>.json.
+A fault is drawn from those that concern the scheme: a worker is killed, or stopped for 2 s; an environment raises,
+hangs, answers NaN, or pays a reward whose gradient is not finite; the run is asked to end and resumed, or killed and
+resumed; the disk fills up for 6 s (where this may mount a small one). Meanwhile memory, open files and processes are
+sampled, and every minute the newest checkpoint is loaded by another process that plays a game. In the end: each fault
+has its event, and one only; no time without a newer checkpoint was longer than 30 s, resumes aside; memory is flat;
+nothing is left behind. The raw account is kept in benchmarks/results/soak-<scheme>.json.
 """
 
 from __future__ import annotations
@@ -68,14 +68,17 @@ class Faulty(gymnasium.Env[Any, Any]):
         self.place = self.steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start in the middle."""
         super().reset(seed=seed)
         self.place, self.steps = 0, 0
         return self.seen(), {}
 
     def seen(self) -> np.ndarray:
+        """What is observed."""
         return np.array([self.place / 10, self.steps / 100, 0, 1], np.float32)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """One place on, or wrong as ordered."""
         self.steps += 1
         self.place += 1 if action else -1
         observation, reward = self.seen(), float(self.place == 10)
@@ -92,6 +95,7 @@ class Faulty(gymnasium.Env[Any, Any]):
         return observation, reward, abs(self.place) == 10, self.steps >= 100, {}
 
     def order(self) -> str | None:
+        """An order that nobody else has taken."""
         for path in self.orders.iterdir():
             try:
                 path.unlink()
@@ -117,16 +121,19 @@ class Soak:
 
     @staticmethod
     def path() -> str:
+        """Where a run finds `Faulty`."""
         return os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
 
     # -- the run ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        """From the beginning."""
         where = [*SCHEMES[self.scheme], "--env", "soak:Faulty", "--out", str(self.out)]
         flags = ["--steps", "1000000000", "--envs", "4", "--restarts", "100000", "--env-timeout", str(HANG_AFTER)]
         self.launch(["train", *where, *flags, "--checkpoint-every", "5", "--quiet"])
 
     def launch(self, arguments: list[str]) -> None:
+        """A process, and wait until it has saved something."""
         command = [sys.executable, "-m", "polyactor", *arguments]
         log = (self.folder / "log").open("ab")
         before = self.steps()
@@ -136,9 +143,11 @@ class Soak:
         self.moved = time.monotonic()
 
     def go_on(self) -> None:
+        """From the last checkpoint."""
         self.launch(["resume", str(self.out), "--trust-env", "--quiet"])
 
     def until(self, condition: Any, seconds: float) -> bool:
+        """Wait for a condition; False when it did not come true in time."""
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:
@@ -155,6 +164,7 @@ class Soak:
             return 0
 
     def events(self) -> Counter[str]:
+        """How many of each so far."""
         return Counter(row["event"] for row in read_rows(self.out / "events.jsonl"))
 
     def family(self) -> list[int]:
@@ -169,6 +179,7 @@ class Soak:
         return found
 
     def workers(self) -> list[int]:
+        """Process ids of those at work."""
         started = [
             row
             for row in read_rows(self.out / "events.jsonl")
@@ -180,6 +191,7 @@ class Soak:
     # -- faults ----------------------------------------------------------------------------------------------------
 
     def kinds(self) -> list[str]:
+        """Faults that concern this scheme."""
         kinds = ["raise", "nan", "huge", "hang", "asked", "run killed"]
         kinds += ["worker killed", "worker killed", "worker stopped"] if self.scheme != "sync" else []
         return kinds + ["disk full"] * self.small_disk
@@ -187,6 +199,7 @@ class Soak:
     small_disk = False
 
     def fault(self) -> None:
+        """One of them, and whether it had its events."""
         assert self.process is not None
         kind, before, began = self.rng.choice(self.kinds()), self.events(), time.monotonic()
         expected: dict[str, int] = {}
@@ -238,11 +251,13 @@ class Soak:
     # -- what is looked at -----------------------------------------------------------------------------------------
 
     def look(self) -> None:
+        """Note how long there was no newer checkpoint."""
         steps, now = self.steps(), time.monotonic()
         if steps > self.known:
             self.gap, self.moved, self.known = max(self.gap, now - self.moved), now, steps
 
     def sample(self) -> None:
+        """Memory, processes, open files."""
         family = self.family()
         assert self.process is not None
         files = sum(len(list(Path(f"/proc/{pid}/fd").glob("*"))) for pid in family if Path(f"/proc/{pid}/fd").exists())
@@ -275,6 +290,7 @@ class Soak:
             print(done.stderr.decode()[-500:], file=sys.stderr)
 
     def run(self, minutes: float) -> dict[str, Any]:
+        """Soak for so many minutes."""
         (self.folder / "none").mkdir()
         self.began = time.monotonic()
         self.start()
@@ -300,6 +316,7 @@ class Soak:
         return self.finish(minutes)
 
     def finish(self, minutes: float) -> dict[str, Any]:
+        """End the run; the account."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(30.0)

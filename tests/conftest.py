@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from faults import Found, write
 from gymnasium import spaces
 
-from faults import Found, write
 from polyactor.types import CoreState, Rollout
 
 FOUND = pytest.StashKey[dict[str, Found]]()

@@ -15,8 +15,8 @@ from pathlib import Path
 FAULTS: dict[str, tuple[str, str]] = {
     "P1": (
         "a worker is killed, at any moment, inside an update included",
-        "noticed within 1 s, sampling again within 10 s, the others never pause for 1 s, parameters finite, at most the "
-        "rollout it was at is lost",
+        "noticed within 1 s, sampling again within 10 s, the others never pause for 1 s, parameters finite, at most "
+        "the rollout it was at is lost",
     ),
     "P2": (
         "a worker ends or raises as soon as it starts",
@@ -24,16 +24,18 @@ FAULTS: dict[str, tuple[str, str]] = {
     ),
     "P3": (
         "an environment raises or exits",
-        "it is made anew, its game counts nothing, no other game loses a step; 5 times in a row end the run (exit code 3)",
+        "it is made anew, its game counts nothing, no other game loses a step; 5 times in a row end the run (exit "
+        "code 3)",
     ),
     "P4": (
         "an environment hangs, SIGTERM ignored",
-        "its worker is ended 2 s after `--env-timeout` at the latest, is named with step and last action, and replaced; in "
-        "the run's own process the environment is interrupted",
+        "its worker is ended 2 s after `--env-timeout` at the latest, is named with step and last action, and "
+        "replaced; in the run's own process the environment is interrupted",
     ),
     "P5": (
         "the run itself is killed (with it the learner, the server)",
-        "its workers are gone within 1 s; what is resumed is at most one checkpoint interval back; first update in 15 s",
+        "its workers are gone within 1 s; what is resumed is at most one checkpoint interval back; first update "
+        "within 15 s",
     ),
     "P6": ("SIGTERM or SIGINT", "the run is saved and ends with 75; a second one ends it at once (143, 130)"),
     "P7": ("a worker is stopped for a while, or slow", "it is not taken for dead; the others go on (not in lockstep)"),
@@ -109,8 +111,8 @@ def write(path: Path, found: Mapping[str, Found]) -> None:
     lines = [
         "# What can go wrong, and what then happens",
         "",
-        "Written by `pytest -m fault --write-faults`, which injects every fault; of each figure the median of all cases and the",
-        f"largest. Last written with Python {platform.python_version()} on two CPU cores.",
+        "Written by `pytest -m fault --write-faults`, which injects every fault; of each figure the median of all",
+        f"cases and the largest. Last written with Python {platform.python_version()} on two CPU cores.",
         "",
         "| | fault | promise | measured | tests |",
         "|---|---|---|---|---|",

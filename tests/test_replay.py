@@ -238,7 +238,7 @@ def test_real_observations_come_back_byte_by_byte(env: str) -> None:
                     torch.from_numpy(observation.copy()),
                     torch.from_numpy(is_first),
                 )
-                observation, _, _, done = envs.step(rng.integers(0, actions, B))
+                observation, _, _, done, *_ = envs.step(rng.integers(0, actions, B))
                 is_first, ended = ended, done.copy()
             rollout.observation[T], rollout.is_first[T] = (
                 torch.from_numpy(observation.copy()),

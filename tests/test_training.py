@@ -618,6 +618,29 @@ def test_a_film_shows_every_step_of_one_game(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
 
 
+def test_a_film_begins_anew_where_a_game_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    step, taken = Painted.step, count(1)
+
+    def breaks(self: Painted, action: Any) -> Any:
+        if next(taken) == 5:
+            raise RuntimeError("the projector jammed")
+        return step(self, action)
+
+    policy = untrained(Painted)
+    monkeypatch.setattr(Painted, "step", breaks)
+    out = tmp_path / "film.mp4"
+    score = record(policy.config, dict(policy.model.state_dict()), out, seed=0)
+    assert score == 12 * 10
+    assert ffmpeg.count_frames_and_secs(str(out))[0] == 12
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
+
+    taken = count(4)
+    monkeypatch.setattr("polyactor.record.MAX_GAME_STEPS", 2)  # and nothing is left to show
+    with pytest.raises(EnvironmentUnsupported, match=r"was played to its end: .* the projector jammed"):
+        record(policy.config, dict(policy.model.state_dict()), out)
+
+
 def test_what_cannot_be_drawn_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = untrained(Endless)
     with pytest.raises(EnvironmentUnsupported, match="draws no pictures"):

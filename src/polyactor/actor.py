@@ -16,7 +16,7 @@ from polyactor.pulse import ALL, Line, Pulse
 from polyactor.types import Moments, Rollout
 
 if TYPE_CHECKING:
-    from polyactor.envs import VectorEnv
+    from polyactor.envs import Step, VectorEnv
     from polyactor.models.actor_critic import ActorCritic
 
 KEPT = ("observation", "is_first", "ended", "score", "steps")
@@ -41,6 +41,10 @@ def blank(t: int, envs: VectorEnv, model: ActorCritic, b: int, actors: int = 1, 
     )
 
 
+def unheard(why: str) -> None:
+    """Nobody wants to know."""
+
+
 class Actor:
     """Owns a vector environment, a recurrent state and its random stream; reads a model it does not change.
 
@@ -54,6 +58,7 @@ class Actor:
         behavior: its rollouts carry the parameters of the policy that acted.
         line: where it notes that the environments have been asked, and have answered.
         on_game: called with score and length (agent steps) of every finished game.
+        on_lost: called with a sentence for every failure of an environment, which cost its game.
         spend: called with the seconds each part of collecting took.
     """
 
@@ -70,10 +75,11 @@ class Actor:
         behavior: bool = False,
         line: Line | None = None,
         on_game: Callable[[float, int], None],
+        on_lost: Callable[[str], None] = unheard,
         spend: Callable[[Part, float], None] = unwatched,
     ) -> None:
         self.envs, self.model, self.generator, self.gamma = envs, model, generator, gamma
-        self.on_game, self.spend = on_game, spend
+        self.on_game, self.on_lost, self.spend = on_game, on_lost, spend
         self.line = line or Pulse(1).line(0)
         b = envs.num_envs
         self.length, self.differentiated, self.behavior = length, differentiated, behavior
@@ -122,14 +128,15 @@ class Actor:
             a_t = self.model.distribution(params_t).sample(self.generator).numpy()
             watch.lap(Part.INFER)
             self.line.asked(ALL, a_t)
-            observation_tp1, r_t, terminated_t, done_t = self.envs.step(a_t)
+            step = self.envs.step(a_t)
             self.line.answered()
             watch.lap(Part.EMULATE)
-            action[t], reward[t], terminated[t] = a_t, r_t, terminated_t
-            # The row after `done` holds the final observation; the row after that starts the next episode.
-            observation[t + 1], is_first[t + 1] = observation_tp1, self.ended
-            self._count(r_t, done_t)
-            self.ended = done_t.copy()
+            action[t], reward[t], terminated[t] = a_t, step.reward, step.terminated
+            # The row after `done` holds the final observation; the row after that starts the next episode. A lost game
+            # is one that was truncated before: x_t is its final observation, and row t the fake step.
+            observation[t + 1], is_first[t + 1] = step.observation, self.ended | step.lost
+            self._count(step)
+            self.ended = step.done.copy()
             watch.lap(Part.STORE)
         behavior = torch.stack(params)
         x.behavior_log_prob.copy_(self.model.distribution(behavior).log_prob(x.action))
@@ -159,13 +166,17 @@ class Actor:
         self.generator.set_state(saved["generator"])
         self.envs.restore(saved["envs"].numpy().tobytes())
 
-    def _count(self, reward: np.ndarray, done: np.ndarray) -> None:
-        """Scores are the environment's own: whole games, unclipped; a fake step counts nothing."""
-        self.score += reward
+    def _count(self, step: Step) -> None:
+        """Scores are the environment's own: whole games, unclipped; fake steps and lost games count nothing."""
+        self.score += step.reward
         self.steps += ~self.ended
-        for i in np.flatnonzero(done):
+        for i in np.flatnonzero(step.done):
             self.on_game(float(self.score[i]), int(self.steps[i]))
             self.score[i], self.steps[i] = 0.0, 0
+        if step.why:
+            self.score[step.lost], self.steps[step.lost] = 0.0, 0
+            for sentence in step.why:
+                self.on_lost(sentence)
 
     def _moments(self, x: Rollout) -> dict[str, Moments]:
         """What this rollout adds to the model's running statistics."""

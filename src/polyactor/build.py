@@ -156,6 +156,7 @@ def make_actor(
         max_episode_steps=config.max_episode_steps,
         threads=threads,
         saved=config.exact_resume,
+        listener=line,
     )
     line.answered()
     replica = make_replica(config, state, board, envs=envs, reading=reading)
@@ -170,6 +171,7 @@ def make_actor(
         behavior=config.algorithm.reads_behavior,
         on_game=partial(board.game, worker),
         line=line,
+        on_lost=partial(board.env_error, worker),
         spend=partial(board.spend, worker),
     )
     return replica, actor

@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     try:
         sys.exit(run(args))
     except PolyactorError as error:
+        for note in getattr(error, "__notes__", ()):  # where a worker raised it
+            print(note, file=sys.stderr)
         print(f"polyactor: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

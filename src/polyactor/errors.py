@@ -25,7 +25,7 @@ class UsageError(PolyactorError):
 
 
 class EnvironmentUnsupported(PolyactorError):
-    """An unknown environment, a space nobody can act in, a missing extra (exit code 3)."""
+    """An unknown environment, a space nobody can act in, a missing extra, one that keeps failing (exit code 3)."""
 
     exit_code = 3
 

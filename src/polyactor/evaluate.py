@@ -16,6 +16,7 @@ from polyactor.build import PLAY, Streams, make_model
 from polyactor.checkpoint import replace_file
 from polyactor.config import Config
 from polyactor.envs import VectorEnv, make_envs
+from polyactor.errors import EnvironmentUnsupported
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.policy import load_into, read
 from polyactor.processes import Crew
@@ -36,6 +37,7 @@ class Evaluation:
         stuck: games cut because nothing happened any more (a greedy policy that never serves, say).
         capped: games cut at the step limit.
         deterministic: the mode of the policy's distribution, or samples from it.
+        lost: games that an environment's failure ended; others were played in their place.
     """
 
     scores: tuple[float, ...]
@@ -43,6 +45,7 @@ class Evaluation:
     stuck: int
     capped: int
     deterministic: bool
+    lost: int = 0
 
     @property
     def mean(self) -> float:
@@ -58,6 +61,7 @@ class Evaluation:
         """One line for a person."""
         how = "greedy" if self.deterministic else "sampled"
         cut = f", {self.stuck} stuck" * bool(self.stuck) + f", {self.capped} cut at the step limit" * bool(self.capped)
+        cut += f", {self.lost} lost to failures and played again" * bool(self.lost)
         spread = f"from {min(self.scores):g} to {max(self.scores):g}"
         return f"{how}: {self.mean:.2f} ± {self.std:.2f} over {len(self.scores)} games, {spread}{cut}"
 
@@ -81,6 +85,9 @@ def play(
         games: at least this many in all (rounded up to a multiple of B).
         max_game_steps: a game longer than this is cut and its score so far counts; so does the next.
         stuck_after: a game in which neither reward nor observation changed for so many steps is cut.
+
+    Raises:
+        EnvironmentUnsupported: an environment failed again and again, or more games were lost than were to be played.
     """
     b, per_env = envs.num_envs, -(-games // envs.num_envs)
     streams = Streams.of(seed, PLAY)
@@ -89,15 +96,21 @@ def play(
     score, length, still, left = np.zeros(b), np.zeros(b, int), np.zeros(b, int), np.full(b, per_env)
     scores: list[float] = []
     lengths: list[int] = []
-    stuck = capped = 0
+    stuck = capped = lost = 0
     while left.any():
         params, state = model.step(torch.from_numpy(observation), state, torch.from_numpy(is_first))
         pi = model.distribution(params)
         action = pi.mode() if deterministic else pi.sample(streams.act)
         before = observation
-        observation, reward, _, done = envs.step(action.numpy())
+        step = envs.step(action.numpy())
+        observation, reward, done = step.observation, step.reward, step.done
         score, length = score + reward, length + ~ended
-        unchanged = (observation == before).reshape(b, -1).all(1) & (reward == 0) & ~ended
+        if step.why:
+            score[step.lost], length[step.lost] = 0.0, 0
+            lost += int(step.lost.sum())
+            if lost > b * per_env:
+                raise EnvironmentUnsupported(f"{lost} games were lost to failures; the last: {step.why[-1]}.")
+        unchanged = (observation == before).reshape(b, -1).all(1) & (reward == 0) & ~ended & ~step.lost
         still = np.where(unchanged, still + 1, 0)
         is_stuck, is_capped = still >= stuck_after, length >= max_game_steps
         over = (done | is_stuck | is_capped) & (left > 0)
@@ -109,8 +122,8 @@ def play(
         # An environment cannot be reset alone: one whose game was cut plays no further ones.
         left = np.where(over, np.where(done, left - 1, 0), left)
         score, length, still = np.where(done, 0, score), np.where(done, 0, length), np.where(done, 0, still)
-        is_first, ended = ended, done
-    return Evaluation(tuple(scores), tuple(lengths), stuck, capped, deterministic)
+        is_first, ended = ended | step.lost, done
+    return Evaluation(tuple(scores), tuple(lengths), stuck, capped, deterministic, lost)
 
 
 def evaluate(

@@ -193,7 +193,7 @@ class Crew:
         """As `watch`, where no worker may be lost; True when all have ended well.
 
         Raises:
-            PolyactorError: the worker's own, with its traceback.
+            PolyactorError: the worker's own, with its traceback as a note.
             WorkerFailed: it raised anything else, or was killed.
         """
         for loss in self.watch(timeout, bell):
@@ -225,7 +225,9 @@ class Crew:
         kind, sentence, trace = words
         error_type = getattr(errors, kind, None)
         if error_type is not None:
-            return errors.Loss(i, error_type(f"worker {i}: {sentence}"), sentence, ours=True, raised=True)
+            failure: errors.PolyactorError = error_type(f"worker {i}: {sentence}")
+            failure.add_note(trace)
+            return errors.Loss(i, failure, sentence, ours=True, raised=True)
         reason = f"raised: {sentence or 'an error'}"
         return errors.Loss(i, errors.WorkerFailed(f"worker {i} {reason}\n{trace}"), reason, raised=True)
 

@@ -26,6 +26,8 @@ def record(
 ) -> float:
     """Play one game and write it as H.264; the file appears whole or not at all.
 
+    A game that is lost to a failure of the environment is forgotten, and the film begins anew.
+
     Args:
         config: of the run.
         tensors: the model's parameters and buffers by name.
@@ -35,7 +37,8 @@ def record(
         The game's score.
 
     Raises:
-        EnvironmentUnsupported: the environment cannot draw itself, or no encoder is installed.
+        EnvironmentUnsupported: the environment cannot draw itself or fails again and again, or no encoder is
+            installed.
     """
     try:
         import imageio_ffmpeg
@@ -74,10 +77,14 @@ def record(
             step = envs.step(action.numpy())
             after = torch.from_numpy(step.observation)
             unchanged = unchanged + 1 if torch.equal(after, observation) and step.reward[0] == 0 else 0
-            observation, is_first, score = after, False, score + float(step.reward[0])
-            if step.done[0] or unchanged >= STUCK_AFTER:
+            observation, is_first, score = after, bool(step.lost[0]), score + float(step.reward[0])
+            if step.lost[0]:
+                writer.close()
+                writer, score, unchanged = None, 0.0, 0
+            elif step.done[0] or unchanged >= STUCK_AFTER:
                 break
-        assert writer is not None
+        if writer is None:
+            raise EnvironmentUnsupported(f"no game of {config.env} was played to its end: {step.why[-1]}")
         writer.close()
         writer = None
         os.replace(temporary, out)

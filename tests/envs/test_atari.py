@@ -234,8 +234,8 @@ def test_returned_arrays_are_the_callers_to_keep() -> None:
     kept = [envs.reset(0)]
     copies = [kept[0].copy()]
     for _, step in play(envs, 40):
-        kept += list(step)
-        copies += [array.copy() for array in step]
+        kept += step[:4]
+        copies += [array.copy() for array in step[:4]]
     assert all(np.array_equal(array, copy) for array, copy in zip(kept, copies, strict=True))
     assert not any(np.shares_memory(a, b) for a, b in zip(kept[1::4], kept[5::4], strict=False))
 
@@ -283,7 +283,7 @@ def test_emulators_that_can_be_saved_show_the_same_games() -> None:
         for _ in range(700):
             action = rng.integers(0, 4, 2)
             one, other = ours.step(action), theirs.step(action)
-            for mine, its in zip(one, other, strict=True):
+            for mine, its in zip(one[:5], other[:5], strict=True):
                 np.testing.assert_array_equal(mine, its)
                 assert mine.dtype == its.dtype
             ended += int(one.done.sum())
@@ -301,7 +301,7 @@ def test_saved_games_go_on(steps: int) -> None:
             pass
         theirs.restore(ours.snapshot())
         for (_, one), (_, other) in zip(play(ours, 90, seed=4), play(theirs, 90, seed=4), strict=True):
-            for mine, its in zip(one, other, strict=True):
+            for mine, its in zip(one[:5], other[:5], strict=True):
                 np.testing.assert_array_equal(mine, its)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.envs.classic_control import CartPoleEnv
-from gymnasium.vector import SyncVectorEnv
 
 from polyactor.envs import VectorEnv, make_envs
+from polyactor.envs.each import Each
 
 
 class Echo(gymnasium.Env[Any, Any]):
@@ -46,7 +46,7 @@ def echo(space: spaces.Space[Any], num_envs: int = 2, **options: Any) -> VectorE
 
 def test_cartpole_native_vector_gives_the_true_final_observation_and_then_a_reset_row() -> None:
     envs = make_envs("CartPole-v1", 3, max_episode_steps=20)
-    assert not isinstance(envs._envs, SyncVectorEnv)  # type: ignore[attr-defined]
+    assert not isinstance(envs._envs, Each)  # type: ignore[attr-defined]
     single: Any = CartPoleEnv()
     single.reset()
     rng = np.random.default_rng(0)
@@ -117,8 +117,8 @@ def test_returned_arrays_are_the_callers_to_keep(env: str) -> None:
     copies = [kept[0].copy()]
     for _ in range(5):
         step = envs.step(np.ones(2, np.int64))
-        kept += list(step)
-        copies += [array.copy() for array in step]
+        kept += step[:5]
+        copies += [array.copy() for array in step[:5]]
     for array, copy in zip(kept, copies, strict=True):
         np.testing.assert_array_equal(array, copy)
 

@@ -22,7 +22,7 @@ from polyactor.algorithms import A2C, PPO, VTrace
 from polyactor.board import METRICS, Board, Counter
 from polyactor.build import make_state
 from polyactor.config import Config
-from polyactor.errors import WorkerFailed
+from polyactor.errors import EnvironmentUnsupported, WorkerFailed
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam
 from polyactor.optim.flat import State
@@ -135,8 +135,10 @@ def test_a_killed_worker_is_named_and_the_rest_let_go(name: str) -> None:
 
 def test_what_a_thread_raises_stops_the_run() -> None:
     config = config_of(Hogwild(workers_as="thread"), env=broken)
-    with training(config) as (run, _, board), pytest.raises(WorkerFailed, match=r"worker . raised: the wheel came off"):
+    with training(config) as (run, _, board), pytest.raises(EnvironmentUnsupported) as caught:
         go_on(run, board, 10**9, deadline=20.0)
+    assert "environment 0 of broken failed 5 times in a row" in str(caught.value)
+    assert isinstance(caught.value.__cause__, ArithmeticError)
 
 
 def broken() -> Any:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from polyactor.envs import snapshot
 from polyactor.envs.emulators import Emulators
-from polyactor.envs.vector_env import ActionSpace, Step
+from polyactor.envs.vector_env import ActionSpace, Step, none_lost
 from polyactor.errors import EnvironmentUnsupported, UsageError
 from polyactor.types import Allowed
 
@@ -160,6 +160,7 @@ class AtariEnvs:
         self._life_loss = options.life_loss
         self._lives = np.zeros(num_envs, np.int32)
         self._done = np.zeros(num_envs, np.bool_)
+        self._lost = none_lost(num_envs)
 
         self.num_envs = num_envs
         self.frames_per_second = round(60 / options.frame_skip)
@@ -192,7 +193,7 @@ class AtariEnvs:
         self._lives, self._done = info["lives"], done
         if self._twin is not None:
             self._picture = self._twin.step(action[:1])[0][0, -1]
-        return Step(observation[:, :, self._rows], reward.astype(np.float32), terminated, done)
+        return Step(observation[:, :, self._rows], reward.astype(np.float32), terminated, done, self._lost)
 
     def encode(self, observation: Any) -> NDArray[Any]:
         """A stack of frames, ``[stack, frame_size, frame_size]``, as it is."""

@@ -16,12 +16,12 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 from polyactor.envs import snapshot
 from polyactor.envs.atari import looks_atari
-from polyactor.envs.vector_env import ActionSpace, Step
+from polyactor.envs.each import Each, first_line, shortened
+from polyactor.envs.vector_env import ActionSpace, Listener, Step, none_lost
 from polyactor.errors import EnvironmentUnsupported, suggestion
 
 EnvFactory = Callable[[], "gymnasium.Env[Any, Any]"]
@@ -87,24 +87,29 @@ class GymnasiumEnvs:
         num_envs: B.
         max_episode_steps: truncate after this many steps.
         render: make environment 0 draw itself.
+        listener: of those that are stepped one after the other.
 
     Raises:
         EnvironmentUnsupported: as `check`.
     """
 
     def __init__(
-        self, source: EnvSpec | EnvFactory, num_envs: int, *, max_episode_steps: int | None, render: bool
+        self,
+        source: EnvSpec | EnvFactory,
+        num_envs: int,
+        *,
+        max_episode_steps: int | None,
+        render: bool,
+        listener: Listener | None = None,
     ) -> None:
         self._name = _name(source)
         self._render = render
-        self._native = (
+        self._envs: gymnasium.vector.VectorEnv[Any, Any, Any] | Each
+        if (
             isinstance(source, EnvSpec)
             and isinstance(source.vector_entry_point, str)
             and source.vector_entry_point.startswith(NUMPY_VECTORS)
-        )
-        self._envs: gymnasium.vector.VectorEnv[Any, Any, Any]
-        if self._native:
-            assert isinstance(source, EnvSpec)
+        ):
             limit: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
             self._envs = gymnasium.make_vec(
                 source.id,
@@ -114,19 +119,16 @@ class GymnasiumEnvs:
                 **limit,
             )
         else:
-            # Its buffer is written anew at every step; `_fresh` makes the one copy that the contract asks for.
-            self._envs = SyncVectorEnv(
-                [
-                    partial(_make, source, max_episode_steps=max_episode_steps, render=render and index == 0)
-                    for index in range(num_envs)
-                ],
-                copy=False,
-                autoreset_mode=AutoresetMode.NEXT_STEP,
-            )
+            factories = [
+                partial(_make, source, max_episode_steps=max_episode_steps, render=render and index == 0)
+                for index in range(num_envs)
+            ]
+            self._envs = Each(factories, self._name, listener)
+        self._lost = none_lost(num_envs)
         self.num_envs = num_envs
         self.frames_per_second = int(self._envs.metadata.get("render_fps", 30))
         self._raw_space: spaces.Space[Any] | None = None
-        first = self._envs.envs[0] if isinstance(self._envs, SyncVectorEnv) else None
+        first = self._envs.envs[0] if isinstance(self._envs, Each) else None
         if isinstance(first, gymnasium.wrappers.FlattenObservation):
             self._raw_space = first.env.observation_space
         self.observation_space = _observation_space(self._envs.single_observation_space, self._name)
@@ -134,13 +136,19 @@ class GymnasiumEnvs:
 
     def reset(self, seed: int | None) -> NDArray[Any]:
         """Start B episodes; environment i is seeded with ``seed + i`` (Gymnasium's own vector classes share one)."""
-        observation, _ = self._envs.reset(seed=None if seed is None else int(seed))
+        seed = None if seed is None else int(seed)
+        if isinstance(self._envs, Each):
+            return self._envs.reset(seed)
+        observation, _ = self._envs.reset(seed=seed)
         return self._fresh(observation)
 
     def step(self, action: NDArray[Any]) -> Step:
         """One step; `action` is ``[B]`` or ``[B, *A]`` in `action_space`."""
+        if isinstance(self._envs, Each):
+            return self._envs.step(self.decode(action))
         observation, reward, terminated, truncated, _ = self._envs.step(self.decode(action))
-        return Step(self._fresh(observation), np.asarray(reward, np.float32), terminated, terminated | truncated)
+        reward, done = np.asarray(reward, np.float32), terminated | truncated
+        return Step(self._fresh(observation), reward, terminated, done, self._lost)
 
     def encode(self, observation: Any) -> NDArray[Any]:
         """One raw observation, flattened and cast like those of `step`."""
@@ -163,15 +171,15 @@ class GymnasiumEnvs:
         """Replace the attributes of every environment and its wrappers."""
         restarting = self._restarting()
         snapshot.restore([restarting, *self._layers()], saved)
-        if isinstance(self._envs, SyncVectorEnv):
-            self._envs._autoreset_envs = restarting.envs
+        if isinstance(self._envs, Each):
+            self._envs.restarting = restarting
 
     def _restarting(self) -> SimpleNamespace:
-        """Whose next step starts a game; Gymnasium's own vector classes keep that in themselves."""
-        return SimpleNamespace(envs=self._envs._autoreset_envs if isinstance(self._envs, SyncVectorEnv) else None)
+        """Whose next step starts a game, and more; Gymnasium's own vector classes keep that in themselves."""
+        return self._envs.restarting if isinstance(self._envs, Each) else SimpleNamespace(envs=None)
 
     def _layers(self) -> Iterator[Any]:
-        for env in self._envs.envs if isinstance(self._envs, SyncVectorEnv) else [self._envs]:
+        for env in self._envs.envs if isinstance(self._envs, Each) else [self._envs]:
             yield from snapshot.layers(env)
 
     def close(self) -> None:
@@ -187,14 +195,14 @@ class GymnasiumEnvs:
         if not self._render:
             return None
         try:
-            if isinstance(self._envs, SyncVectorEnv):
+            if isinstance(self._envs, Each):
                 single = self._envs.envs[0]
                 picture = single.render() if single.render_mode == "rgb_array" else None
             else:
                 pictures = self._envs.render()
                 picture = None if pictures is None else pictures[0]
         except Exception as error:  # a graphics library says what it lacks in a way of its own
-            raise EnvironmentUnsupported(f"{self._name} cannot draw itself: {_first_line(error)}.") from error
+            raise EnvironmentUnsupported(f"{self._name} cannot draw itself: {first_line(error)}.") from error
         return None if picture is None else np.array(picture, np.uint8)
 
     def _fresh(self, observation: Any) -> NDArray[Any]:
@@ -235,7 +243,7 @@ def _action_space(space: spaces.Space[Any], name: str) -> tuple[ActionSpace, Cal
 
         ours = np.where(bounded, 1.0, np.inf).astype(np.float32)
         return spaces.Box(-ours, ours, dtype=np.float32), rescale
-    raise EnvironmentUnsupported(f"{name} has the action space {_short(space)}; a policy can act in {ACTIONS}.")
+    raise EnvironmentUnsupported(f"{name} has the action space {shortened(space)}; a policy can act in {ACTIONS}.")
 
 
 def _make(source: EnvSpec | EnvFactory, *, max_episode_steps: int | None, render: bool) -> gymnasium.Env[Any, Any]:
@@ -260,10 +268,10 @@ def _make(source: EnvSpec | EnvFactory, *, max_episode_steps: int | None, render
         extra = _extra(source)
         if extra:
             raise EnvironmentUnsupported(f'{name} needs an extra: pip install "polyactor[{extra}]".') from error
-        raise EnvironmentUnsupported(f"{name} lacks a dependency: {_first_line(error)}.") from error
+        raise EnvironmentUnsupported(f"{name} lacks a dependency: {first_line(error)}.") from error
     except Exception as error:
         raise EnvironmentUnsupported(
-            f"{name} could not be made: {type(error).__name__}: {_first_line(error)}."
+            f"{name} could not be made: {type(error).__name__}: {first_line(error)}."
         ) from error
 
     _refuse_old_gym(made, name)
@@ -275,7 +283,7 @@ def _make(source: EnvSpec | EnvFactory, *, max_episode_steps: int | None, render
     space = made.observation_space
     if not _flattenable(space):
         raise EnvironmentUnsupported(
-            f"{name} has the observation space {_short(space)}; what can be observed is {OBSERVATIONS}."
+            f"{name} has the observation space {shortened(space)}; what can be observed is {OBSERVATIONS}."
         )
     flat = isinstance(space, spaces.Box) and space.shape
     result: gymnasium.Env[Any, Any] = made if flat else gymnasium.wrappers.FlattenObservation(made)
@@ -348,7 +356,7 @@ def _import(module_name: str, asked: str) -> ModuleType:
 
 def _refuse_import(module_name: str, asked: str, error: Exception) -> NoReturn:
     raise EnvironmentUnsupported(
-        f"the module {module_name} of {asked} could not be imported: {type(error).__name__}: {_first_line(error)}."
+        f"the module {module_name} of {asked} could not be imported: {type(error).__name__}: {first_line(error)}."
     ) from error
 
 
@@ -364,13 +372,3 @@ def _name(source: EnvSpec | EnvFactory) -> str:
     if isinstance(source, EnvSpec):
         return source.id
     return str(getattr(source, "__qualname__", type(source).__qualname__))
-
-
-def _short(space: spaces.Space[Any]) -> str:
-    text = " ".join(str(space).split())
-    return text if len(text) <= 100 else text[:97] + "..."
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else "no reason given"

@@ -16,7 +16,7 @@ def inspect(env: str | EnvFactory, num_envs: int = 4) -> str:
     """Play random actions and report spaces, rewards, ends and speed.
 
     Raises:
-        EnvironmentUnsupported: it cannot be trained in, or gave a NaN or an infinity.
+        EnvironmentUnsupported: it cannot be trained in, failed, or gave a NaN or an infinity.
     """
     envs = make_envs(env, num_envs)
     try:
@@ -27,7 +27,9 @@ def inspect(env: str | EnvFactory, num_envs: int = 4) -> str:
         rewards, ends, start = [], 0, time.perf_counter()
         for step in range(STEPS):
             action = np.stack([actions[i] for i in rng.integers(64, size=num_envs)])
-            observation, reward, _, done = envs.step(action)
+            observation, reward, _, done, _, why = envs.step(action)
+            if why:
+                raise EnvironmentUnsupported(f"{why[0].removesuffix(': made anew')}.")
             for what, values in (("an observation", observation), ("a reward", reward)):
                 if not np.isfinite(values).all():
                     raise EnvironmentUnsupported(f"{env} gave {what} that is not finite at step {step}")

@@ -21,18 +21,38 @@ class Step(NamedTuple):
         terminated: ``[B]`` bool, nothing follows: do not bootstrap. A lost life may set it without `done`.
         done: ``[B]`` bool, the game really ended (terminated or truncated). The next step of that row ignores its
             action and returns the first observation of the next game, with reward 0 and both flags False.
+        lost: ``[B]`` bool, the environment failed and its game is lost without a result: `observation` is the first of
+            the next game, with reward 0 and both flags False. The one array that may be shared, and is read-only then.
+        why: a sentence for each failure since the step before, in `reset` too. Empty means that no row is lost.
     """
 
     observation: NDArray[Any]
     reward: NDArray[np.float32]
     terminated: NDArray[np.bool_]
     done: NDArray[np.bool_]
+    lost: NDArray[np.bool_]
+    why: tuple[str, ...] = ()
+
+
+def none_lost(num_envs: int) -> NDArray[np.bool_]:
+    """`Step.lost` of those that never lose a game, to be made once."""
+    lost = np.zeros(num_envs, np.bool_)
+    lost.flags.writeable = False
+    return lost
+
+
+class Listener(Protocol):
+    """Is told what environments are busy with, so that one that never answers can be named."""
+
+    def asked(self, env: int, action: Any) -> None:
+        """Environment `env` is about to take a step by this action, or to be made or reset (None)."""
 
 
 class VectorEnv(Protocol):
     """B copies of one environment, stepped together, in Gymnasium's NEXT_STEP autoreset mode.
 
-    An observation is the first of its game exactly when `done` was True one step before (or it came from `reset`).
+    An observation is the first of its game exactly when `done` was True one step before, or `lost` is True now, or it
+    came from `reset`.
 
     Attributes:
         num_envs: B.
@@ -55,6 +75,9 @@ class VectorEnv(Protocol):
 
         Args:
             action: ``[B]`` or ``[B, *A]``, in `action_space`.
+
+        Raises:
+            EnvironmentUnsupported: one of them fails again and again; `reset` too.
         """
 
     def encode(self, observation: Any) -> NDArray[Any]:

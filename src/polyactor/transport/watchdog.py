@@ -27,6 +27,10 @@ def untold(event: str, reason: str = "", **fields: object) -> None:
     """Nobody wants to know."""
 
 
+class Unanswered(EnvironmentUnsupported):
+    """An environment of this process was interrupted."""
+
+
 @contextmanager
 def watched(config: Config, board: Board, tell: Tell) -> Iterator[None]:
     """Inside, an environment that does not answer in time is interrupted: it fails as one that raises.
@@ -44,11 +48,10 @@ def watched(config: Config, board: Board, tell: Tell) -> Iterator[None]:
         return None
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        error = hanging()  # by whoever plays itself, so it cannot have been answered meanwhile
-        if error is not None:
+        if hanging() is not None:  # asked by whoever plays itself, so it cannot have been answered meanwhile
             for worker in range(board.workers):
                 board.pulse.line(worker)  # begins anew: what has been interrupted hangs no more
-            raise error
+            raise Unanswered(f"{env} gave no answer within {config.env_timeout:g} s")
 
     def watch() -> None:
         knocked: float | None = None

@@ -249,7 +249,7 @@ def test_resume_does_not_play_the_same_games_again(tmp_path: Path) -> None:
     """The lengths of these games depend on the environments' random streams alone."""
     run = train(tmp_path / "run", env=Quiet, steps=400)
     first = checkpoint.load(run.path).meta["lengths"]
-    pa.resume(run.path, steps=800, quiet=True)
+    pa.resume(run.path, steps=800, env=Quiet, quiet=True)
     both = checkpoint.load(run.path).meta["lengths"]
     assert len(both) < 100
     assert both[: len(first)] == first

@@ -201,13 +201,7 @@ def check(config: Config) -> None:
     Raises:
         UsageError: naming the flag, the value and what is allowed.
     """
-    for flag, value, allowed in _allowed(config, ""):
-        for each in value if isinstance(value, tuple) else (value,):
-            if each is not None and each not in allowed:
-                raise UsageError(f"--{flag} {each} is not allowed: it must be {allowed}")
-    for entry in config.model.hidden:
-        if entry < 1:
-            raise UsageError(f"--model.hidden {entry} is not allowed: it must be a number of at least 1")
+    check_values(config)
     for worker in range(config.workers if config.per_worker else 0):
         check(replace(config.for_worker(worker), per_worker=()))
     scheme, flag = config.scheme, f"--scheme {config.scheme.name}"
@@ -240,6 +234,21 @@ def check(config: Config) -> None:
     scheme.fits(config)
     memory, alone = config.model.core != "none", scheme.alone(config)
     config.algorithm.fits(scheme.columns(config), memory=memory, alone=alone)
+
+
+def check_values(config: Config) -> None:
+    """Every number in its range, every name one of those there are; whether they go together is not asked.
+
+    Raises:
+        UsageError: naming the flag, the value and what is allowed.
+    """
+    for flag, value, allowed in _allowed(config, ""):
+        for each in value if isinstance(value, tuple) else (value,):
+            if each is not None and each not in allowed:
+                raise UsageError(f"--{flag} {each} is not allowed: it must be {allowed}")
+    for entry in config.model.hidden:
+        if entry < 1:
+            raise UsageError(f"--model.hidden {entry} is not allowed: it must be a number of at least 1")
 
 
 class OneOf(tuple[str, ...]):

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyactor.build import PLAY, Streams, make_model
+from polyactor.build import PLAY, Streams
 from polyactor.checkpoint import replace_file
 from polyactor.config import Config
 from polyactor.envs import VectorEnv, make_envs
 from polyactor.models.actor_critic import ActorCritic
-from polyactor.policy import load_into, read
+from polyactor.policy import make_trained, read
 from polyactor.processes import Crew
 
 MAX_GAME_STEPS = 27_000
@@ -137,8 +137,7 @@ def evaluate(
         threads=threads,
     )
     try:
-        model = make_model(config, envs)
-        load_into(model, tensors)
+        model = make_trained(config, envs, tensors)
         return play(model, envs, games=games, deterministic=deterministic, seed=seed)
     finally:
         envs.close()
@@ -188,6 +187,6 @@ class Evaluator:
 
 
 def _evaluate_checkpoint(worker: int, saved: str, result: str, games: int, seed: int) -> None:
-    config, tensors = read(Path(saved))
+    config, tensors = read(Path(saved), trust_env=True)  # the run's own, which has imported it already
     found = evaluate(config, tensors, games=games, seed=seed)
     replace_file(Path(result), json.dumps({"mean": found.mean, "scores": found.scores}).encode())

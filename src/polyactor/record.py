@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from polyactor.build import PLAY, Streams, make_model
+from polyactor.build import PLAY, Streams
 from polyactor.config import Config
 from polyactor.envs import make_envs
 from polyactor.errors import EnvironmentUnsupported
 from polyactor.evaluate import MAX_GAME_STEPS, STUCK_AFTER
-from polyactor.policy import load_into
+from polyactor.policy import make_trained
 
 MIN_SIZE = 320
 """Pixels; smaller pictures are enlarged by a whole factor, so that a player shows them sharp."""
@@ -46,8 +46,8 @@ def record(
     temporary = out.with_name(f".{out.stem}.part{out.suffix}")
     writer = None
     try:
-        model = make_model(config, envs)
-        load_into(model, tensors)
+        model = make_trained(config, envs, tensors)
+        temporary.unlink(missing_ok=True)  # perhaps a link that somebody else has put there
         streams = Streams.of(seed, PLAY)
         observation, state, is_first = torch.from_numpy(envs.reset(streams.env)), model.initial_state(1), True
         score, unchanged = 0.0, 0

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,21 @@ import torch
 from polyactor import checkpoint, transport
 from polyactor.board import Board, Counter
 from polyactor.build import make_state, precision
-from polyactor.compose import from_json, part, to_json
+from polyactor.compose import algorithm_from, from_json, to_json
 from polyactor.config import Config, check
-from polyactor.envs import check_exact
-from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError, WorkerFailed
+from polyactor.envs import check_exact, make_envs
+from polyactor.errors import CheckpointError, EnvironmentUnsupported, PolyactorError, UsageError, WorkerFailed
 from polyactor.evaluate import Evaluator, evaluate
 from polyactor.metrics import MetricsLog
 from polyactor.optim.flat import State
 from polyactor.plot import curve
-from polyactor.policy import read, start_from
+from polyactor.policy import model_tensors, read, refuse_misfit, refuse_not_finite, start_from
 from polyactor.presets import PRESETS
 from polyactor.processes import tune_allocator
 from polyactor.progress import Progress, clock
 from polyactor.record import record
-from polyactor.rundir import new_directory, run_directory
+from polyactor.rundir import claimed, refuse_taken, run_directory
+from polyactor.saving import Saver, with_advice
 from polyactor.signals import stop_signals
 from polyactor.tally import GAMES, Tally
 from polyactor.types import Algorithm
@@ -78,13 +80,22 @@ def train(config: Config, reasons: Sequence[str] = ()) -> Run:
             raise UsageError(f"--exact-resume is not allowed: {error}".rstrip(".")) from None
     if config.init_from is not None:
         start_from(state, Path(config.init_from))
-    new_directory(directory)
-    checkpoint.replace_file(directory / "config.json", _json(to_json(config)))
-    return _Training(config, directory, state, Board(config.workers, config.algorithm.metrics)).run(reasons)
+    with claimed(directory):
+        refuse_taken(directory, mine=True)
+        with checkpoint.writing(directory):
+            checkpoint.replace_file(directory / "config.json", _json(to_json(config)))
+        return _Training(config, directory, state, Board(config.workers, config.algorithm.metrics)).run(reasons)
 
 
 def resume(
-    path: Path, *, steps: int | None = None, algorithm: str | None = None, restart: bool = False, quiet: bool = False
+    path: str | Path,
+    *,
+    steps: int | None = None,
+    algorithm: str | None = None,
+    restart: bool = False,
+    env: Any = None,
+    trust_env: bool = False,
+    quiet: bool = False,
 ) -> Run:
     """Go on with a run: counters, schedules, optimizer and running statistics continue.
 
@@ -95,32 +106,73 @@ def resume(
         steps: a new total.
         algorithm: ``file.py:Class``, where the run's algorithm came from a file; a config alone loads no code.
         restart: let environments begin anew in a run with ``exact_resume``, too, now and from now on.
+        env: in place of the run's own; needed when that was a Python callable that nobody can import by name.
+        trust_env: where the run's environment is ``module:something``, import that module: code, which whoever made
+            the checkpoint chose.
 
     Raises:
+        UsageError: the environment or the algorithm is code, and nobody said to run it.
         CheckpointError: there is nothing to go on from, or it does not fit.
+        RunDirectoryError: another process trains in it.
     """
-    found = checkpoint.load(path)
-    config = replace(from_json(found.meta.get("config", {})), quiet=quiet)
-    config = replace(config, exact_resume=config.exact_resume and not restart)
-    config = config if steps is None else replace(config, steps=steps)
-    if type(config.algorithm) is Algorithm:
-        options = dict(found.meta["config"]["algorithm"])
-        name = options.pop("name")
-        if algorithm is None:
-            raise UsageError(f"the run's algorithm is from a file, so name it: --algorithm {name}")
-        config = replace(config, algorithm=part("algorithm", algorithm)(**options))
-    check(config)
-    tune_allocator()
+    path = Path(path)
+    if not checkpoint.exists(path):
+        checkpoint.load(path)  # says why; a directory that is no run is not claimed
+    with claimed(path):
+        found = checkpoint.load(path)
+        config = replace(from_json(found.meta.get("config", {}), trust_env=trust_env or env is not None), quiet=quiet)
+        config = replace(config, exact_resume=config.exact_resume and not restart)
+        config = config if steps is None else replace(config, steps=steps)
+        config = config if env is None else replace(config, env=env)
+        if type(config.algorithm) is Algorithm:
+            options = dict(found.meta["config"]["algorithm"])
+            name = options.pop("name")
+            if algorithm is None:
+                raise UsageError(f"the run's algorithm is from a file, so name it: --algorithm {name}")
+            config = replace(config, algorithm=algorithm_from(algorithm, options))
+        check(config)
+        tune_allocator()
+        state, board = _restored(config, found)
+        return _Training(config, path, state, board, found.meta).run()
+
+
+def _restored(config: Config, found: checkpoint.Checkpoint) -> tuple[State, Board]:
+    """State and board as they were saved.
+
+    Raises:
+        CheckpointError: they are not those of this config, or hold numbers that nobody can go on with.
+    """
+    refuse_not_finite(found)
+    with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
+        refuse_misfit(config, envs, model_tensors(found.tensors))
     state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
-    mine, theirs = state.tensors(), found.tensors
-    for name in (*mine, *board.tensors()):
-        if name not in theirs or (name in mine and theirs[name].shape != mine[name].shape):
+    theirs = found.tensors
+    for name, tensor in state.tensors().items():
+        if name not in theirs or (theirs[name].shape, theirs[name].dtype) != (tensor.shape, tensor.dtype):
             raise CheckpointError(f"{found.path} does not fit its own config: {name} is missing or of another shape")
-    for name, tensor in mine.items():
         tensor.copy_(theirs[name])
+    _refuse_other_board(board, found)
     board.restore(theirs)
     state.found = theirs if config.exact_resume else {}
-    return _Training(config, path, state, board, found.meta).run()
+    return state, board
+
+
+def _refuse_other_board(board: Board, found: checkpoint.Checkpoint) -> None:
+    """Refuse counters of another kind; those of more or fewer workers are of this one."""
+    workers = set()
+    for name, tensor in board.tensors().items():
+        saved, axis = found.tensors.get(name), {"board.counters": 0, "board.metrics": 1}.get(name)
+        if saved is None or saved.dtype != tensor.dtype or saved.ndim != tensor.ndim:
+            raise CheckpointError(f"{found.path} does not fit its own config: {name} is missing or of another shape")
+        shape = list(saved.shape)
+        if axis is not None:
+            workers.add(shape[axis])
+            shape[axis] = board.workers
+        if shape != list(tensor.shape):
+            raise CheckpointError(f"{found.path} does not fit its own config: {name} is missing or of another shape")
+    counters = found.tensors["board.counters"][:, : Counter.PAUSED]
+    if len(workers) != 1 or bool(((counters < 0) | (counters > 2**53)).any()):
+        raise CheckpointError(f"{found.path} has counters that no run counts to")
 
 
 class _Training:
@@ -131,8 +183,9 @@ class _Training:
     ) -> None:
         before = before or {}
         self.config, self.directory, self.state, self.board = config, directory, state, board
-        self.log = MetricsLog(directory, append=bool(before))
         self.tally = Tally(config, board, before)
+        self.log = MetricsLog(directory, append=bool(before), steps=board.steps)
+        self.saver = Saver(directory, self.log, lambda line: self.progress.say(line))
         self.best_evaluation: float | None = before.get("best_evaluation")
         self.evaluator = Evaluator(games=20, seed=config.seed)
         self.next_evaluation = board.steps + (config.evaluate_every or 0)
@@ -153,6 +206,8 @@ class _Training:
             self.log.event(
                 "started", "; ".join(reasons), precision=self.precision, workers=config.workers, envs=config.envs
             )
+            if self.resumed:
+                self.log.event("resumed", agent_steps=self.board.steps, rows_dropped=self.log.taken_back)
             try:
                 # Whoever remembers rollouts does so in the run's directory.
                 scheme = transport.run(replace(config, out=str(self.directory)), self.state, self.board)
@@ -164,14 +219,23 @@ class _Training:
                 self._finish(status)
             except Exception as error:
                 kind = "worker_lost" if isinstance(error, WorkerFailed) else "failed"
-                self.log.event(kind, str(error) or type(error).__name__)
-                self.log.summary(self.tally.summary("failed"))
+                self._advise(error)
+                with suppress(PolyactorError):  # what stopped the run is what a person must read
+                    self.log.event(kind, str(error) or type(error).__name__)
+                    self.log.summary(self.tally.summary("failed"))
                 raise
             finally:
                 self.evaluator.close()
             summary = self.tally.summary(status)
             self.log.summary(summary)
         return Run(self.directory, status, summary)
+
+    def _advise(self, error: Exception) -> None:
+        """End the error with where to go on from."""
+        if isinstance(error, PolyactorError):
+            error.args = (with_advice(str(error), self.directory),)
+        elif advice := with_advice("", self.directory):
+            error.add_note(advice.removeprefix("; "))
 
     def _watch(self, scheme: Generator[None, None, None]) -> str:
         for turn, _ in enumerate(scheme):
@@ -213,10 +277,9 @@ class _Training:
         if due and self.tally.is_best(row) and self.config.evaluate_every is None:
             self.best_is_unsaved = True
 
-    def _save(self, *tags: str) -> Path:
-        """Save a checkpoint, point `last` and these tags at it."""
+    def _save(self, *tags: str, final: bool = False) -> Path | None:
+        """Save a checkpoint, point `last` and these tags at it; None where that could not be, and may be later."""
         tags = tuple(dict.fromkeys(("last", *tags, *["best"] * self.best_is_unsaved)))
-        self.best_is_unsaved = False
         with transport.paused(self.config, self.board) as consistent:
             meta = self.tally.summary("running") | {
                 "consistent": consistent,
@@ -224,11 +287,10 @@ class _Training:
                 "best_evaluation": self.best_evaluation,
                 **self.tally.kept(),
             }
-            saved = checkpoint.save(
-                self.directory, self.state.tensors() | self.board.tensors(), meta, self.board.steps, tags=tags
-            )
-        reason = "" if consistent else "a worker did not pause in time, so it may hold half of an update"
-        self.log.event("checkpoint_saved", reason, path=saved.name, tags=list(tags))
+            reason = "" if consistent else "a worker did not pause in time, so it may hold half of an update"
+            tensors = self.state.tensors() | self.board.tensors()
+            saved = self.saver.save(tensors, meta, self.board.steps, tags=tags, reason=reason, final=final)
+        self.best_is_unsaved = self.best_is_unsaved and saved is None
         return saved
 
     def _evaluate_beside(self, steps: int) -> None:
@@ -238,13 +300,15 @@ class _Training:
         if steps >= self.next_evaluation and not self.evaluator.busy:
             assert self.config.evaluate_every is not None
             self.next_evaluation = steps + self.config.evaluate_every
-            self.evaluator.start(self._save("candidate"), steps)
+            saved = self._save("candidate")
+            if saved is not None:
+                self.evaluator.start(saved, steps)
 
     def _keep_if_best(self, score: float) -> None:
         self.log.event("evaluation", agent_steps=self.evaluator.steps, wall_s=self.tally.wall, evaluation_score=score)
-        if self.best_evaluation is None or score > self.best_evaluation:
+        better = self.best_evaluation is None or score > self.best_evaluation
+        if better and self.saver.point("best", at="candidate"):
             self.best_evaluation = score
-            checkpoint.point(self.directory, "best", at="candidate")
 
     def _is_reached(self) -> bool:
         """The last 100 games reach the score asked for, and 100 fresh ones confirm it.
@@ -292,7 +356,7 @@ class _Training:
         if self.tally.moved:
             self._report(due=status != "stopped")  # one that goes on has its rows where it would have had them
         best = status == "reached" or not checkpoint.exists(self.directory, tag="best")
-        self._save(*["best"] * best)
+        self._save(*["best"] * best, final=True)
         if status == "stopped":
             self.progress.say(f"stopped and saved; go on with: polyactor resume {self.directory}")
             return
@@ -301,7 +365,7 @@ class _Training:
         else:
             self.log.event("curve_skipped", "no game has finished")
         try:
-            config, tensors = read(self.directory)
+            config, tensors = read(self.directory, trust_env=True)
             record(replace(config, env=self.config.env), tensors, self.directory / "replay.mp4", seed=self.config.seed)
         except EnvironmentUnsupported as error:
             self.log.event("video_skipped", str(error))

@@ -53,6 +53,8 @@ _NAME = re.compile(r"([0-9]{12,20})(?:\.([0-9]{1,6}))?")
 """Agent steps, and a count where the same step was saved again. No separator, no dots alone: never a way out."""
 _TAG = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _TEMPORARY = ".saving-"
+_HALF = (".", ".tmp")
+"""Around the name of a file that is being written."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ def save(
         _sync_directory(folder.parent)
         for leftover in folder.glob(f"{_TEMPORARY}*"):  # of a save that was killed: make room first
             _remove(leftover)
+        for leftover in folder.glob(f"{_HALF[0]}*{_HALF[1]}"):
+            leftover.unlink()
         previous = _named_or_none(folder, "last")
         target = _write_directory(folder, steps, contents)
         try:
@@ -214,7 +218,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash, finds the old one or the new one; raises `OSError`."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f"{_HALF[0]}{path.name}{_HALF[1]}")
     try:
         temporary.unlink(missing_ok=True)  # of a write that was killed, or a link that somebody else has put there
         _write(temporary, data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 import time
@@ -150,12 +149,13 @@ def _refuse_foreign(before: Mapping[str, Any]) -> None:
     lists, numbers = ("scores", "lengths"), ("games_needed", "wall_s")
     for name in (*lists, *numbers, "best_score_mean100", "best_evaluation"):
         value = before.get(name)
-        each = value if name in lists and isinstance(value, list) else [value]
-        optional = name not in before or (value is None and name.startswith("best"))
-        if not optional and not all(_is_number(x) for x in each):
+        if name not in before or (value is None and name.startswith("best")):
+            continue
+        each = value if isinstance(value, list) else [value]
+        if isinstance(value, list) != (name in lists) or not all(_is_number(x) for x in each):
             raise CheckpointError(f"the checkpoint's {name} is not what a run keeps")
 
 
 def _is_number(value: object) -> bool:
     """One that arithmetic goes on with: finite, and not of hundreds of digits."""
-    return isinstance(value, int | float) and math.isfinite(value) and abs(value) < 2**63
+    return isinstance(value, int | float) and -(2**63) < value < 2**63

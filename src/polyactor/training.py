@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,24 +17,24 @@ import torch
 from polyactor import checkpoint, transport
 from polyactor.board import Board, Counter
 from polyactor.build import make_state, precision
-from polyactor.compose import algorithm_from, from_json, to_json
+from polyactor.compose import to_json
 from polyactor.config import Config, check
-from polyactor.envs import check_exact, make_envs
-from polyactor.errors import CheckpointError, EnvironmentUnsupported, PolyactorError, UsageError, WorkerFailed
+from polyactor.envs import check_exact
+from polyactor.errors import EnvironmentUnsupported, PolyactorError, UsageError, WorkerFailed
 from polyactor.evaluate import Evaluator, evaluate
 from polyactor.metrics import MetricsLog
 from polyactor.optim.flat import State
 from polyactor.plot import curve
-from polyactor.policy import model_tensors, read, refuse_misfit, refuse_not_finite, start_from
+from polyactor.policy import read, start_from
 from polyactor.presets import PRESETS
 from polyactor.processes import tune_allocator
 from polyactor.progress import Progress, clock
 from polyactor.record import record
+from polyactor.restoring import config_of, restored
 from polyactor.rundir import claimed, refuse_taken, run_directory
 from polyactor.saving import Saver, with_advice
 from polyactor.signals import stop_signals
 from polyactor.tally import GAMES, Tally
-from polyactor.types import Algorithm
 
 CHECKPOINT_EVERY = 60.0
 """Seconds."""
@@ -120,59 +120,13 @@ def resume(
         checkpoint.load(path)  # says why; a directory that is no run is not claimed
     with claimed(path):
         found = checkpoint.load(path)
-        config = replace(from_json(found.meta.get("config", {}), trust_env=trust_env or env is not None), quiet=quiet)
-        config = replace(config, exact_resume=config.exact_resume and not restart)
+        config = config_of(found, algorithm=algorithm, env=env, trust_env=trust_env)
+        config = replace(config, quiet=quiet, exact_resume=config.exact_resume and not restart)
         config = config if steps is None else replace(config, steps=steps)
-        config = config if env is None else replace(config, env=env)
-        if type(config.algorithm) is Algorithm:
-            options = dict(found.meta["config"]["algorithm"])
-            name = options.pop("name")
-            if algorithm is None:
-                raise UsageError(f"the run's algorithm is from a file, so name it: --algorithm {name}")
-            config = replace(config, algorithm=algorithm_from(algorithm, options))
         check(config)
         tune_allocator()
-        state, board = _restored(config, found)
+        state, board = restored(config, found)
         return _Training(config, path, state, board, found.meta).run()
-
-
-def _restored(config: Config, found: checkpoint.Checkpoint) -> tuple[State, Board]:
-    """State and board as they were saved.
-
-    Raises:
-        CheckpointError: they are not those of this config, or hold numbers that nobody can go on with.
-    """
-    refuse_not_finite(found)
-    with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
-        refuse_misfit(config, envs, model_tensors(found.tensors))
-    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
-    theirs = found.tensors
-    for name, tensor in state.tensors().items():
-        if name not in theirs or (theirs[name].shape, theirs[name].dtype) != (tensor.shape, tensor.dtype):
-            raise CheckpointError(f"{found.path} does not fit its own config: {name} is missing or of another shape")
-        tensor.copy_(theirs[name])
-    _refuse_other_board(board, found)
-    board.restore(theirs)
-    state.found = theirs if config.exact_resume else {}
-    return state, board
-
-
-def _refuse_other_board(board: Board, found: checkpoint.Checkpoint) -> None:
-    """Refuse counters of another kind; those of more or fewer workers are of this one."""
-    workers = set()
-    for name, tensor in board.tensors().items():
-        saved, axis = found.tensors.get(name), {"board.counters": 0, "board.metrics": 1}.get(name)
-        if saved is None or saved.dtype != tensor.dtype or saved.ndim != tensor.ndim:
-            raise CheckpointError(f"{found.path} does not fit its own config: {name} is missing or of another shape")
-        shape = list(saved.shape)
-        if axis is not None:
-            workers.add(shape[axis])
-            shape[axis] = board.workers
-        if shape != list(tensor.shape):
-            raise CheckpointError(f"{found.path} does not fit its own config: {name} is missing or of another shape")
-    counters = found.tensors["board.counters"][:, : Counter.PAUSED]
-    if len(workers) != 1 or bool(((counters < 0) | (counters > 2**53)).any()):
-        raise CheckpointError(f"{found.path} has counters that no run counts to")
 
 
 class _Training:

@@ -44,7 +44,7 @@ class Allowed:
             return False
         low_ok = self.low is None or (value > self.low if self.above else value >= self.low)
         high_ok = self.high is None or (value < self.high if self.below else value <= self.high)
-        return math.isfinite(value) and low_ok and high_ok
+        return -math.inf < value < math.inf and low_ok and high_ok
 
     def __str__(self) -> str:
         """The sentence's end: 'a number from 0 to 1'."""

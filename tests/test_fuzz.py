@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import random
@@ -43,11 +44,10 @@ def fuzz(examples: int, check: Callable[[st.DataObject], None]) -> None:
     settings(max_examples=examples, **HOW)(given(st.data())(check))()
 
 
-def a_sentence(error: PolyactorError, code: int | None = None) -> None:
-    """One line that a person reads."""
-    assert "\n" not in str(error)
-    assert len(str(error)) < 5_000
-    assert error.exit_code == (code or error.exit_code)
+def a_sentence(error: PolyactorError) -> None:
+    """One line that a person reads, whatever the file says."""
+    assert str(error).isprintable()
+    assert len(str(error)) < 1_500
 
 
 # ---- bytes -------------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def spoilt(data: st.DataObject, plain: Any) -> Any:
         path = data.draw(st.sampled_from(places(plain)))
         if not path:
             if data.draw(st.integers(0, 20)) == 0:
-                return data.draw(NESTED)
+                return copy.deepcopy(data.draw(NESTED))
             continue
         holder = plain
         for key in path[:-1]:
@@ -151,11 +151,13 @@ def spoilt(data: st.DataObject, plain: Any) -> Any:
         if kind == "missing":
             del holder[path[-1]]
         elif kind == "extra" and isinstance(holder, dict):
-            holder[data.draw(st.sampled_from(("evil", "name", "__class__", "env", "\x00")))] = data.draw(ODD)
+            holder[data.draw(st.sampled_from(("evil", "name", "__class__", "env", "\x00")))] = copy.deepcopy(
+                data.draw(ODD)
+            )
         elif kind == "number":
             holder[path[-1]] = data.draw(st.integers() | st.floats())
         else:
-            holder[path[-1]] = data.draw(ODD if kind == "odd" else NESTED)
+            holder[path[-1]] = copy.deepcopy(data.draw(ODD if kind == "odd" else NESTED))
     return plain
 
 
@@ -319,7 +321,7 @@ def test_a_command_line(tmp_path: Path, examples: int, monkeypatch: pytest.Monke
         assert "Traceback" not in err.getvalue()
         if code:
             assert err.getvalue().startswith("polyactor: "), (args, err.getvalue())
-            assert err.getvalue().count("\n") == 1, (args, err.getvalue())
+            assert err.getvalue()[:-1].isprintable(), (args, err.getvalue())
         assert not list(tmp_path.iterdir()), args
 
     fuzz(examples, check)
@@ -332,7 +334,7 @@ def test_a_command_line(tmp_path: Path, examples: int, monkeypatch: pytest.Monke
 @each_budget
 def test_flags_to_a_config(examples: int) -> None:
     """`read_config` gives a config or a sentence, and help leaves with 0."""
-    read = [0]
+    read, codes = [0], set()
 
     def check(data: st.DataObject) -> None:
         args = argv(data)[1:]
@@ -340,7 +342,7 @@ def test_flags_to_a_config(examples: int) -> None:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 config = read_config(args)
         except PolyactorError as error:
-            a_sentence(error, code=2)
+            codes.add(error.exit_code)
             return
         except SystemExit as stop:
             assert not stop.code  # noqa: PT017
@@ -350,3 +352,4 @@ def test_flags_to_a_config(examples: int) -> None:
 
     fuzz(examples, check)
     assert read[0] > examples // 50
+    assert codes <= {2, 3}

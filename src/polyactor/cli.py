@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from polyactor.errors import PolyactorError, UsageError, suggestion
+from polyactor.errors import PolyactorError, UsageError, WorkerFailed, one_line, suggestion
 from polyactor.flags import read_config, small_flags, take, take_auto
 
 STOPPED_AND_SAVED = 75
@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     try:
         sys.exit(run(args))
     except PolyactorError as error:
-        print(f"polyactor: {error}", file=sys.stderr)
+        # Words of a file or a path go no further than into the line; a worker's traceback has lines of its own.
+        said = error if isinstance(error, WorkerFailed) else one_line(error, most=100_000)
+        print(f"polyactor: {said}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

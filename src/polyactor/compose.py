@@ -18,7 +18,7 @@ import cloudpickle
 from polyactor.algorithms import ALGORITHMS
 from polyactor.config import Config, Normalize, check_values
 from polyactor.envs import AtariOptions
-from polyactor.errors import CheckpointError, UsageError, suggestion
+from polyactor.errors import CheckpointError, UsageError, one_line, suggestion
 from polyactor.models.spec import ModelSpec
 from polyactor.optim.rules import RULES
 from polyactor.schemes import SCHEMES
@@ -83,15 +83,18 @@ def from_json(plain: Mapping[str, Any], *, trust_env: bool = False) -> Config:
     try:
         config = _from_json(dict(plain))
         check_values(config)
+        if not str(config.env).isprintable() or len(str(config.env)) > 300:
+            raise ValueError(f"env is {config.env}")
         pixels = config.atari.stack * config.atari.frame_size * (config.atari.resize_height or config.atari.frame_size)
         if pixels > MOST_PIXELS:
             raise ValueError(f"observations of {pixels} pixels")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError) as error:
-        raise CheckpointError(f"the config is not one of this version's: {error or type(error).__name__}") from None
+        why = one_line(error) or type(error).__name__
+        raise CheckpointError(f"the config is not one of this version's: {why}") from None
     module, colon, _ = str(config.env).rpartition(":")
     if colon and not trust_env:
         raise UsageError(
-            f"the environment {config.env} is code: the module {module} would be imported and run; "
+            f"the environment {one_line(config.env)} is code: the module {one_line(module)} would be imported and run; "
             "if you trust it, add --trust-env (in Python: trust_env=True)"
         )
     return config
@@ -119,7 +122,9 @@ def _from_json(values: dict[str, Any]) -> Config:
             values[kind] = Algorithm()
             continue
         if name not in known:
-            raise CheckpointError(f"the config names {kind} {name!r}, which is none of {', '.join(known)}")
+            raise CheckpointError(
+                f"the config names {kind} {one_line(repr(name))}, which is none of {', '.join(known)}"
+            )
         values[kind] = _instance(known[name], options)
     for section, cls in SECTIONS.items():
         values[section] = _instance(cls, values[section])

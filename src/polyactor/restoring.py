@@ -12,7 +12,7 @@ from polyactor.checkpoint import Checkpoint
 from polyactor.compose import algorithm_from, from_json
 from polyactor.config import Config
 from polyactor.envs import make_envs
-from polyactor.errors import CheckpointError, UsageError
+from polyactor.errors import CheckpointError, UsageError, one_line
 from polyactor.optim.flat import State
 from polyactor.policy import model_tensors, refuse_misfit, refuse_not_finite
 from polyactor.types import Algorithm
@@ -40,7 +40,7 @@ def config_of(found: Checkpoint, *, algorithm: str | None, env: Any, trust_env: 
     options = dict(found.meta["config"]["algorithm"])
     name = options.pop("name")
     if algorithm is None:
-        raise UsageError(f"the run's algorithm is from a file, so name it: --algorithm {name}")
+        raise UsageError(f"the run's algorithm is from a file, so name it: --algorithm {one_line(name)}")
     return replace(config, algorithm=algorithm_from(algorithm, options))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from polyactor.checkpoint import writing
 from polyactor.config import Config
-from polyactor.errors import RunDirectoryError
+from polyactor.errors import RunDirectoryError, one_line
 
 LOCK = "run.lock"
 """Locked by the process that trains in a run directory, and says which that is; gone when that ends in order."""
@@ -133,4 +133,4 @@ def _holder(said: bytes) -> str:
         text = f"process {int(own['pid'])} on {own['host']} since {own['since']}"
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return "another process"
-    return "".join(c for c in text if c.isprintable())[:200]
+    return one_line(text)

@@ -275,6 +275,10 @@ WORD = st.sampled_from(VALUES) | st.text(max_size=8)
 FLAG = st.sampled_from(FLAGS)
 ARGUMENT = st.one_of(FLAG, WORD, st.builds(lambda flag, value: f"{flag}={value}", FLAG, WORD))
 PAIRS = st.lists(st.one_of(st.tuples(FLAG, WORD), st.tuples(ARGUMENT)), max_size=5)
+USUAL = [
+    ("--steps", "5"), ("--seed=1",), ("--envs", "2"), ("--rollout=3",), ("--quiet",), ("--optimizer", "adam"),
+    ("--scheme", "hogwild"), ("--algorithm.gamma", "0.5"), ("--model.hidden", "8"), ("--out", "somewhere"),
+]  # fmt: skip
 VERBS = [*cli.VERBS, "help", "-V", "", "trian", "--help"]
 NAMES = [*list(PRESETS)[:12], "a2c", "a3c", "appo", "acer", "impala", "nope", "run"]
 
@@ -282,7 +286,8 @@ NAMES = [*list(PRESETS)[:12], "a2c", "a3c", "appo", "acer", "impala", "nope", "r
 def argv(data: st.DataObject) -> list[str]:
     verb = data.draw(st.sampled_from(VERBS + ["train"] * 12))
     name = data.draw(st.sampled_from(NAMES) | WORD)
-    pairs = [word for pair in data.draw(PAIRS) for word in pair]
+    usual = st.lists(st.sampled_from(USUAL), max_size=4)
+    pairs = [word for pair in data.draw(usual if data.draw(st.booleans()) else PAIRS) for word in pair]
     env = ["--env", data.draw(st.sampled_from(["CartPole-v1", "polyactor/Chain-v0"]))] * data.draw(st.booleans())
     return [verb, name, *env, *pairs] if data.draw(st.integers(0, 9)) else [verb, *pairs]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from polyactor.build import PLAY, Streams
-from polyactor.checkpoint import replace_file
+from polyactor.checkpoint import replace_file, writing
 from polyactor.config import Config
 from polyactor.envs import VectorEnv, make_envs
 from polyactor.models.actor_critic import ActorCritic
@@ -189,4 +189,5 @@ class Evaluator:
 def _evaluate_checkpoint(worker: int, saved: str, result: str, games: int, seed: int) -> None:
     config, tensors = read(Path(saved), trust_env=True)  # the run's own, which has imported it already
     found = evaluate(config, tensors, games=games, seed=seed)
-    replace_file(Path(result), json.dumps({"mean": found.mean, "scores": found.scores}).encode())
+    with writing(Path(result)):
+        replace_file(Path(result), json.dumps({"mean": found.mean, "scores": found.scores}).encode())

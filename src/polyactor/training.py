@@ -20,7 +20,7 @@ from polyactor.build import make_state, precision
 from polyactor.compose import to_json
 from polyactor.config import Config, check
 from polyactor.envs import check_exact
-from polyactor.errors import EnvironmentUnsupported, PolyactorError, UsageError, WorkerFailed
+from polyactor.errors import EnvironmentUnsupported, OutOfResources, PolyactorError, UsageError, WorkerFailed
 from polyactor.evaluate import Evaluator, evaluate
 from polyactor.metrics import MetricsLog
 from polyactor.optim.flat import State
@@ -248,7 +248,12 @@ class _Training:
         return saved
 
     def _evaluate_beside(self, steps: int) -> None:
-        score = self.evaluator.poll()
+        try:
+            score = self.evaluator.poll()
+        except OutOfResources as error:  # its result had no room: the next may
+            self.evaluator.close()
+            self.log.event("evaluation_failed", str(error))
+            score = None
         if score is not None:
             self._keep_if_best(score)
         if steps >= self.next_evaluation and not self.evaluator.busy:

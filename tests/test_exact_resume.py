@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import polyactor as pa
-from polyactor import checkpoint, cli, tally
+from polyactor import checkpoint, cli, tally, training
 from polyactor.board import Board
 from polyactor.config import check
 from polyactor.errors import UsageError
@@ -67,6 +67,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A SIGTERM to this process when so many steps are done, between two rows; or in a turn that counted none."""
     original = _Training._look
     monkeypatch.setattr(tally, "ROWS", 40)
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1e9)  # with each comes a row, by the clock
 
     def arm(steps: int, *, idle: bool = False) -> None:
         seen = [-1]

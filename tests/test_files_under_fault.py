@@ -88,16 +88,21 @@ class Disk:
             self.undo.append(lambda: Path(new).write_bytes(before) if before else real["unlink"](new))
 
         def open_(path: Any, mode: str) -> Any:
-            if mode == "xb":  # reading changes nothing
+            if mode != "rb":  # reading changes nothing
                 self.tick()
             file = builtins.open(path, mode)  # noqa: SIM115
-            return File(self, file) if mode == "xb" else file
+            return file if mode == "rb" else File(self, file)
+
+        def write_bytes(path: Path, data: bytes) -> None:
+            with open_(path, "wb") as file:
+                file.write(data)
 
         for name in ("mkdir", "unlink", "rmdir"):
             patch.setattr(os, name, simple(name))
         for name, own in {"fsync": fsync, "rename": rename, "replace": replace_}.items():
             patch.setattr(os, name, own)
         patch.setattr(checkpoint, "open", open_, raising=False)
+        patch.setattr(Path, "write_bytes", write_bytes)
         try:
             action()
         except Crash:

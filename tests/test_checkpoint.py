@@ -457,7 +457,7 @@ def test_a_failing_call_gives_one_sentence_and_keeps_the_old(
 
     def relevant(path: object, *arguments: object, **_: object) -> bool:
         if name == "open":  # for writing, or a directory to be forced to disk
-            return bool(arguments) and arguments[0] in ("wb", os.O_RDONLY | os.O_DIRECTORY)
+            return bool(arguments) and arguments[0] in ("xb", os.O_RDONLY | os.O_DIRECTORY)
         return name != "mkdir" or ".saving-" in str(path)  # the folder's own is allowed to fail: it is there
 
     def failing(*arguments: Any, **options: Any) -> Any:

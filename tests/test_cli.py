@@ -109,6 +109,7 @@ TRAIN = "train a2c --env CartPole-v1"
         (f"{TRAIN} --rollout 0", "--rollout 0 is not allowed"),
         (f"{TRAIN} --steps 0", "--steps 0 is not allowed"),
         (f"{TRAIN} --steps -5", "--steps -5 is not allowed"),
+        (f"{TRAIN} --steps {'9' * 400}", "is not allowed: it must be a number of at least 1"),
         (f"{TRAIN} --seed -1", "--seed -1 is not allowed: it must be a number of at least 0"),
         (f"{TRAIN} --seed=-1", "--seed -1 is not allowed"),
         (f"{TRAIN} --algorithm.gamma 1.5", "--algorithm.gamma 1.5 is not allowed: it must be a number from 0 to 1"),

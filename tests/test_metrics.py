@@ -170,11 +170,82 @@ def test_a_disk_that_fills_up_in_mid_line_leaves_whole_lines(tmp_path: Path, mon
 
         with monkeypatch.context() as patch:
             patch.setattr(metrics.os, "write", fills_up)
-            with pytest.raises(OutOfResources, match=r"cannot write .*metrics\.jsonl: No space"):
-                log.row({"agent_steps": 2, "entropy": 1.0})
+            log.row({"agent_steps": 2, "entropy": 1.0})
         assert (tmp_path / "metrics.jsonl").read_text() == '{"agent_steps": 1, "entropy": 1.0}\n'
+        assert scalars(tmp_path, "entropy") == [(1, 1.0)]
         log.row({"agent_steps": 3, "entropy": 1.0})
-    assert [row["agent_steps"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 3]
+    assert [row["agent_steps"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert [step for step, _ in scalars(tmp_path, "entropy")] == [1, 2, 3]
+
+
+def full(*_: object) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_waits_for_room_comes_in_order_and_the_oldest_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "MOST_WAITING", 5)
+    with MetricsLog(tmp_path) as log:
+        log.row({"agent_steps": 0, "entropy": 0.0})
+        with monkeypatch.context() as patch:
+            patch.setattr(metrics.os, "write", full)
+            for step in range(1, 9):
+                log.row({"agent_steps": step, "entropy": 0.0})
+            log.event("stopping")
+        assert len(read_rows(tmp_path / "metrics.jsonl")) == 1
+        log.row({"agent_steps": 9, "entropy": 0.0})
+    assert [row["agent_steps"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 5, 6, 7, 8, 9]
+    assert [step for step, _ in scalars(tmp_path, "entropy")] == [0, 5, 6, 7, 8, 9]
+    events = read_rows(tmp_path / "events.jsonl")
+    assert [event["event"] for event in events] == ["stopping", "lines_dropped", "lines_dropped"]
+    assert [(event["file"], event["lines"]) for event in events[1:]] == [("metrics.jsonl", 4), ("TensorBoard", 4)]
+
+
+def test_what_waits_is_written_at_the_end_if_there_is_room_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with MetricsLog(tmp_path) as log, monkeypatch.context() as patch:
+        patch.setattr(metrics.os, "write", full)
+        log.row({"agent_steps": 1, "entropy": 0.0})
+        patch.undo()
+    assert [row["agent_steps"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1]
+    with MetricsLog(tmp_path / "b") as log, monkeypatch.context() as patch:
+        patch.setattr(metrics.os, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+        with pytest.raises(RunDirectoryError, match="Input/output error"):  # a disk that is broken is not waited for
+            log.row({"agent_steps": 1, "entropy": 0.0})
+        patch.undo()
+
+
+def test_rows_after_the_checkpoint_are_dropped_since_they_come_again(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        for steps in (100, 200, 300):
+            log.row({"agent_steps": steps})
+        log.event("checkpoint_saved")
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"agent_steps": 40')
+    with MetricsLog(tmp_path, append=True, steps=200) as log:
+        assert log.taken_back == 1
+        log.row({"agent_steps": 250})
+    assert [row["agent_steps"] for row in read_rows(tmp_path / "metrics.jsonl")] == [100, 200, 250]
+    assert [event["event"] for event in read_rows(tmp_path / "events.jsonl")] == ["checkpoint_saved"]
+    before = (tmp_path / "metrics.jsonl").stat().st_ino
+    with MetricsLog(tmp_path, append=True, steps=250) as log:
+        assert log.taken_back == 0
+    assert (tmp_path / "metrics.jsonl").stat().st_ino == before  # nothing to drop: not written anew
+
+
+def test_a_link_or_a_pipe_in_place_of_the_rows_is_not_written_through(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("mine")
+    for name in ("metrics.jsonl", "events.jsonl"):
+        for make in (lambda path: path.symlink_to(elsewhere), os.mkfifo):
+            run = tmp_path / f"{name}-{make.__name__}"
+            run.mkdir()
+            make(run / name)
+            with pytest.raises(RunDirectoryError, match="cannot write"):
+                MetricsLog(run, append=True, steps=1)
+    assert elsewhere.read_text() == "mine"
 
 
 def test_killed_while_writing_leaves_whole_lines(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import torch
 from gymnasium import spaces
 
 import polyactor as pa
-from polyactor import checkpoint, tally, training, transport
+from polyactor import checkpoint, tally, transport
 from polyactor.actor import Actor
 from polyactor.board import Board, Counter
 from polyactor.build import PLAY, Streams, make_model, make_state
@@ -142,8 +142,7 @@ def test_rows_have_the_documented_keys_in_order(finished: pa.Run) -> None:
 
 def test_a_slow_run_reports_with_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tally, "ROWS", 1)
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 0.0)
-    run = pa.train("a2c", env="CartPole-v1", steps=4_000, out=str(tmp_path / "run"), quiet=True)
+    run = pa.train("a2c", env="CartPole-v1", steps=4_000, out=str(tmp_path / "run"), quiet=True, checkpoint_every=0.0)
     rows = read_rows(run.path / "metrics.jsonl")
     assert len(rows) > 10  # one, but for the checkpoints: it looks and saves after each update
     assert [row["agent_steps"] for row in rows] == sorted({row["agent_steps"] for row in rows})
@@ -249,7 +248,7 @@ def test_resume_does_not_play_the_same_games_again(tmp_path: Path) -> None:
     """The lengths of these games depend on the environments' random streams alone."""
     run = train(tmp_path / "run", env=Quiet, steps=400)
     first = checkpoint.load(run.path).meta["lengths"]
-    pa.resume(run.path, steps=800, quiet=True)
+    pa.resume(run.path, steps=800, env=Quiet, quiet=True)
     both = checkpoint.load(run.path).meta["lengths"]
     assert len(both) < 100
     assert both[: len(first)] == first
@@ -300,7 +299,7 @@ def test_a_score_that_fresh_games_do_not_confirm_is_not_reached(
     from polyactor.evaluate import Evaluation
 
     worse = Evaluation((14.0,) * 100, (14,) * 100, 0, 0, False)
-    monkeypatch.setattr("polyactor.training.evaluate", lambda *_, **__: worse)
+    monkeypatch.setattr("polyactor.training.evaluate_on_all_cores", lambda *_, **__: worse)
     run = train(tmp_path / "run", stop_at=15.0)
     assert run.status == "done"
     assert run.summary["reached_at_steps"] is None

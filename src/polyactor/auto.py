@@ -106,7 +106,7 @@ class Stopwatch:
 
     def __init__(self, config: Config) -> None:
         from polyactor.build import make_model
-        from polyactor.processes import tune_allocator
+        from polyactor.memory import tune_allocator
 
         tune_allocator()
         self.config, self.made, self.each = config, 0.0, 0.0

@@ -44,14 +44,18 @@ FORMAT = "polyactor-checkpoint"
 FORMAT_VERSION = 1
 STATE, META, MANIFEST = "state.safetensors", "meta.json", "manifest.json"
 FOLDER = "checkpoints"
+LEARNED = ("model.", "optimizer.")
+"""Before the names of what learning changes: parameters, running statistics, the optimizer's."""
 
-MAX_META_BYTES = 1 << 20
+MAX_META_BYTES = MAX_HEADER_BYTES = 1 << 20
 MAX_MANIFEST_BYTES = MAX_POINTER_BYTES = 1 << 14
 
 _NAME = re.compile(r"([0-9]{12,20})(?:\.([0-9]{1,6}))?")
 """Agent steps, and a count where the same step was saved again. No separator, no dots alone: never a way out."""
 _TAG = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _TEMPORARY = ".saving-"
+_HALF = (".", ".tmp")
+"""Around the name of a file that is being written."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,13 @@ def save(
     folder = Path(root) / FOLDER
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_symlink():  # a run directory from elsewhere must not choose where we write
+            raise RunDirectoryError(f"cannot write {folder}: it is a symbolic link")
         _sync_directory(folder.parent)
         for leftover in folder.glob(f"{_TEMPORARY}*"):  # of a save that was killed: make room first
-            shutil.rmtree(leftover, ignore_errors=True)
+            _remove(leftover)
+        for leftover in folder.glob(f"{_HALF[0]}*{_HALF[1]}"):
+            leftover.unlink()
         previous = _named_or_none(folder, "last")
         target = _write_directory(folder, steps, contents)
         try:
@@ -157,6 +165,22 @@ def load(path: Path, *, tag: str = "last") -> Checkpoint:
         raise CheckpointError(f"{error}{_advice(path)}") from error.__cause__
 
 
+def last(root: Path) -> Path | None:
+    """The checkpoint directory that the run in ``root`` goes on from, if it has one. Says nothing of its health."""
+    folder = Path(root) / FOLDER
+    name = _named_or_none(folder, "last")
+    return folder / name if name and (folder / name).is_dir() else None
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Which parameters and statistics have numbers that are not finite: nobody can play or go on with those."""
+    return [
+        name
+        for name, tensor in tensors.items()
+        if name.startswith(LEARNED) and tensor.is_floating_point() and not bool(tensor.isfinite().all())
+    ]
+
+
 def exists(path: Path, *, tag: str = "last") -> bool:
     """Whether ``path`` is a run with that pointer, or a checkpoint. Says nothing of its health."""
     path = Path(path)
@@ -195,8 +219,9 @@ def writing(path: Path) -> Iterator[None]:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash, finds the old one or the new one; raises `OSError`."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f"{_HALF[0]}{path.name}{_HALF[1]}")
     try:
+        temporary.unlink(missing_ok=True)  # of a write that was killed, or a link that somebody else has put there
         _write(temporary, data)
         os.replace(temporary, path)
     except BaseException:
@@ -271,7 +296,7 @@ def _free_name(folder: Path, steps: int) -> Path:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
+    with open(path, "xb") as file:  # a new file: no link is followed
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -296,7 +321,15 @@ def _prune(folder: Path, keep: Collection[str | None]) -> None:
         return  # a pointer nobody can read may name any of them
     for directory in _directories(folder):
         if directory.name not in named | set(keep):
-            shutil.rmtree(directory, ignore_errors=True)
+            _remove(directory)
+
+
+def _remove(directory: Path) -> None:
+    """A directory and all in it; of a link, the link. Never fails."""
+    if directory.is_symlink():
+        with suppress(OSError):
+            directory.unlink()
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------
@@ -396,6 +429,9 @@ def _parse_state(path: Path, contents: Mapping[str, bytes]) -> dict[str, Tensor]
     from safetensors import SafetensorError
     from safetensors.torch import load as deserialize
 
+    header = int.from_bytes(contents[STATE][:8], "little")
+    if header > MAX_HEADER_BYTES:  # a million tensors, or one of a million dimensions
+        raise CheckpointError(f"{path} is not a safetensors file of ours: its header has {header} bytes")
     try:
         return dict(deserialize(contents[STATE]))
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -432,6 +468,8 @@ def _read(path: Path, size: int, *, exactly: bool = False) -> bytes:
                 raise CheckpointError(f"{path} is not a regular file")
             found = status.st_size
             data = file.read(size) if (found == size if exactly else found <= size) else None
+    except MemoryError:
+        raise CheckpointError(f"{path} cannot be read: its {size} bytes do not fit into memory") from None
     except OSError as error:
         if not isinstance(error, IsADirectoryError):
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error

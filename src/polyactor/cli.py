@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from polyactor.errors import PolyactorError, UsageError, suggestion
+from polyactor.errors import PolyactorError, UsageError, WorkerFailed, one_line, suggestion
 from polyactor.flags import read_config, small_flags, take, take_auto
 
 STOPPED_AND_SAVED = 75
@@ -16,10 +16,12 @@ USAGE = """\
 usage: polyactor VERB ...
 
   train PRESET --env ID [flags]   train; `polyactor train a3c --env CartPole-v1 --help` lists the flags
-  resume RUN [--steps N] [--restart]
+  resume RUN [--steps N] [--restart] [--trust-env]
                                   go on with a run; N is the new total
-  evaluate RUN [--games N]        whole games with the trained policy, greedy and sampled
-  record RUN [--out FILE]         one game as an mp4
+  evaluate RUN [--games N] [--trust-env]
+                                  whole games with the trained policy, greedy and sampled
+  record RUN [--out FILE] [--trust-env]
+                                  one game as an mp4
   plot RUN... [--out FILE]        learning curves over steps and over wall time
   compare RUN...                  the same, and a table
   presets [NAME]                  every name that train takes, or one of them in full
@@ -39,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except PolyactorError as error:
         for note in getattr(error, "__notes__", ()):  # where a worker raised it
             print(note, file=sys.stderr)
-        print(f"polyactor: {error}", file=sys.stderr)
+        # Words of a file or a path go no further than into the line; a worker's traceback has lines of its own.
+        said = error if isinstance(error, WorkerFailed) else one_line(error, most=100_000)
+        print(f"polyactor: {said}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -89,21 +93,23 @@ def _report(run: Any) -> int:
 
 
 def _resume(args: list[str]) -> int:
-    kinds = {"steps": int, "algorithm": str, "restart": bool, "quiet": bool}
-    options = small_flags(args, kinds, "resume RUN [--steps N] [--algorithm FILE:CLASS] [--restart] [--quiet]")
+    kinds = {"steps": int, "algorithm": str, "restart": bool, "trust-env": bool, "quiet": bool}
+    usage = "resume RUN [--steps N] [--algorithm FILE:CLASS] [--restart] [--trust-env] [--quiet]"
+    options = small_flags(args, kinds, usage)
     from polyactor.training import resume
 
     path = _run(options)
-    return _report(resume(path, **{name: value for name, value in options.items() if name in kinds}))
+    given = {name.replace("-", "_"): value for name, value in options.items() if name in kinds}
+    return _report(resume(path, **given))
 
 
 def _evaluate(args: list[str]) -> int:
-    kinds = {"games": int, "seed": int, "tag": str}
-    options = small_flags(args, kinds, "evaluate RUN [--games N] [--seed S] [--tag best|last]")
+    kinds = {"games": int, "seed": int, "tag": str, "trust-env": bool}
+    options = small_flags(args, kinds, "evaluate RUN [--games N] [--seed S] [--tag best|last] [--trust-env]")
     from polyactor.evaluate import evaluate
     from polyactor.policy import read
 
-    config, tensors = read(_run(options), options.get("tag"))
+    config, tensors = read(_run(options), options.get("tag"), trust_env=options["trust-env"])
     games, seed, cores = options.get("games", 100), options.get("seed", 0), len(os.sched_getaffinity(0))
     for deterministic in (True, False):
         print(evaluate(config, tensors, games=games, deterministic=deterministic, seed=seed, threads=cores), flush=True)
@@ -111,13 +117,13 @@ def _evaluate(args: list[str]) -> int:
 
 
 def _record(args: list[str]) -> int:
-    kinds = {"out": Path, "seed": int, "greedy": bool, "tag": str}
-    options = small_flags(args, kinds, "record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last]")
+    kinds = {"out": Path, "seed": int, "greedy": bool, "tag": str, "trust-env": bool}
+    options = small_flags(args, kinds, "record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last] [--trust-env]")
     from polyactor.policy import read
     from polyactor.record import record
 
     path = _run(options)
-    config, tensors = read(path, options.get("tag"))
+    config, tensors = read(path, options.get("tag"), trust_env=options["trust-env"])
     out = options.get("out", path / "replay.mp4")
     score = record(config, tensors, out, deterministic=options.get("greedy", False), seed=options.get("seed", 0))
     print(f"{out}: a game of score {score:g}")

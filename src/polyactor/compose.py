@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import sys
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -14,9 +16,9 @@ from typing import Any
 import cloudpickle
 
 from polyactor.algorithms import ALGORITHMS
-from polyactor.config import Config, Normalize
+from polyactor.config import Config, Normalize, check_values
 from polyactor.envs import AtariOptions
-from polyactor.errors import CheckpointError, UsageError, suggestion
+from polyactor.errors import CheckpointError, UsageError, one_line, suggestion
 from polyactor.models.spec import ModelSpec
 from polyactor.optim.rules import RULES
 from polyactor.schemes import SCHEMES
@@ -26,6 +28,8 @@ PARTS: dict[str, Mapping[str, type[Any]]] = {"algorithm": ALGORITHMS, "scheme": 
 """The parts a person picks by name."""
 SECTIONS: dict[str, type[Any]] = {"model": ModelSpec, "normalize": Normalize, "atari": AtariOptions}
 """The parts every run has one kind of."""
+MOST_PIXELS = 1 << 24
+"""Of an observation that a checkpoint may ask for: 600 times Atari's."""
 
 
 def part(kind: str, name: str) -> type[Any]:
@@ -62,39 +66,99 @@ def to_json(config: Config) -> dict[str, Any]:
     return plain
 
 
-def from_json(plain: Mapping[str, Any]) -> Config:
-    """The config `to_json` wrote.
+def from_json(plain: Mapping[str, Any], *, trust_env: bool = False) -> Config:
+    """The config `to_json` wrote, perhaps on somebody else's machine.
 
     A config is data and imports no code: an algorithm from a file becomes the abstract `Algorithm`, which is enough to
     play with the policy and not to train on.
 
+    Args:
+        plain: as `to_json` gave it.
+        trust_env: the environment may be one that a module has to be imported for.
+
     Raises:
+        UsageError: the environment is code, and not trusted.
         CheckpointError: it is not one, or names something this version does not have.
     """
-    values = dict(plain)
     try:
-        for kind, known in PARTS.items():
-            options = dict(values[kind])
-            name = options.pop("name")
-            if kind == "algorithm" and ".py:" in name:
-                values[kind] = Algorithm()
-                continue
-            if name not in known:
-                raise CheckpointError(f"the config names {kind} {name!r}, which is none of {', '.join(known)}")
-            values[kind] = _instance(known[name], options)
-        for section, cls in SECTIONS.items():
-            values[section] = _instance(cls, values[section])
-        return typing.cast("Config", _instance(Config, values))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"the config is not one of this version's: {error}") from None
+        config = _from_json(dict(plain))
+        check_values(config)
+        if not str(config.env).isprintable() or len(str(config.env)) > 300:
+            raise ValueError(f"env is {config.env}")
+        pixels = config.atari.stack * config.atari.frame_size * (config.atari.resize_height or config.atari.frame_size)
+        if pixels > MOST_PIXELS:
+            raise ValueError(f"observations of {pixels} pixels")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError) as error:
+        why = one_line(error) or type(error).__name__
+        raise CheckpointError(f"the config is not one of this version's: {why}") from None
+    module, colon, _ = str(config.env).rpartition(":")
+    if colon and not trust_env:
+        raise UsageError(
+            f"the environment {one_line(config.env)} is code: the module {one_line(module)} would be imported and run; "
+            "if you trust it, add --trust-env (in Python: trust_env=True)"
+        )
+    return config
+
+
+def algorithm_from(name: str, options: Mapping[str, Any]) -> Algorithm:
+    """The algorithm of a file, with the values that a checkpoint has.
+
+    Raises:
+        UsageError: there is no such algorithm.
+        CheckpointError: it has no such values.
+    """
+    cls = part("algorithm", name)
+    try:
+        return typing.cast("Algorithm", _instance(cls, options))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the config does not fit the algorithm {name}: {error}") from None
+
+
+def _from_json(values: dict[str, Any]) -> Config:
+    for kind, known in PARTS.items():
+        options = dict(values[kind])
+        name = options.pop("name")
+        if kind == "algorithm" and ".py:" in name:
+            values[kind] = Algorithm()
+            continue
+        if name not in known:
+            raise CheckpointError(
+                f"the config names {kind} {one_line(repr(name))}, which is none of {', '.join(known)}"
+            )
+        values[kind] = _instance(known[name], options)
+    for section, cls in SECTIONS.items():
+        values[section] = _instance(cls, values[section])
+    return typing.cast("Config", _instance(Config, values))
 
 
 def _instance(cls: type[Any], options: Mapping[str, Any]) -> Any:
     known = {f.name for f in fields(cls)}
     unknown = set(options) - known
     if unknown:
-        raise ValueError(f"{cls.__name__} has no {', '.join(sorted(unknown))}")
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+        raise ValueError(f"{cls.__name__} has no {', '.join(sorted(unknown))[:200]}")
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    hints = typing.get_type_hints(cls)
+    for name, value in given.items():
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{name} is {repr(value)[:80]}")
+    return cls(**given)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a file is of the type that a field says."""
+    kind, inner = typing.get_origin(hint), typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return any(_fits(value, each) for each in inner)
+    if kind is typing.Literal:
+        return isinstance(value, str) and value in inner
+    if kind is tuple:
+        return isinstance(value, tuple) and all(_fits(each, inner[0]) for each in value)
+    if kind is not None:
+        return False  # a callable: no file holds one
+    if hint in (int, float):
+        number = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+        return number or (hint is float and isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, hint)
 
 
 def _from_file(name: str) -> type[Algorithm]:

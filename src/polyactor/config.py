@@ -128,6 +128,8 @@ class Config:
     env_timeout: Annotated[float, Allowed(0, above=True)] = 60.0
     """Seconds a step of an environment may take (a reset: five times as long); after that its worker is ended and
     replaced, or in the run's own process the environment alone."""
+    checkpoint_every: Annotated[float, Allowed(0)] = 60.0
+    """Seconds between two checkpoints."""
     exact_resume: bool = False
     """Save environments and random streams too: a resumed run is bit for bit the one that was never stopped. For `sync`
     and environments that can be saved; others are refused."""
@@ -209,13 +211,7 @@ def check(config: Config) -> None:
     Raises:
         UsageError: naming the flag, the value and what is allowed.
     """
-    for flag, value, allowed in _allowed(config, ""):
-        for each in value if isinstance(value, tuple) else (value,):
-            if each is not None and each not in allowed:
-                raise UsageError(f"--{flag} {each} is not allowed: it must be {allowed}")
-    for entry in config.model.hidden:
-        if entry < 1:
-            raise UsageError(f"--model.hidden {entry} is not allowed: it must be a number of at least 1")
+    check_values(config)
     for worker in range(config.workers if config.per_worker else 0):
         check(replace(config.for_worker(worker), per_worker=()))
     scheme, flag = config.scheme, f"--scheme {config.scheme.name}"
@@ -248,6 +244,21 @@ def check(config: Config) -> None:
     scheme.fits(config)
     memory, alone = config.model.core != "none", scheme.alone(config)
     config.algorithm.fits(scheme.columns(config), memory=memory, alone=alone)
+
+
+def check_values(config: Config) -> None:
+    """Every number in its range, every name one of those there are; whether they go together is not asked.
+
+    Raises:
+        UsageError: naming the flag, the value and what is allowed.
+    """
+    for flag, value, allowed in _allowed(config, ""):
+        for each in value if isinstance(value, tuple) else (value,):
+            if each is not None and each not in allowed:
+                raise UsageError(f"--{flag} {each} is not allowed: it must be {allowed}")
+    for entry in config.model.hidden:
+        if entry < 1:
+            raise UsageError(f"--model.hidden {entry} is not allowed: it must be a number of at least 1")
 
 
 class OneOf(tuple[str, ...]):

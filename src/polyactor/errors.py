@@ -79,6 +79,12 @@ class Loss:
     raised: bool = False
 
 
+def one_line(text: object, most: int = 300) -> str:
+    """What a file says, as part of a sentence: nothing that moves a cursor, and not too much of it."""
+    line = "".join(c if c.isprintable() else "?" for c in str(text)[: most + 1])
+    return line if len(line) <= most else f"{line[:most]}…"
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the nearest known name, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

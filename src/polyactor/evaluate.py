@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyactor.build import PLAY, Streams, make_model
-from polyactor.checkpoint import replace_file
+from polyactor.build import PLAY, Streams
+from polyactor.checkpoint import replace_file, writing
 from polyactor.config import Config
 from polyactor.envs import VectorEnv, make_envs
 from polyactor.errors import EnvironmentUnsupported
 from polyactor.models.actor_critic import ActorCritic
-from polyactor.policy import load_into, read
+from polyactor.policy import make_trained, read
 from polyactor.processes import Crew
 
 MAX_GAME_STEPS = 27_000
@@ -150,11 +151,20 @@ def evaluate(
         threads=threads,
     )
     try:
-        model = make_model(config, envs)
-        load_into(model, tensors)
+        model = make_trained(config, envs, tensors)
         return play(model, envs, games=games, deterministic=deterministic, seed=seed)
     finally:
         envs.close()
+
+
+def evaluate_on_all_cores(config: Config, tensors: Mapping[str, Tensor], *, games: int, seed: int) -> Evaluation:
+    """As `evaluate`, while nobody else computes."""
+    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    try:
+        return evaluate(config, tensors, games=games, seed=seed, threads=cores)
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Evaluator:
@@ -201,6 +211,7 @@ class Evaluator:
 
 
 def _evaluate_checkpoint(worker: int, saved: str, result: str, games: int, seed: int) -> None:
-    config, tensors = read(Path(saved))
+    config, tensors = read(Path(saved), trust_env=True)  # the run's own, which has imported it already
     found = evaluate(config, tensors, games=games, seed=seed)
-    replace_file(Path(result), json.dumps({"mean": found.mean, "scores": found.scores}).encode())
+    with writing(Path(result)):
+        replace_file(Path(result), json.dumps({"mean": found.mean, "scores": found.scores}).encode())

@@ -1,18 +1,22 @@
 """What a run writes while it goes: rows, events, TensorBoard scalars and a summary, all in its own directory.
 
 ``metrics.jsonl`` holds a row per report and ``events.jsonl`` one line per happening; both are plain JSON lines, each
-written whole in one call. Nothing here imports torch.
+written whole in one call. What a full disk has no room for waits in memory. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import math
 import os
 import platform
 import socket
+import stat
 import subprocess
 import time
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -24,6 +28,10 @@ from polyactor.checkpoint import replace_file, writing
 from polyactor.errors import RunDirectoryError
 
 ROWS, EVENTS, SUMMARY = "metrics.jsonl", "events.jsonl", "summary.json"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk without room says."""
+MOST_WAITING = 10_000
+"""Lines of a file that wait for room; then the oldest are dropped, and counted."""
 
 Value = float | int | list[int] | None
 
@@ -35,21 +43,26 @@ class MetricsLog:
         directory: the run directory, made when missing.
         append: go on where an earlier run stopped; half a line that a crash left at the end is dropped. Otherwise
             the directory must not hold rows yet.
+        steps: with ``append``, the agent steps that are gone on from; rows of later ones are dropped, they come again.
+
+    Rows, events and scalars that a full disk has no room for wait, and are written before the next as soon as there is.
 
     Raises:
         RunDirectoryError: the directory cannot be written, or holds rows already and ``append`` is off.
-        OutOfResources: the disk is full (here and from every method that writes; no half line stays behind).
+        OutOfResources: the disk is full (here and from `summary`; nothing is left half written).
     """
 
-    def __init__(self, directory: Path, *, append: bool = False) -> None:
+    def __init__(self, directory: Path, *, append: bool = False, steps: int | None = None) -> None:
         self.directory = Path(directory)
         rows, events = self.directory / ROWS, self.directory / EVENTS
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             if not append and rows.exists() and rows.stat().st_size:
                 raise RunDirectoryError(f"{rows} already has rows of another run: resume it or choose another --out")
-            self._rows = _open_lines(rows, append)
-            self._events = _open_lines(events, append)
+            self.taken_back = _take_back(rows, steps) if append and steps is not None else 0
+            """Rows that were dropped, since they come again."""
+            self._rows = _Pieces(_open_lines(rows, append))
+            self._events = _Pieces(_open_lines(events, append))
             self._board = _Scalars(self.directory, purge=append)
 
     def row(self, values: Mapping[str, Value]) -> None:
@@ -65,14 +78,16 @@ class MetricsLog:
         plain = {name: _plain(value) for name, value in values.items()}
         step = int(plain["agent_steps"])
         with writing(self.directory / ROWS):
-            _write_line(self._rows, plain)
+            self._rows.append(_line(plain))
             self._board.write(plain, step)
+        self._own_up()
 
     def event(self, name: str, reason: str = "", **fields: object) -> None:
         """Append one line to ``events.jsonl``: UTC time (ISO 8601, milliseconds), event, reason, then the fields."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         with writing(self.directory / EVENTS):
-            _write_line(self._events, _plain({"time": now, "event": name, "reason": reason} | fields))
+            self._events.append(_line(_plain({"time": now, "event": name, "reason": reason} | fields)))
+        self._own_up()
 
     def summary(self, values: Mapping[str, object]) -> None:
         """Write ``summary.json``; a reader finds the old one or the new one."""
@@ -81,13 +96,17 @@ class MetricsLog:
             replace_file(self.directory / SUMMARY, text.encode())
 
     def close(self) -> None:
-        """Close the files; may be called twice."""
-        for descriptor in (self._rows, self._events):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._rows = self._events = -1
+        """Close the files; may be called twice. What still waits for room is lost."""
         with writing(self.directory):
-            self._board.close()
+            for pieces in (self._rows, self._events, self._board.pieces):
+                pieces.close()
+
+    def _own_up(self) -> None:
+        """An event for the lines that were dropped while there was no room, once there is."""
+        for name, pieces in ((ROWS, self._rows), (EVENTS, self._events), ("TensorBoard", self._board.pieces)):
+            if pieces.dropped and not pieces.waiting:
+                count, pieces.dropped = pieces.dropped, 0
+                self.event("lines_dropped", "the disk was full for too long", file=name, lines=count)
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -201,19 +220,81 @@ def _plain(value: Any) -> Any:
 
 def _open_lines(path: Path, append: bool) -> int:
     """A descriptor that appends after the last whole line, or to an empty file."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    os.ftruncate(descriptor, path.read_bytes().rfind(b"\n") + 1 if append else 0)
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o644)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, f"{path.name} is not a regular file")
+        os.ftruncate(descriptor, path.read_bytes().rfind(b"\n") + 1 if append else 0)
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
 
 
-def _write_line(descriptor: int, value: object) -> None:
-    """Append one line in one call; on failure take back what part of it reached the file."""
-    line = json.dumps(value, allow_nan=False).encode() + b"\n"
+def _take_back(path: Path, steps: int) -> int:
+    """Drop the rows of more agent steps than these, all or none; returns how many."""
+    if not stat.S_ISREG(path.lstat().st_mode if os.path.lexists(path) else 0):
+        return 0
+    lines = path.read_bytes().split(b"\n")[:-1]
+    kept = [line for line in lines if not _is_later(line, steps)]
+    if len(kept) < len(lines):
+        replace_file(path, b"".join(line + b"\n" for line in kept))
+    return len(lines) - len(kept)
+
+
+def _is_later(line: bytes, steps: int) -> bool:
+    try:
+        return bool(json.loads(line)["agent_steps"] > steps)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False  # whatever it is, it is not ours to drop
+
+
+def _line(value: object) -> bytes:
+    return json.dumps(value, allow_nan=False).encode() + b"\n"
+
+
+class _Pieces:
+    """Appends pieces to a file, each whole or not at all; those there is no room for wait, in their order."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor, self.dropped = descriptor, 0
+        self.waiting: deque[bytes] = deque()
+
+    def append(self, piece: bytes) -> None:
+        """Raises `OSError` for anything but a full disk."""
+        if len(self.waiting) >= MOST_WAITING:
+            self.waiting.popleft()
+            self.dropped += 1
+        self.waiting.append(piece)
+        self._flush(self.descriptor)
+
+    def close(self) -> None:
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            try:
+                self._flush(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _flush(self, descriptor: int) -> None:
+        while self.waiting:
+            try:
+                _write_whole(descriptor, self.waiting[0])
+            except OSError as error:
+                if error.errno in FULL:
+                    return
+                raise
+            self.waiting.popleft()
+
+
+def _write_whole(descriptor: int, piece: bytes) -> None:
+    """In one call; on failure what part of it reached the file is taken back."""
     size = os.fstat(descriptor).st_size
     written = 0
     try:
-        while written < len(line):
-            written += os.write(descriptor, line[written:])  # short only where the disk fills up: then the next raises
+        while written < len(piece):
+            written += os.write(descriptor, piece[written:])  # short only where the disk fills up: then the next raises
     except OSError:
         with suppress(OSError):
             os.ftruncate(descriptor, size)
@@ -235,7 +316,9 @@ class _Scalars:
         # TensorBoard reads a directory's files in the order of their names, so a resumed run's must come later.
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         count = len(list(directory.glob("events.out.tfevents.*")))
-        self._writer = RecordWriter(open(directory / f"{name}.{count:04d}", "xb"))  # noqa: SIM115 (closed in close)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        self.pieces = _Pieces(os.open(directory / f"{name}.{count:04d}", flags, 0o644))
+        self._writer = RecordWriter
         self._record(self._event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def write(self, values: Mapping[str, Any], step: int) -> None:
@@ -251,9 +334,6 @@ class _Scalars:
         self._record(self._event(wall_time=time.time(), step=step, summary=self._summary(value=scalars)))
 
     def _record(self, event: Any) -> None:
-        self._writer.write(event.SerializeToString())
-        self._writer.flush()
-
-    def close(self) -> None:
-        if not self._writer.closed:
-            self._writer.close()
+        record = io.BytesIO()
+        self._writer(record).write(event.SerializeToString())
+        self.pieces.append(record.getvalue())

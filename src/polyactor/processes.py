@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import multiprocessing
 import multiprocessing.util
@@ -24,27 +23,14 @@ import torch.multiprocessing  # tensors among the arguments are shared, not copi
 
 from polyactor import errors
 from polyactor.channel import Bell
+from polyactor.memory import tune_allocator
 from polyactor.nursery import WAYS, one_thread, open_nursery
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 DONE = "done"
 """A worker's last word where all is well: an exit code of 0 alone may be that of an environment that ended its process.
 """
 LAST_WORDS = 6_000
 """Characters of an error's sentence and of its traceback: both fit a pipe (64 KiB) that nobody reads yet."""
-
-
-def tune_allocator() -> bool:
-    """Keep big blocks in the process instead of returning them to the kernel after every update.
-
-    Training throughput nearly doubles with glibc; elsewhere this does nothing and returns False.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    settings = {M_MMAP_THRESHOLD: 1 << 30, M_TRIM_THRESHOLD: (1 << 31) - 1, M_TOP_PAD: 1 << 26}
-    return all(mallopt(name, value) for name, value in settings.items())  # stops at the first refusal
 
 
 def die_with_run(litter: str) -> None:
@@ -64,25 +50,6 @@ def die_with_run(litter: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="die-with-run", daemon=True).start()
-
-
-@contextmanager
-def shared_memory() -> Iterator[None]:
-    """Tensors are moved to shared memory inside.
-
-    Raises:
-        OutOfResources: there is not enough of it.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if "No space left" not in str(error):
-            raise
-        free = shutil.disk_usage("/dev/shm").free / 2**20
-        raise errors.OutOfResources(
-            f"not enough shared memory: {free:,.0f} MB of /dev/shm are left; a container gets more by "
-            "docker run --shm-size, and --transport inline needs none"
-        ) from error
 
 
 def settle() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from polyactor.config import Config
+from polyactor.presets import PRESETS
 from polyactor.tally import TROUBLES
 
 LINE_EVERY = 15.0
@@ -103,6 +106,25 @@ class Progress:
             clock(row["wall_s"]),
         )
         return Group(Text(self.title, style="bold cyan"), bar, table, Text(sparkline(self.curve), style="green"))
+
+
+def banner(config: Config, directory: Path, precision: str, done: int | None) -> Iterator[str]:
+    """What runs, and how long it took where its preset was measured.
+
+    Args:
+        config: of the run.
+        directory: of the run.
+        precision: of the torso.
+        done: steps that it goes on from; None where it begins.
+    """
+    workers = f"{config.workers} worker{'s' * (config.workers > 1)} × {config.envs} environments"
+    yield f"{directory}: {workers}, rollout {config.rollout}, {precision}, seed {config.seed}"
+    if done is not None:
+        how = "to the bit" if config.exact_resume else "environments and random streams begin anew"
+        yield f"goes on from {done:,} steps: {how}"
+    preset = PRESETS.get(config.preset)
+    if preset is not None and preset.measured and config.env == preset.env:
+        yield f"to expect, as measured on two cores: {preset.measured}"
 
 
 def number(value: float | None) -> str:

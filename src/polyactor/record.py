@@ -1,20 +1,22 @@
-"""Watch a policy: one game as an mp4."""
+"""Watch a policy: one game as an mp4, and what else a run leaves to look at."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from polyactor.build import PLAY, Streams, make_model
+from polyactor.build import PLAY, Streams
 from polyactor.config import Config
 from polyactor.envs import make_envs
 from polyactor.errors import EnvironmentUnsupported
 from polyactor.evaluate import MAX_GAME_STEPS, STUCK_AFTER
-from polyactor.policy import load_into
+from polyactor.plot import curve
+from polyactor.policy import make_trained, read
 
 MIN_SIZE = 320
 """Pixels; smaller pictures are enlarged by a whole factor, so that a player shows them sharp."""
@@ -49,8 +51,8 @@ def record(
     temporary = out.with_name(f".{out.stem}.part{out.suffix}")
     writer = None
     try:
-        model = make_model(config, envs)
-        load_into(model, tensors)
+        model = make_trained(config, envs, tensors)
+        temporary.unlink(missing_ok=True)  # perhaps a link that somebody else has put there
         streams = Streams.of(seed, PLAY)
         observation, state, is_first = torch.from_numpy(envs.reset(streams.env)), model.initial_state(1), True
         score, unchanged = 0.0, 0
@@ -94,3 +96,22 @@ def record(
             writer.close()
         temporary.unlink(missing_ok=True)
         envs.close()
+
+
+def keepsakes(config: Config, directory: Path, *, games: bool) -> Iterator[tuple[str, str]]:
+    """Picture and film of a run that has ended; gives an event and a reason for each that could not be made.
+
+    Args:
+        config: of the run.
+        directory: of the run.
+        games: whether one has finished.
+    """
+    if games:
+        curve([directory], directory / "curve.png")
+    else:
+        yield "curve_skipped", "no game has finished"
+    try:
+        found, tensors = read(directory, trust_env=True)
+        record(replace(found, env=config.env), tensors, directory / "replay.mp4", seed=config.seed)
+    except EnvironmentUnsupported as error:
+        yield "video_skipped", str(error)

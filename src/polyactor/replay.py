@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Ring:
 
     Raises:
         OutOfResources: the disk is too small for all of it, which is reserved now.
+        CheckpointError: there are files already, and they are not those of such a ring.
     """
 
     def __init__(self, like: Rollout, rollouts: int, *, stack: int = 1, folder: Path | None = None) -> None:
@@ -181,12 +183,28 @@ def _bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
+def _refuse_foreign(path: Path, size: int) -> None:
+    """Refuse a file of another ring, and links, which would have us write somewhere else."""
+    for place in (path.parent.parent, path.parent, path):
+        if place.is_symlink():
+            raise CheckpointError(f"{place} is a symbolic link: remove it to go on without what was remembered")
+    if not path.exists():
+        return
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size not in (0, size):
+        raise CheckpointError(
+            f"{path} has {found.st_size} bytes where the run's has {size}: "
+            f"remove {path.parent} to go on without what was remembered"
+        )
+
+
 def _array(shape: tuple[int, ...], dtype: np.dtype[Any], name: str, folder: Path | None) -> NDArray[Any]:
     """In a file of its own, reserved whole, or in memory that is touched when it is written."""
     size = _bytes(shape, dtype)
     if folder is None:
         return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype, math.prod(shape)).reshape(shape)
     path = folder / f"{name}.bin"
+    _refuse_foreign(path, size)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:

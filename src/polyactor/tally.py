@@ -11,6 +11,7 @@ from typing import Any
 
 from polyactor.board import Board, Counter
 from polyactor.config import Config
+from polyactor.errors import CheckpointError
 from polyactor.metrics import cpu_name, resident_mb, versions
 
 GAMES = 100
@@ -34,9 +35,13 @@ class Tally:
         config: of the run.
         board: where workers write.
         before: what a checkpoint kept, where the run goes on from one.
+
+    Raises:
+        CheckpointError: that is not what `kept` and `summary` gave.
     """
 
     def __init__(self, config: Config, board: Board, before: Mapping[str, Any]) -> None:
+        _refuse_foreign(before)
         self.config, self.board = config, board
         self.scores: deque[float] = deque(before.get("scores", []), maxlen=GAMES)
         self.lengths: deque[int] = deque(before.get("lengths", []), maxlen=GAMES)
@@ -146,3 +151,20 @@ class Tally:
 
     def _after(self, steps: int) -> int:
         return (steps // self.row_every + 1) * self.row_every
+
+
+def _refuse_foreign(before: Mapping[str, Any]) -> None:
+    """Refuse what cannot be counted on with."""
+    lists, numbers = ("scores", "lengths"), ("games_needed", "wall_s")
+    for name in (*lists, *numbers, "best_score_mean100", "best_evaluation"):
+        value = before.get(name)
+        if name not in before or (value is None and name.startswith("best")):
+            continue
+        each = value if isinstance(value, list) else [value]
+        if isinstance(value, list) != (name in lists) or not all(_is_number(x) for x in each):
+            raise CheckpointError(f"the checkpoint's {name} is not what a run keeps")
+
+
+def _is_number(value: object) -> bool:
+    """One that arithmetic goes on with: finite, and not of hundreds of digits."""
+    return isinstance(value, int | float) and -(2**63) < value < 2**63

@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from polyactor import checkpoint, failpoints, transport
 from polyactor.board import Board, Counter
 from polyactor.build import make_state, precision
-from polyactor.compose import from_json, part, to_json
+from polyactor.compose import to_json
 from polyactor.config import Config, check
 from polyactor.envs import check_exact
-from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError
-from polyactor.evaluate import Evaluator, evaluate
+from polyactor.errors import EnvironmentUnsupported, OutOfResources, PolyactorError, UsageError
+from polyactor.evaluate import Evaluator, evaluate_on_all_cores
+from polyactor.memory import tune_allocator
 from polyactor.metrics import MetricsLog
 from polyactor.optim.flat import State
-from polyactor.plot import curve
-from polyactor.policy import read, start_from
-from polyactor.presets import PRESETS
-from polyactor.processes import tune_allocator
-from polyactor.progress import Progress, clock
-from polyactor.record import record
-from polyactor.rundir import new_directory, run_directory
+from polyactor.policy import start_from
+from polyactor.progress import Progress, banner, clock
+from polyactor.record import keepsakes
+from polyactor.restoring import config_of, restored
+from polyactor.rundir import claimed, refuse_taken, run_directory
+from polyactor.saving import Saver, with_advice
 from polyactor.signals import stop_signals
 from polyactor.tally import GAMES, Tally
-from polyactor.types import Algorithm
 
-CHECKPOINT_EVERY = 60.0
-"""Seconds."""
 SHOW_EVERY = 0.25
 """Seconds between two looks of the live view."""
 
@@ -78,13 +73,22 @@ def train(config: Config, reasons: Sequence[str] = ()) -> Run:
             raise UsageError(f"--exact-resume is not allowed: {error}".rstrip(".")) from None
     if config.init_from is not None:
         start_from(state, Path(config.init_from))
-    new_directory(directory)
-    checkpoint.replace_file(directory / "config.json", _json(to_json(config)))
-    return _Training(config, directory, state, Board(config.workers, config.algorithm.metrics)).run(reasons)
+    with claimed(directory):
+        refuse_taken(directory, mine=True)
+        with checkpoint.writing(directory):
+            checkpoint.replace_file(directory / "config.json", _json(to_json(config)))
+        return _Training(config, directory, state, Board(config.workers, config.algorithm.metrics)).run(reasons)
 
 
 def resume(
-    path: Path, *, steps: int | None = None, algorithm: str | None = None, restart: bool = False, quiet: bool = False
+    path: str | Path,
+    *,
+    steps: int | None = None,
+    algorithm: str | None = None,
+    restart: bool = False,
+    env: Any = None,
+    trust_env: bool = False,
+    quiet: bool = False,
 ) -> Run:
     """Go on with a run: counters, schedules, optimizer and running statistics continue.
 
@@ -95,33 +99,28 @@ def resume(
         steps: a new total.
         algorithm: ``file.py:Class``, where the run's algorithm came from a file; a config alone loads no code.
         restart: let environments begin anew in a run with ``exact_resume``, too, now and from now on.
+        env: in place of the run's own; needed when that was a Python callable that nobody can import by name.
+        trust_env: where the run's environment is ``module:something``, import that module: code, which whoever made
+            the checkpoint chose.
 
     Raises:
+        UsageError: the environment or the algorithm is code, and nobody said to run it.
         CheckpointError: there is nothing to go on from, or it does not fit.
+        RunDirectoryError: another process trains in it.
     """
-    found = checkpoint.load(path)
-    config = replace(from_json(found.meta.get("config", {})), quiet=quiet)
-    config = replace(config, exact_resume=config.exact_resume and not restart)
-    config = config if steps is None else replace(config, steps=steps)
-    if type(config.algorithm) is Algorithm:
-        options = dict(found.meta["config"]["algorithm"])
-        name = options.pop("name")
-        if algorithm is None:
-            raise UsageError(f"the run's algorithm is from a file, so name it: --algorithm {name}")
-        config = replace(config, algorithm=part("algorithm", algorithm)(**options))
-    check(config)
-    failpoints.arm()
-    tune_allocator()
-    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
-    mine, theirs = state.tensors(), found.tensors
-    for name in (*mine, *board.tensors()):
-        if name not in theirs or (name in mine and theirs[name].shape != mine[name].shape):
-            raise CheckpointError(f"{found.path} does not fit its own config: {name} is missing or of another shape")
-    for name, tensor in mine.items():
-        tensor.copy_(theirs[name])
-    board.restore(theirs)
-    state.found = theirs if config.exact_resume else {}
-    return _Training(config, path, state, board, found.meta).run()
+    path = Path(path)
+    if not checkpoint.exists(path):
+        checkpoint.load(path)  # says why; a directory that is no run is not claimed
+    with claimed(path):
+        found = checkpoint.load(path)
+        config = config_of(found, algorithm=algorithm, env=env, trust_env=trust_env)
+        config = replace(config, quiet=quiet, exact_resume=config.exact_resume and not restart)
+        config = config if steps is None else replace(config, steps=steps)
+        check(config)
+        failpoints.arm()
+        tune_allocator()
+        state, board = restored(config, found)
+        return _Training(config, path, state, board, found.meta).run()
 
 
 class _Training:
@@ -132,12 +131,13 @@ class _Training:
     ) -> None:
         before = before or {}
         self.config, self.directory, self.state, self.board = config, directory, state, board
-        self.log = MetricsLog(directory, append=bool(before))
         self.tally = Tally(config, board, before)
+        self.log = MetricsLog(directory, append=bool(before), steps=board.steps)
+        self.saver = Saver(directory, self.log, lambda line: self.progress.say(line))
         self.best_evaluation: float | None = before.get("best_evaluation")
         self.evaluator = Evaluator(games=20, seed=config.seed)
         self.next_evaluation = board.steps + (config.evaluate_every or 0)
-        self.next_checkpoint = time.monotonic() + CHECKPOINT_EVERY
+        self.next_checkpoint = time.monotonic() + config.checkpoint_every
         self.next_show = 0.0
         self.resumed = bool(before)
         self.skipped = 0
@@ -150,10 +150,13 @@ class _Training:
         title = f"{config.preset or 'polyactor'} · {config.env} · {config.scheme.name}"
         status = "failed"
         with self.log, Progress(title, config.steps, quiet=config.quiet) as self.progress, stop_signals() as self.stop:
-            self.progress.say("\n".join((*self._banner(), *reasons)))
+            done = self.board.steps if self.resumed else None
+            self.progress.say("\n".join((*banner(config, self.directory, self.precision, done), *reasons)))
             self.log.event(
                 "started", "; ".join(reasons), precision=self.precision, workers=config.workers, envs=config.envs
             )
+            if self.resumed:
+                self.log.event("resumed", agent_steps=self.board.steps, rows_dropped=self.log.taken_back)
             try:
                 # Whoever remembers rollouts does so in the run's directory.
                 scheme = transport.run(replace(config, out=str(self.directory)), self.state, self.board, self._tell)
@@ -164,14 +167,23 @@ class _Training:
                     scheme.close()
                 self._finish(status)
             except Exception as error:
-                self.log.event("failed", str(error) or type(error).__name__)
-                self.log.summary(self.tally.summary("failed"))
+                self._advise(error)
+                with suppress(PolyactorError):  # what stopped the run is what a person must read
+                    self.log.event("failed", str(error) or type(error).__name__)
+                    self.log.summary(self.tally.summary("failed"))
                 raise
             finally:
                 self.evaluator.close()
             summary = self.tally.summary(status)
             self.log.summary(summary)
         return Run(self.directory, status, summary)
+
+    def _advise(self, error: Exception) -> None:
+        """End the error with where to go on from."""
+        if isinstance(error, PolyactorError):
+            error.args = (with_advice(str(error), self.directory),)
+        elif advice := with_advice("", self.directory):
+            error.add_note(advice.removeprefix("; "))
 
     def _watch(self, scheme: Generator[None, None, None]) -> str:
         for _ in scheme:
@@ -201,7 +213,7 @@ class _Training:
             self.next_show = now + SHOW_EVERY
             self.progress.show(tally.row(), new=False)
         if now >= self.next_checkpoint:
-            self.next_checkpoint = now + CHECKPOINT_EVERY
+            self.next_checkpoint = now + self.config.checkpoint_every
             self._save()
         if self.config.evaluate_every is not None:
             self._evaluate_beside(self.board.steps)
@@ -218,10 +230,9 @@ class _Training:
         if due and self.tally.is_best(row) and self.config.evaluate_every is None:
             self.best_is_unsaved = True
 
-    def _save(self, *tags: str) -> Path:
-        """Save a checkpoint, point `last` and these tags at it."""
+    def _save(self, *tags: str, final: bool = False) -> Path | None:
+        """Save a checkpoint, point `last` and these tags at it; None where that could not be, and may be later."""
         tags = tuple(dict.fromkeys(("last", *tags, *["best"] * self.best_is_unsaved)))
-        self.best_is_unsaved = False
         with transport.paused(self.config, self.board) as consistent:
             meta = self.tally.summary("running") | {
                 "consistent": consistent,
@@ -229,27 +240,33 @@ class _Training:
                 "best_evaluation": self.best_evaluation,
                 **self.tally.kept(),
             }
-            saved = checkpoint.save(
-                self.directory, self.state.tensors() | self.board.tensors(), meta, self.board.steps, tags=tags
-            )
-        reason = "" if consistent else "a worker did not pause in time, so it may hold half of an update"
-        self.log.event("checkpoint_saved", reason, path=saved.name, tags=list(tags))
+            reason = "" if consistent else "a worker did not pause in time, so it may hold half of an update"
+            tensors = self.state.tensors() | self.board.tensors()
+            saved = self.saver.save(tensors, meta, self.board.steps, tags=tags, reason=reason, final=final)
+        self.best_is_unsaved = self.best_is_unsaved and saved is None
         return saved
 
     def _evaluate_beside(self, steps: int) -> None:
-        score = self.evaluator.poll()
+        try:
+            score = self.evaluator.poll()
+        except OutOfResources as error:  # its result had no room: the next may
+            self.evaluator.close()
+            self.log.event("evaluation_failed", str(error))
+            score = None
         if score is not None:
             self._keep_if_best(score)
         if steps >= self.next_evaluation and not self.evaluator.busy:
             assert self.config.evaluate_every is not None
             self.next_evaluation = steps + self.config.evaluate_every
-            self.evaluator.start(self._save("candidate"), steps)
+            saved = self._save("candidate")
+            if saved is not None:
+                self.evaluator.start(saved, steps)
 
     def _keep_if_best(self, score: float) -> None:
         self.log.event("evaluation", agent_steps=self.evaluator.steps, wall_s=self.tally.wall, evaluation_score=score)
-        if self.best_evaluation is None or score > self.best_evaluation:
+        better = self.best_evaluation is None or score > self.best_evaluation
+        if better and self.saver.point("best", at="candidate"):
             self.best_evaluation = score
-            checkpoint.point(self.directory, "best", at="candidate")
 
     def _is_reached(self) -> bool:
         """The last 100 games reach the score asked for, and 100 fresh ones confirm it.
@@ -266,7 +283,7 @@ class _Training:
         steps, wall = self.board.steps, tally.wall
         self.progress.say(f"mean of the last {GAMES} games is {mean:.2f}: playing {GAMES} fresh ones to confirm it")
         with transport.paused(self.config, self.board):
-            fresh = self._fresh_games()
+            fresh = evaluate_on_all_cores(self.config, self.state.views(), games=GAMES, seed=self.config.seed + 1).mean
         self.log.event("confirmation", f"{GAMES} fresh games", agent_steps=steps, evaluation_score=fresh, wall_s=wall)
         if fresh < target:
             self.progress.say(f"they gave {fresh:.2f}, below {target:g}: training goes on")
@@ -275,16 +292,6 @@ class _Training:
         self.progress.say(f"they gave {fresh:.2f}: reached after {steps:,} steps")
         tally.reached, tally.confirmation = (steps, round(wall, 3)), fresh
         return True
-
-    def _fresh_games(self) -> float:
-        threads = torch.get_num_threads()
-        cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(cores)  # the workers wait, so all cores are free
-        try:
-            tensors = self.state.views()
-            return evaluate(self.config, tensors, games=GAMES, seed=self.config.seed + 1, threads=cores).mean
-        finally:
-            torch.set_num_threads(threads)
 
     def _finish(self, status: str) -> None:
         """What a run leaves behind: the last row and checkpoint, a picture, a film."""
@@ -297,35 +304,16 @@ class _Training:
         if self.tally.moved:
             self._report(due=status != "stopped")  # one that goes on has its rows where it would have had them
         best = status == "reached" or not checkpoint.exists(self.directory, tag="best")
-        self._save(*["best"] * best)
+        self._save(*["best"] * best, final=True)
         if status == "stopped":
             self.progress.say(f"stopped and saved; go on with: polyactor resume {self.directory}")
             return
-        if self.tally.scores:
-            curve([self.directory], self.directory / "curve.png")
-        else:
-            self.log.event("curve_skipped", "no game has finished")
-        try:
-            config, tensors = read(self.directory)
-            record(replace(config, env=self.config.env), tensors, self.directory / "replay.mp4", seed=self.config.seed)
-        except EnvironmentUnsupported as error:
-            self.log.event("video_skipped", str(error))
+        for event, why in keepsakes(self.config, self.directory, games=bool(self.tally.scores)):
+            self.log.event(event, why)
         mean, wall = self.tally.mean100, clock(self.tally.wall)
         said = "–" if mean is None else f"{mean:.2f}"
         self.progress.say(f"{status}: score {said} after {self.board.steps:,} steps in {wall}")
         self.progress.say(f"curve, film, checkpoints and numbers are in {self.directory}")
-
-    def _banner(self) -> Iterator[str]:
-        """What runs, and how long it took where its preset was measured."""
-        c = self.config
-        workers = f"{c.workers} worker{'s' * (c.workers > 1)} × {c.envs} environments"
-        yield f"{self.directory}: {workers}, rollout {c.rollout}, {self.precision}, seed {c.seed}"
-        if self.resumed:
-            how = "to the bit" if c.exact_resume else "environments and random streams begin anew"
-            yield f"goes on from {self.board.steps:,} steps: {how}"
-        preset = PRESETS.get(c.preset)
-        if preset is not None and preset.measured and c.env == preset.env:
-            yield f"to expect, as measured on two cores: {preset.measured}"
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

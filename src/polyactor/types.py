@@ -10,7 +10,7 @@ Nothing here imports torch when it is loaded, and neither do `returns`, `losses`
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -44,7 +44,7 @@ class Allowed:
             return False
         low_ok = self.low is None or (value > self.low if self.above else value >= self.low)
         high_ok = self.high is None or (value < self.high if self.below else value <= self.high)
-        return math.isfinite(value) and low_ok and high_ok
+        return abs(value) <= sys.float_info.max and low_ok and high_ok
 
     def __str__(self) -> str:
         """The sentence's end: 'a number from 0 to 1'."""

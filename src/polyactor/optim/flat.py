@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from polyactor.errors import CheckpointError
 from polyactor.optim.rules import Rule, Statistics
 
 CARRIED = "carried"
@@ -103,6 +104,20 @@ def parameter_views(model: nn.Module, vector: Tensor) -> list[Tensor]:
     return [places[name] for name, _ in model.named_parameters()]
 
 
+def _refuse_others(prefix: str, own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not of the names, types and shapes of one's own; bytes may be more or fewer."""
+    for name, tensor in own.items():
+        if name not in saved:
+            raise CheckpointError(f"the checkpoint has no {prefix}{name}, so the run cannot go on to the bit")
+        found = saved[name]
+        is_bytes = found.ndim == tensor.ndim == 1 and tensor.dtype == torch.uint8
+        if found.dtype != tensor.dtype or (found.shape != tensor.shape and not is_bytes):
+            raise CheckpointError(
+                f"the checkpoint's {prefix}{name} is {found.dtype} {list(found.shape)} and this run needs "
+                f"{tensor.dtype} {list(tensor.shape)}"
+            )
+
+
 @dataclass
 class State:
     """Everything that learning changes.
@@ -143,11 +158,20 @@ class State:
         return self.vector[theirs[0] : theirs[0] + self.layout.theta] if theirs else None
 
     def carry(self, name: str, part: Carried) -> None:
-        """Save this part with the rest from now on; where a checkpoint has it, it goes on from there."""
+        """Save this part with the rest from now on; where there is a checkpoint, it goes on from what that has.
+
+        Raises:
+            CheckpointError: the checkpoint has nothing of it, or what it has is of another kind.
+        """
         prefix = f"{CARRIED}.{name}."
         saved = {key.removeprefix(prefix): tensor for key, tensor in self.found.items() if key.startswith(prefix)}
-        if saved:
-            part.restore(saved)
+        if self.found:
+            _refuse_others(prefix, part.snapshot(), saved)
+            try:
+                part.restore(saved)
+            except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+                why = str(error).partition("\n")[0]
+                raise CheckpointError(f"the checkpoint's {prefix[:-1]} cannot be gone on from: {why}") from error
         self.carried[name] = part
 
     def share_(self) -> None:

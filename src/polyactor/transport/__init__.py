@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 from polyactor.board import Board
 from polyactor.config import Config
+from polyactor.memory import shared_memory
 from polyactor.optim.flat import State
-from polyactor.processes import shared_memory
 from polyactor.transport import inline, local
 from polyactor.transport.watchdog import Tell, untold
 

@@ -110,7 +110,7 @@ class Supervisor:
             recent.popleft()
         if len(recent) > self.config.restarts:
             count = f"that was loss {len(recent)} of this worker within an hour"
-            raise type(error)(f"{error}\n{count}, and --restarts allows {self.config.restarts}")
+            raise type(error)(f"{error}; {count}, and --restarts allows {self.config.restarts}")
         self.due[i] = now + self.fruitless[i]
 
     def _in_vain(self, error: PolyactorError, loss: Loss) -> PolyactorError:

@@ -1,0 +1,87 @@
+"""From a checkpoint to what a resumed run starts with; it may be somebody else's, so nothing in it is believed."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+from polyactor.board import Board, Counter
+from polyactor.build import make_state
+from polyactor.checkpoint import Checkpoint
+from polyactor.compose import algorithm_from, from_json
+from polyactor.config import Config
+from polyactor.envs import make_envs
+from polyactor.errors import CheckpointError, UsageError, one_line
+from polyactor.optim.flat import State
+from polyactor.policy import model_tensors, refuse_misfit, refuse_not_finite
+from polyactor.types import Algorithm
+
+MOST_COUNTED = 2**53
+
+
+def config_of(found: Checkpoint, *, algorithm: str | None, env: Any, trust_env: bool) -> Config:
+    """The config of the run that was saved.
+
+    Args:
+        found: what was saved.
+        algorithm: ``file.py:Class``, where the run's algorithm came from a file.
+        env: in place of the run's own.
+        trust_env: the environment may be one that a module has to be imported for.
+
+    Raises:
+        UsageError: the environment or the algorithm is code, and nobody said to run it.
+        CheckpointError: it is no config of this version.
+    """
+    config = from_json(found.meta.get("config", {}), trust_env=trust_env or env is not None)
+    config = config if env is None else replace(config, env=env)
+    if type(config.algorithm) is not Algorithm:
+        return config
+    options = dict(found.meta["config"]["algorithm"])
+    name = options.pop("name")
+    if algorithm is None:
+        raise UsageError(f"the run's algorithm is from a file, so name it: --algorithm {one_line(name)}")
+    return replace(config, algorithm=algorithm_from(algorithm, options))
+
+
+def restored(config: Config, found: Checkpoint) -> tuple[State, Board]:
+    """State and board as they were saved.
+
+    Raises:
+        CheckpointError: they are not those of this config, or hold numbers that nobody can go on with.
+    """
+    refuse_not_finite(found)
+    with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
+        refuse_misfit(config, envs, model_tensors(found.tensors))
+    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
+    theirs = found.tensors
+    for name, tensor in state.tensors().items():
+        if name not in theirs or (theirs[name].shape, theirs[name].dtype) != (tensor.shape, tensor.dtype):
+            raise _misfit(found, name)
+        tensor.copy_(theirs[name])
+    _refuse_other_board(board, found)
+    board.restore(theirs)
+    state.found = theirs if config.exact_resume else {}
+    return state, board
+
+
+def _refuse_other_board(board: Board, found: Checkpoint) -> None:
+    """Refuse counters of another kind; those of more or fewer workers are of this one."""
+    workers = set()
+    for name, tensor in board.tensors().items():
+        saved, axis = found.tensors.get(name), {"board.counters": 0, "board.metrics": 1}.get(name)
+        if saved is None or saved.dtype != tensor.dtype or saved.ndim != tensor.ndim:
+            raise _misfit(found, name)
+        shape = list(saved.shape)
+        if axis is not None:
+            workers.add(shape[axis])
+            shape[axis] = board.workers
+        if shape != list(tensor.shape):
+            raise _misfit(found, name)
+    counters = found.tensors["board.counters"][:, : Counter.PAUSED]
+    if len(workers) != 1 or bool(((counters < 0) | (counters > MOST_COUNTED)).any()):
+        raise CheckpointError(f"{found.path} has counters that no run counts to")
+
+
+def _misfit(found: Checkpoint, name: str) -> CheckpointError:
+    return CheckpointError(f"{found.path} does not fit its own config: {name} is missing or of another shape")

@@ -38,11 +38,10 @@ from polyactor.board import Board, Counter
 from polyactor.build import make_actor, make_learner, make_replica, make_state
 from polyactor.config import Config
 from polyactor.learner import Learner
-from polyactor.memory import tune_allocator
+from polyactor.machine import torch_threads, tune_allocator
 from polyactor.metrics import cpu_name, read_rows, versions
 from polyactor.plot import COLORS
 from polyactor.presets import PRESETS, base_config
-from polyactor.processes import torch_threads
 from polyactor.types import Rollout
 
 RESULTS = Path(__file__).parent.parent / "results"

@@ -21,10 +21,9 @@ import torch
 from polyactor.board import Board
 from polyactor.build import make_actor, make_learner, make_ring, make_state
 from polyactor.learner import differentiate
-from polyactor.memory import tune_allocator
+from polyactor.machine import torch_threads, tune_allocator
 from polyactor.metrics import cpu_name, versions
 from polyactor.presets import base_config
-from polyactor.processes import torch_threads
 from polyactor.types import Batch
 
 RESULTS = Path(__file__).parent / "results"

@@ -19,7 +19,7 @@ from polyactor.algorithms import ALGORITHMS
 from polyactor.board import Board
 from polyactor.build import make_state
 from polyactor.config import Config, check
-from polyactor.memory import tune_allocator
+from polyactor.machine import tune_allocator
 from polyactor.metrics import cpu_name, versions
 from polyactor.presets import base_config
 from polyactor.schemes import SCHEMES

@@ -23,7 +23,7 @@ from pathlib import Path
 from polyactor.algorithms import ALGORITHMS
 from polyactor.bench import environments_alone, training_rate
 from polyactor.config import Config, check
-from polyactor.memory import tune_allocator
+from polyactor.machine import tune_allocator
 from polyactor.metrics import cpu_name, versions
 from polyactor.presets import base_config
 from polyactor.schemes import SCHEMES

@@ -21,7 +21,7 @@ from polyactor.build import make_state
 from polyactor.config import Config, check
 from polyactor.envs import make_envs
 from polyactor.flags import read_config
-from polyactor.memory import tune_allocator
+from polyactor.machine import tune_allocator
 from polyactor.processes import Crew
 
 INTERVAL = 0.2

@@ -106,7 +106,7 @@ class Stopwatch:
 
     def __init__(self, config: Config) -> None:
         from polyactor.build import make_model
-        from polyactor.memory import tune_allocator
+        from polyactor.machine import tune_allocator
 
         tune_allocator()
         self.config, self.made, self.each = config, 0.0, 0.0
@@ -120,7 +120,7 @@ class Stopwatch:
         """With so many environments; sizes in rising order, each a multiple of the one before."""
         import torch
 
-        from polyactor.processes import torch_threads
+        from polyactor.machine import torch_threads
 
         if self.envs.num_envs < size and self.made + size * self.each <= MAKING:
             self.envs.close()

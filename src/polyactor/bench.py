@@ -21,7 +21,7 @@ from polyactor.board import Board, Part
 from polyactor.build import make_state, precision
 from polyactor.config import Config
 from polyactor.envs import make_envs
-from polyactor.memory import tune_allocator
+from polyactor.machine import tune_allocator
 from polyactor.metrics import cpu_name, versions
 from polyactor.processes import Crew
 

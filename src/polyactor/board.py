@@ -284,14 +284,14 @@ class Board:
         """
         counters, metrics = saved["board.counters"], saved["board.metrics"]
         if metrics.shape == self._metrics.shape:
-            self._counters[:, : counters.shape[1]].copy_(counters)
+            self._counters.copy_(counters)
             self._metrics.copy_(metrics)
             self._marked = saved["board.marked"].numpy()
             means = saved["board.means"].tolist()
             self._means = {name: mean if known else None for name, (known, mean) in zip(self.names, means, strict=True)}
         else:
             self._counters.zero_()
-            self._counters[0, : counters.shape[1]].copy_(counters.sum(0))
+            self._counters[0].copy_(counters.sum(0))
         self._counters[:, Counter.PAUSED] = 0
         self._read = [int(n) for n in self.counters[:, Counter.GAMES]]
         self._errors_read = [int(n) for n in self.counters[:, Counter.ENV_ERRORS]]

@@ -11,19 +11,14 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-import numpy as np
-import torch
-import torch.multiprocessing  # tensors among the arguments are shared, not copied
-
 from polyactor import errors
 from polyactor.channel import Bell
-from polyactor.memory import tune_allocator
+from polyactor.machine import settle
 from polyactor.nursery import WAYS, one_thread, open_nursery
 
 DONE = "done"
@@ -50,28 +45,6 @@ def die_with_run(litter: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="die-with-run", daemon=True).start()
-
-
-def settle() -> None:
-    """One torch thread: a worker keeps one core busy by itself, and two would wait for each other.
-
-    Global random streams are made its own: forked processes would all have the same.
-    """
-    tune_allocator()
-    torch.set_num_threads(1)
-    torch.seed()
-    np.random.seed()
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """So many torch threads in this process, inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _enter(

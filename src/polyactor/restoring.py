@@ -11,13 +11,26 @@ from polyactor.build import make_state
 from polyactor.checkpoint import Checkpoint
 from polyactor.compose import algorithm_from, from_json
 from polyactor.config import Config
-from polyactor.envs import make_envs
-from polyactor.errors import CheckpointError, UsageError, one_line
+from polyactor.envs import check_exact, make_envs
+from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError, one_line
 from polyactor.optim.flat import State
 from polyactor.policy import model_tensors, refuse_misfit, refuse_not_finite
 from polyactor.types import Algorithm
 
 MOST_COUNTED = 2**53
+
+
+def refuse_inexact(config: Config) -> None:
+    """Prove that a run with ``exact_resume`` will be one that can be resumed so.
+
+    Raises:
+        UsageError: its environment cannot be saved.
+    """
+    if config.exact_resume:
+        try:
+            check_exact(config.env, atari=config.atari, max_episode_steps=config.max_episode_steps)
+        except EnvironmentUnsupported as error:
+            raise UsageError(f"--exact-resume is not allowed: {error}".rstrip(".")) from None
 
 
 def config_of(found: Checkpoint, *, algorithm: str | None, env: Any, trust_env: bool) -> Config:
@@ -78,7 +91,8 @@ def _refuse_other_board(board: Board, found: Checkpoint) -> None:
             shape[axis] = board.workers
         if shape != list(tensor.shape):
             raise _misfit(found, name)
-    counters = found.tensors["board.counters"][:, : Counter.PAUSED]
+    counters = found.tensors["board.counters"].clone()
+    counters[:, Counter.PAUSED] = 0  # no count, and not read
     if len(workers) != 1 or bool(((counters < 0) | (counters > MOST_COUNTED)).any()):
         raise CheckpointError(f"{found.path} has counters that no run counts to")
 

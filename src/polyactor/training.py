@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from polyactor import checkpoint, failpoints, transport
+from polyactor.beside import Beside
 from polyactor.board import Board, Counter
 from polyactor.build import make_state, precision
 from polyactor.compose import to_json
 from polyactor.config import Config, check
-from polyactor.envs import check_exact
-from polyactor.errors import EnvironmentUnsupported, OutOfResources, PolyactorError, UsageError
-from polyactor.evaluate import Evaluator, evaluate_on_all_cores
-from polyactor.memory import tune_allocator
+from polyactor.errors import PolyactorError
+from polyactor.evaluate import evaluate_on_all_cores
+from polyactor.machine import tune_allocator
 from polyactor.metrics import MetricsLog
 from polyactor.optim.flat import State
 from polyactor.policy import start_from
 from polyactor.progress import Progress, banner, clock
 from polyactor.record import keepsakes
-from polyactor.restoring import config_of, restored
+from polyactor.restoring import config_of, refuse_inexact, restored
 from polyactor.rundir import claimed, refuse_taken, run_directory
 from polyactor.saving import Saver, with_advice
 from polyactor.signals import stop_signals
@@ -66,11 +66,7 @@ def train(config: Config, reasons: Sequence[str] = ()) -> Run:
     directory = run_directory(config)
     tune_allocator()
     state = make_state(config)
-    if config.exact_resume:
-        try:
-            check_exact(config.env, atari=config.atari, max_episode_steps=config.max_episode_steps)
-        except EnvironmentUnsupported as error:
-            raise UsageError(f"--exact-resume is not allowed: {error}".rstrip(".")) from None
+    refuse_inexact(config)
     if config.init_from is not None:
         start_from(state, Path(config.init_from))
     with claimed(directory):
@@ -134,9 +130,7 @@ class _Training:
         self.tally = Tally(config, board, before)
         self.log = MetricsLog(directory, append=bool(before), steps=board.steps)
         self.saver = Saver(directory, self.log, lambda line: self.progress.say(line))
-        self.best_evaluation: float | None = before.get("best_evaluation")
-        self.evaluator = Evaluator(games=20, seed=config.seed)
-        self.next_evaluation = board.steps + (config.evaluate_every or 0)
+        self.beside = Beside(config, self.saver, self.log, before.get("best_evaluation"), board.steps)
         self.next_checkpoint = time.monotonic() + config.checkpoint_every
         self.next_show = 0.0
         self.resumed = bool(before)
@@ -173,7 +167,7 @@ class _Training:
                     self.log.summary(self.tally.summary("failed"))
                 raise
             finally:
-                self.evaluator.close()
+                self.beside.close()
             summary = self.tally.summary(status)
             self.log.summary(summary)
         return Run(self.directory, status, summary)
@@ -215,8 +209,7 @@ class _Training:
         if now >= self.next_checkpoint:
             self.next_checkpoint = now + self.config.checkpoint_every
             self._save()
-        if self.config.evaluate_every is not None:
-            self._evaluate_beside(self.board.steps)
+        self.beside.look(self.board.steps, tally.wall, self._save)
         return self._is_reached()
 
     def _report(self, *, due: bool) -> None:
@@ -237,7 +230,7 @@ class _Training:
             meta = self.tally.summary("running") | {
                 "consistent": consistent,
                 "config": to_json(self.config),
-                "best_evaluation": self.best_evaluation,
+                "best_evaluation": self.beside.best,
                 **self.tally.kept(),
             }
             reason = "" if consistent else "a worker did not pause in time, so it may hold half of an update"
@@ -245,28 +238,6 @@ class _Training:
             saved = self.saver.save(tensors, meta, self.board.steps, tags=tags, reason=reason, final=final)
         self.best_is_unsaved = self.best_is_unsaved and saved is None
         return saved
-
-    def _evaluate_beside(self, steps: int) -> None:
-        try:
-            score = self.evaluator.poll()
-        except OutOfResources as error:  # its result had no room: the next may
-            self.evaluator.close()
-            self.log.event("evaluation_failed", str(error))
-            score = None
-        if score is not None:
-            self._keep_if_best(score)
-        if steps >= self.next_evaluation and not self.evaluator.busy:
-            assert self.config.evaluate_every is not None
-            self.next_evaluation = steps + self.config.evaluate_every
-            saved = self._save("candidate")
-            if saved is not None:
-                self.evaluator.start(saved, steps)
-
-    def _keep_if_best(self, score: float) -> None:
-        self.log.event("evaluation", agent_steps=self.evaluator.steps, wall_s=self.tally.wall, evaluation_score=score)
-        better = self.best_evaluation is None or score > self.best_evaluation
-        if better and self.saver.point("best", at="candidate"):
-            self.best_evaluation = score
 
     def _is_reached(self) -> bool:
         """The last 100 games reach the score asked for, and 100 fresh ones confirm it.
@@ -297,10 +268,7 @@ class _Training:
         """What a run leaves behind: the last row and checkpoint, a picture, a film."""
         reason = {"stopped": "a signal asked for it", "reached": "the score asked for", "done": "all steps are done"}
         self.log.event("stopping", reason[status])
-        if self.evaluator.busy and status != "stopped":
-            score = self.evaluator.poll(timeout=120.0)
-            if score is not None:
-                self._keep_if_best(score)
+        self.beside.hear(self.tally.wall, to_the_end=status != "stopped")
         if self.tally.moved:
             self._report(due=status != "stopped")  # one that goes on has its rows where it would have had them
         best = status == "reached" or not checkpoint.exists(self.directory, tag="best")

@@ -85,7 +85,7 @@ def learn(config: Config, state: State, board: Board, ring: Ring, rounds: list[R
     """The learner's life: a round is one batch of all actors."""
     from polyactor.build import make_learner, make_replica, make_updater
     from polyactor.channel import FileLock
-    from polyactor.processes import torch_threads
+    from polyactor.machine import torch_threads
 
     assert isinstance(config.scheme, ActorLearner)
     scheme = config.scheme

@@ -36,7 +36,7 @@ class Sync(Scheme):
 def learn(config: Config, state: State, board: Board, threads: int) -> Role:
     """The loop of A2C."""
     from polyactor.build import make_actor, make_learner, make_replica, make_updater
-    from polyactor.processes import torch_threads
+    from polyactor.machine import torch_threads
 
     threads = threads or (len(os.sched_getaffinity(0)) if state.layout.convolutional else 1)
     with torch_threads(threads):

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 from polyactor.board import Board
 from polyactor.config import Config
-from polyactor.memory import shared_memory
+from polyactor.machine import shared_memory
 from polyactor.optim.flat import State
 from polyactor.transport import inline, local
 from polyactor.transport.watchdog import Tell, untold

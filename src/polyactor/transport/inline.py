@@ -7,8 +7,8 @@ from collections.abc import Generator, Iterable
 
 from polyactor.board import Board
 from polyactor.config import Cast, Config, Role
+from polyactor.machine import torch_threads
 from polyactor.optim.flat import State
-from polyactor.processes import torch_threads
 from polyactor.transport.watchdog import Tell, untold, watched
 
 

@@ -12,9 +12,9 @@ import cloudpickle
 from polyactor import failpoints
 from polyactor.board import Board, Counter, Part, Watch
 from polyactor.config import Cast, Config
-from polyactor.memory import shared_memory
+from polyactor.machine import shared_memory, torch_threads
 from polyactor.optim.flat import State
-from polyactor.processes import Crew, torch_threads
+from polyactor.processes import Crew
 from polyactor.threads import Threads
 from polyactor.transport.supervisor import Supervisor
 from polyactor.transport.watchdog import Tell, untold

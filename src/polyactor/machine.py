@@ -1,4 +1,4 @@
-"""Memory: how the allocator keeps it, and how much of it processes can share."""
+"""What a process takes of the machine: how it keeps memory, how much of it is shared, how many threads compute."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import ctypes
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import numpy as np
+import torch
 
 from polyactor.errors import OutOfResources
 
@@ -42,3 +45,25 @@ def shared_memory() -> Iterator[None]:
             f"not enough shared memory: {free:,.0f} MB of /dev/shm are left; a container gets more by "
             "docker run --shm-size, and --transport inline needs none"
         ) from error
+
+
+def settle() -> None:
+    """One torch thread: a worker keeps one core busy by itself, and two would wait for each other.
+
+    Global random streams are made its own: forked processes would all have the same.
+    """
+    tune_allocator()
+    torch.set_num_threads(1)
+    torch.seed()
+    np.random.seed()
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many torch threads in this process, inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ORACLES := $(VENV)/.oracles
 
-.PHONY: train test test-slow check bench setup clean
+.PHONY: train test test-slow check bench soak setup clean
 
 train: setup  ## A3C on Pong, until the mean of the last 100 games is 18
 	$(BIN)/polyactor train pong-fast
@@ -24,6 +24,9 @@ check: setup  ## what CI runs: format, lint, types, layers, tests
 
 bench: setup  ## training speed as a share of what the emulator alone gives
 	$(BIN)/polyactor bench pong-a3c --precision fp32 --schemes sync,hogwild,param-server,actor-learner
+
+soak: setup  ## half an hour of faults under every scheme
+	$(BIN)/python benchmarks/soak.py --minutes 30 --together
 
 setup: $(READY)
 

@@ -65,7 +65,7 @@ class Faulty(gymnasium.Env[Any, Any]):
 
     def __init__(self) -> None:
         self.orders = Path(os.environ[ORDERS])
-        self.place = self.steps = 0
+        self.place = self.steps = self.clock = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start in the middle."""
@@ -80,9 +80,10 @@ class Faulty(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One place on, or wrong as ordered."""
         self.steps += 1
+        self.clock += 1
         self.place += 1 if action else -1
         observation, reward = self.seen(), float(self.place == 10)
-        if self.steps % 16 == 0:
+        if self.clock % 16 == 0:
             order = self.order()
             if order == "raise":
                 raise RuntimeError("as ordered")

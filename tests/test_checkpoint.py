@@ -90,6 +90,7 @@ def test_saved_tensors_are_copies(tmp_path: Path) -> None:
     assert load(tmp_path).tensors["a"].tolist() == [0, 0, 0]
 
 
+@pytest.mark.fault("F3")
 def test_every_flipped_bit_is_detected(tmp_path: Path) -> None:
     pointer, path = tmp_path / "checkpoints" / "last.json", tmp_path / "copied elsewhere"
     shutil.copytree(write(tmp_path, 1), path)
@@ -109,6 +110,7 @@ def test_every_flipped_bit_is_detected(tmp_path: Path) -> None:
     assert value_of(tmp_path) == value_of(path) == 1
 
 
+@pytest.mark.fault("F3")
 @pytest.mark.parametrize("name", ["state.safetensors", "meta.json", "manifest.json", "../last.json"])
 def test_truncated_longer_missing_and_odd_files_are_refused(tmp_path: Path, name: str) -> None:
     write(tmp_path, 1)
@@ -142,6 +144,7 @@ def test_truncated_longer_missing_and_odd_files_are_refused(tmp_path: Path, name
         load(tmp_path)
 
 
+@pytest.mark.fault("F3")
 def test_the_message_names_the_file_the_fault_and_the_newest_good_checkpoint(tmp_path: Path) -> None:
     old, new = write(tmp_path, 1), write(tmp_path, 2)
     data = bytearray((new / STATE).read_bytes())
@@ -261,6 +264,7 @@ def test_nothing_is_parsed_before_its_hash_matches(tmp_path: Path, monkeypatch: 
         load(tmp_path)
 
 
+@pytest.mark.fault("F7")
 def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
     write(tmp_path, 1)
@@ -414,6 +418,7 @@ def save_and_die_at(k: int, root: Path, steps: int) -> bool:
     return code == 0
 
 
+@pytest.mark.fault("F1")
 @pytest.mark.parametrize("steps", [2, 1], ids=["next step", "same step again"])
 def test_killed_at_any_call_of_a_save_leaves_the_old_or_the_new(tmp_path: Path, steps: int) -> None:
     torch.set_num_threads(1)  # a forked child must not look for its parent's thread pool
@@ -432,6 +437,7 @@ def test_killed_at_any_call_of_a_save_leaves_the_old_or_the_new(tmp_path: Path, 
     assert [o for i, o in enumerate(outcomes) if i == 0 or o != outcomes[i - 1]] == [(1, 1), (2, 1), (2, 2)]
 
 
+@pytest.mark.fault("F1")
 def test_killed_during_the_first_save_leaves_nothing_or_the_new(tmp_path: Path) -> None:
     finished, k = False, 0
     while not finished:
@@ -497,12 +503,14 @@ def files(root: Path) -> dict[Path, bytes]:
     return {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
 
 
+@pytest.mark.fault("F5")
 def test_a_file_where_the_run_directory_should_be(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(RunDirectoryError, match=r"cannot write .*run"):
         write(tmp_path / "run", 1)
 
 
+@pytest.mark.fault("F2")
 def test_a_full_disk(tmp_path: Path) -> None:
     """The real thing, where the machine lets us mount one."""
     disk = tmp_path / "disk"

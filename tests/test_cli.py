@@ -167,6 +167,7 @@ def test_a_missing_compiler_is_named(refuse: Refuse, monkeypatch: pytest.MonkeyP
     assert "it needs a C++ compiler (g++, or what CXX names)" in refuse(f"{TRAIN} --compile", USAGE)
 
 
+@pytest.mark.fault("D7", "D8", "D9")
 @pytest.mark.parametrize("verb", ["train a2c", "check"])
 @pytest.mark.parametrize(
     ("env", "said"),
@@ -201,6 +202,7 @@ def test_a_run_directory_that_is_taken_is_left_alone(here: Path, trained: Path, 
     assert "--out file is taken" in refuse(f"{TRAIN} --out file", DIRECTORY)
 
 
+@pytest.mark.fault("F5")
 def test_a_directory_that_cannot_be_made(here: Path, refuse: Refuse) -> None:
     (here / "file").write_text("mine")
     assert "file/run" in refuse(f"{TRAIN} --out file/run", DIRECTORY)
@@ -225,6 +227,7 @@ def test_nothing_to_go_on_from(here: Path, refuse: Refuse, verb: str) -> None:
     assert "empty is neither a run directory" in refuse(f"{verb} empty", CHECKPOINT)
 
 
+@pytest.mark.fault("D10")
 @pytest.mark.parametrize("env", ["CartPole-v1", "polyactor/LQR-v0"])
 def test_init_from_another_model(trained: Path, refuse: Refuse, env: str) -> None:
     assert "is of another model" in refuse(f"train a2c --env {env} --init-from {trained} --out new", CHECKPOINT)
@@ -234,6 +237,7 @@ def test_init_from_nothing(refuse: Refuse) -> None:
     assert "nowhere does not exist" in refuse(f"{TRAIN} --init-from nowhere --out new", CHECKPOINT)
 
 
+@pytest.mark.fault("F4", "F8")
 @pytest.mark.parametrize(
     ("part", "name", "code"),
     [("algorithm", "evil.py:Boom", USAGE), ("optimizer", "evil.py:Boom", CHECKPOINT), ("scheme", "evil", CHECKPOINT)],

@@ -176,6 +176,7 @@ def tidy(root: Path) -> None:
     assert len(saved) <= 3  # last, the one before, best
 
 
+@pytest.mark.fault("F1")
 @pytest.mark.parametrize("lose", [False, True], ids=["process", "machine"])
 def test_a_crash_at_every_call_of_every_save_leaves_the_old_or_the_new(tmp_path: Path, lose: bool) -> None:
     """Saves of new steps, of the same step again, of other tags, and pointers; `best` and `last` each on its own."""
@@ -254,12 +255,14 @@ class Store(RuleBasedStateMachine):
         shutil.rmtree(self.root, ignore_errors=True)
 
 
+@pytest.mark.fault("F1")
 def test_any_order_of_saves_and_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYACTOR_TEST_STORE", str(tmp_path))
     Store.TestCase.settings = settings(max_examples=60, stateful_step_count=12, deadline=None, derandomize=True)
     Store.TestCase().runTest()
 
 
+@pytest.mark.fault("F1")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_killed_twenty_times_while_it_saves_in_a_loop(tmp_path: Path) -> None:
     torch.set_num_threads(1)  # a forked child must not look for its parent's thread pool
@@ -291,6 +294,7 @@ def test_killed_twenty_times_while_it_saves_in_a_loop(tmp_path: Path) -> None:
 # ---- B: any bit --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("F3")
 def test_a_flipped_bit_of_a_pointer_is_refused_or_names_another_whole_checkpoint_of_the_run(tmp_path: Path) -> None:
     """A pointer has no hash: what it may name is checked. Of 232 flips 1 leads from step 3 to the step 1 there is."""
     write(tmp_path, 1, 1)
@@ -326,6 +330,7 @@ def events(root: Path) -> list[str]:
     return [event["event"] for event in read_rows(root / "events.jsonl")]
 
 
+@pytest.mark.fault("D3")
 @pytest.mark.parametrize("name", ["model.w", "optimizer.0.square_avg"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_are_not_saved(run: Any, name: str, value: float) -> None:
@@ -341,6 +346,7 @@ def test_numbers_that_are_not_finite_are_not_saved(run: Any, name: str, value: f
     assert saver.save(bad | {name: torch.zeros(2)}, {}, 3, tags=("last",)) == load(root).path != before
 
 
+@pytest.mark.fault("F2")
 @pytest.mark.parametrize(("number", "kind"), [(28, OutOfResources), (30, RunDirectoryError)])
 def test_two_saves_in_a_row_may_fail(run: Any, monkeypatch: pytest.MonkeyPatch, number: int, kind: Any) -> None:
     root, log, said = run
@@ -381,6 +387,7 @@ def test_an_error_says_once_where_to_go_on_from(tmp_path: Path) -> None:
 CHAIN = {"env": "polyactor/Chain-v0", "steps": 400, "envs": 2, "seed": 1, "quiet": True, "checkpoint_every": 0.0}
 
 
+@pytest.mark.fault("F2")
 def test_a_run_on_a_disk_that_is_full_for_a_while_ends_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = os.replace, [0]
 
@@ -399,6 +406,7 @@ def test_a_run_on_a_disk_that_is_full_for_a_while_ends_well(tmp_path: Path, monk
     assert load(run.path).meta["agent_steps"] == run.summary["agent_steps"]
 
 
+@pytest.mark.fault("F2")
 def test_a_run_on_a_disk_that_stays_full_stops_at_the_third_and_names_the_last_good_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -422,6 +430,7 @@ def test_a_run_on_a_disk_that_stays_full_stops_at_the_third_and_names_the_last_g
     assert json.loads((out / "summary.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.fault("D3")
 def test_a_run_whose_parameters_are_not_finite_keeps_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -478,6 +487,7 @@ def digest(root: Path) -> str:
     return hashlib.sha256(repr(tree).encode()).hexdigest()
 
 
+@pytest.mark.fault("F6")
 def test_a_second_process_is_refused_and_changes_nothing_and_a_killed_one_leaves_no_lock(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -507,6 +517,7 @@ def test_a_second_process_is_refused_and_changes_nothing_and_a_killed_one_leaves
     assert not (root / rundir.LOCK).exists()
 
 
+@pytest.mark.fault("F6")
 def test_one_of_many_that_start_at_once_gets_it(tmp_path: Path) -> None:
     """Whoever opened the file before its owner removed it must not hold a lock on nothing."""
     for _ in range(50):
@@ -679,6 +690,7 @@ STATES: dict[str, Callable[[], bytes]] = {
 }  # fmt: skip
 
 
+@pytest.mark.fault("F4", "F8")
 @pytest.mark.parametrize("name", [STATE, META, MANIFEST, "../last.json"])
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_a_payload_in_place_of_a_file(copy: Path, refused: Any, tmp_path: Path, name: str, payload: str) -> None:
@@ -690,6 +702,7 @@ def test_a_payload_in_place_of_a_file(copy: Path, refused: Any, tmp_path: Path, 
     refused(copy)
 
 
+@pytest.mark.fault("F4", "F8")
 @pytest.mark.parametrize("state", STATES)
 def test_a_forged_state(copy: Path, refused: Any, state: str) -> None:
     (copy / "checkpoints" / "best.json").unlink()
@@ -700,6 +713,7 @@ def test_a_forged_state(copy: Path, refused: Any, state: str) -> None:
     assert f"{STATE} is not a safetensors file" in said or (state == "10^5 dimensions" and "of another model" in said)
 
 
+@pytest.mark.fault("F4", "F8")
 @pytest.mark.parametrize("kind", ["link", "fifo", "device", "link to a device", "directory"])
 @pytest.mark.parametrize("name", [STATE, META, MANIFEST, "../last.json"])
 def test_what_is_no_regular_file(copy: Path, refused: Any, tmp_path: Path, name: str, kind: str) -> None:
@@ -724,6 +738,7 @@ def test_what_is_no_regular_file(copy: Path, refused: Any, tmp_path: Path, name:
     refused(copy)
 
 
+@pytest.mark.fault("F4", "F8")
 @pytest.mark.parametrize("name", ["../../outside", "/etc", "..", "000000000400/../../outside", "000000000400\x00"])
 def test_a_pointer_or_a_manifest_that_leads_elsewhere(copy: Path, refused: Any, name: str) -> None:
     (copy / "checkpoints" / "best.json").unlink()
@@ -765,6 +780,7 @@ HOSTILE: dict[str, Any] = {
 }
 
 
+@pytest.mark.fault("F4", "F8")
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_config_made_to_harm(copy: Path, refused: Any, what: str) -> None:
     path, value, code = HOSTILE[what]
@@ -861,6 +877,7 @@ FORGED: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.fault("F4", "F8")
 @pytest.mark.parametrize("what", FORGED)
 def test_a_checkpoint_made_to_harm(copy: Path, refused: Any, what: str) -> None:
     change, verbs = FORGED[what]
@@ -872,6 +889,7 @@ def test_a_checkpoint_made_to_harm(copy: Path, refused: Any, what: str) -> None:
             pa.load(copy)
 
 
+@pytest.mark.fault("F4", "F8")
 def test_every_carried_tensor_that_is_missing_or_of_another_kind_is_refused(
     exact: Path, refused: Any, tmp_path: Path
 ) -> None:
@@ -903,6 +921,7 @@ def test_every_carried_tensor_that_is_missing_or_of_another_kind_is_refused(
     assert pa.resume(root, steps=600, restart=True, quiet=True).status == "done"
 
 
+@pytest.mark.fault("F4", "F8")
 @pytest.mark.parametrize(
     "kind", ["longer", "shorter", "link", "linked folder", "rollouts without end", "fewer than none"]
 )

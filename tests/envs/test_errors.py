@@ -52,6 +52,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return made
 
 
+@pytest.mark.fault("D7")
 @pytest.mark.parametrize(
     ("asked", "meant"),
     [
@@ -94,6 +95,7 @@ def test_module_id_module_callable_and_callable_work(module: types.ModuleType) -
         assert make_envs(env, 2).reset(0).shape == (2, 3)
 
 
+@pytest.mark.fault("D9")
 def test_old_gym_environments(module: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     module.OldEnv = OldEnv  # type: ignore[attr-defined]
     creator: Any = OldEnv
@@ -122,6 +124,7 @@ def test_an_environment_that_fails_to_be_made_says_why() -> None:
 BOX, DISCRETE = spaces.Box(0.0, 1.0, (2,)), spaces.Discrete(2)
 
 
+@pytest.mark.fault("D8")
 @pytest.mark.parametrize(
     "space",
     [
@@ -139,6 +142,7 @@ def test_action_spaces_nobody_can_act_in(space: spaces.Space[Any]) -> None:
     assert "Discrete" in sentence
 
 
+@pytest.mark.fault("D8")
 @pytest.mark.parametrize(
     "space", [spaces.Text(3), spaces.Sequence(BOX), spaces.Dict(a=spaces.Tuple((spaces.Text(3),)))]
 )
@@ -148,6 +152,7 @@ def test_observation_spaces_nobody_can_see(space: spaces.Space[Any]) -> None:
     assert "MultiBinary" in sentence
 
 
+@pytest.mark.fault("D7")
 @pytest.mark.parametrize("env", ["ALE/Pong-v5", "PongNoFrameskip-v4"])
 def test_missing_ale_py_names_the_extra(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(gymnasium.registry, env, raising=False)
@@ -155,6 +160,7 @@ def test_missing_ale_py_names_the_extra(env: str, monkeypatch: pytest.MonkeyPatc
     assert 'pip install "polyactor[atari]"' in refusal(env)
 
 
+@pytest.mark.fault("D7")
 @pytest.mark.parametrize(("env", "extra"), [("HalfCheetah-v5", "mujoco"), ("LunarLander-v3", "box2d")])
 def test_missing_simulators_name_the_extra(env: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(entry_point: str) -> None:

@@ -140,6 +140,7 @@ def same(one: Step, other: Step, rows: Any) -> None:
         np.testing.assert_array_equal(getattr(one, name)[rows], getattr(other, name)[rows])
 
 
+@pytest.mark.fault("P3", "D1", "D2")
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_fault_in_a_step_costs_one_game(kind: str) -> None:
     fault, why = WRONG[kind]
@@ -168,6 +169,7 @@ def test_a_fault_in_a_step_costs_one_game(kind: str) -> None:
     assert games[0] == 4 + LENGTH  # the new game is a whole one
 
 
+@pytest.mark.fault("P3", "D1", "D2")
 @pytest.mark.parametrize("kind", RAISED)
 @pytest.mark.parametrize("reset", [1, 2])
 def test_a_fault_in_a_reset_costs_a_reset(kind: str, reset: int) -> None:
@@ -192,6 +194,7 @@ def test_an_observation_of_an_old_reset_is_named() -> None:
     assert "failed: reset returned a single ndarray where Gymnasium has 2 in reset" in step.why[0]
 
 
+@pytest.mark.fault("D2")
 def test_four_values_are_named_also_where_a_wrapper_meets_them_first() -> None:
     arcade = Arcade({1: {("step", 2): lambda answer: answer[:4]}})
     found = steps(make_envs(arcade, B, max_episode_steps=50), 3)
@@ -224,6 +227,7 @@ def test_what_can_be_cast_is_no_fault(observation: Any, reward: Any) -> None:
     assert step.reward[1] == 2
 
 
+@pytest.mark.fault("P3")
 def test_five_in_a_row_stop_the_run_with_one_sentence() -> None:
     always = {("step", 2): raises(BOOM)}
     arcade = Arcade({1: always}, always=always)
@@ -288,6 +292,7 @@ def test_a_reset_that_always_fails_stops_the_run() -> None:
     assert [game.closed for game in arcade.made if game.closed] == [1] * MOST_FAILURES
 
 
+@pytest.mark.fault("D2")
 def test_another_space_is_a_failure_too(monkeypatch: pytest.MonkeyPatch) -> None:
     arcade = Arcade({1: {("step", 2): raises(BOOM)}})
 
@@ -428,6 +433,7 @@ def actor_of(envs: VectorEnv, length: int = 10, **options: Any) -> tuple[Actor, 
     return actor, games
 
 
+@pytest.mark.fault("P3")
 def test_a_rollout_masks_the_lost_row_and_bootstraps_the_one_before() -> None:
     t = 4
     arcade, said = Arcade({1: {("step", t + 1): raises(BOOM)}, 0: {("reset", 1): raises(BOOM)}}), list[str]()
@@ -470,6 +476,7 @@ def test_a_rollout_masks_the_lost_row_and_bootstraps_the_one_before() -> None:
     assert set(games) == {(LENGTH, LENGTH)}  # no game is longer for what was lost, or shorter
 
 
+@pytest.mark.fault("P3")
 def test_games_of_the_others_are_those_without_the_fault() -> None:
     rollouts = []
     for faults in ({}, {1: {("step", 5): raises(BOOM)}}):
@@ -489,6 +496,7 @@ PLACES = st.lists(
 )
 
 
+@pytest.mark.fault("D1")
 @settings(max_examples=60, deadline=None)
 @given(PLACES)
 def test_nothing_that_is_not_finite_reaches_a_rollout(places: list[tuple[int, str, int, str]]) -> None:

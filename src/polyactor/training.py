@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter as Counts
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ from polyactor.tally import GAMES, Tally
 
 SHOW_EVERY = 0.25
 """Seconds between two looks of the live view."""
+SAID = 5
+"""Events of one kind that are said on the screen, too."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class _Training:
         self.next_checkpoint = time.monotonic() + config.checkpoint_every
         self.next_show = 0.0
         self.resumed = bool(before)
-        self.skipped = 0
+        self.skipped, self.told = 0, Counts[str]()
         self.best_is_unsaved = False
         self.precision = precision(config, images=state.layout.convolutional)
 
@@ -189,10 +192,12 @@ class _Training:
         return "stopped" if self.stop.asked else "done"
 
     def _tell(self, event: str, reason: str = "", **fields: Any) -> None:
-        """Of workers and environments: on the record, and on the screen where there is a reason."""
+        """Of workers and environments: on the record, and on the screen where there is a reason, for the first few."""
         self.log.event(event, reason, **fields)
-        if reason:
-            self.progress.say(f"{event.replace('_', ' ')}: {reason}")
+        self.told[event] += 1
+        if reason and self.told[event] <= SAID:
+            more = "; more of these are in events.jsonl" if self.told[event] == SAID else ""
+            self.progress.say(f"{event.replace('_', ' ')}: {reason}{more}")
 
     def _look(self) -> bool:
         """Take in what the workers did since the last look; True when the score asked for is reached."""

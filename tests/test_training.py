@@ -663,3 +663,19 @@ def test_a_run_too_short_for_a_game_is_done_all_the_same(tmp_path: Path) -> None
     assert (run.status, run.summary["games"]) == ("done", 0)
     assert not (run.path / "curve.png").exists()
     assert "curve_skipped" in (run.path / "events.jsonl").read_text()
+
+
+def test_steps_made_while_a_row_is_written_belong_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring memory takes a moment, in which workers go on."""
+    config = replace(base_config("a3c", env="CartPole-v1"), steps=1_000)
+    board = Board(2)
+    counted = tally.Tally(config, board, {})
+
+    def measure(process: int) -> float:
+        board.count(1, Counter.STEPS, 7)
+        return 1.0
+
+    monkeypatch.setattr(tally, "resident_mb", measure)
+    board.count(0, Counter.STEPS, 10)
+    assert counted.report(due=True)["agent_steps"] == 10
+    assert counted.moved

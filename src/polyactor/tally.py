@@ -114,9 +114,9 @@ class Tally:
     def report(self, *, due: bool) -> dict[str, Any]:
         """The row to keep; one that was due by steps and not by the clock begins new means."""
         row = self.row() | {"rss_mb": round(resident_mb(os.getpid()), 1)}
-        self.last_row = (self.wall, self.board.steps)
+        self.last_row = row["wall_s"], row["agent_steps"]  # what the row says: workers may have gone on since
         if due:
-            self.next_row = self._after(self.board.steps)
+            self.next_row = self._after(row["agent_steps"])
             self.board.mark()
         return row
 

@@ -401,3 +401,24 @@ def test_fail_points_say_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv(failpoints.VARIABLE)
     failpoints.arm()
     failpoints.hit("update")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("P1")
+@pytest.mark.parametrize("name", ["hogwild", "server", "learner"])
+def test_speed_after_losing_one_of_two(name: str, record_property: Record) -> None:
+    """At least 0.9 of the other's share."""
+
+    def speed(run: Training, seconds: float = 8.0) -> float:
+        steps, began = run.board.steps, time.monotonic()
+        run.until(lambda: time.monotonic() > began + seconds)
+        return (run.board.steps - steps) / (time.monotonic() - began)
+
+    with training(config_of(SCHEMES[name], restarts=None, envs=16, rollout=20)) as run:
+        run.at_work(50)
+        before = speed(run)
+        os.kill(run.pid(0), signal.SIGKILL)
+        run.until(lambda: bool(run.events("worker_lost")))
+        after = speed(run)
+    record_property("speed after losing 1 of 2, as a share", after / before)
+    assert after / before >= 0.9 / 2

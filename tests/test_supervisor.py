@@ -1,0 +1,213 @@
+"""When a supervisor replaces, waits, and gives up: with workers that are only played, by a clock that is set."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from polyactor.board import Board, Counter
+from polyactor.build import Streams
+from polyactor.channel import Bell
+from polyactor.config import Cast, Config
+from polyactor.errors import EnvironmentUnsupported, Loss, WorkerFailed
+from polyactor.presets import base_config
+from polyactor.pulse import ALL, LIFELESS, Pulse
+from polyactor.transport import supervisor as module
+from polyactor.transport.supervisor import WINDOW, Supervisor
+from polyactor.transport.watchdog import PATIENCE
+
+
+class Played:
+    """A crew whose workers do as the test says."""
+
+    workers = 2
+
+    def __init__(self) -> None:
+        self.done: set[int] = set()
+        self.news: list[Loss] = []
+        self.started: list[int] = []
+        self.asked: list[tuple[int, bool]] = []
+
+    def start(self, i: int) -> None:
+        self.started.append(i)
+
+    def pid(self, i: int) -> int:
+        return 100 + i
+
+    def watch(self, timeout: float, bell: Bell | None = None) -> list[Loss]:
+        news, self.news = self.news, []
+        return news
+
+    def ask(self, i: int, *, kill: bool) -> None:
+        self.asked.append((i, kill))
+
+
+class Stage:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **values: Any) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr("polyactor.pulse.monotonic", lambda: self.now)
+        self.config: Config = replace(base_config("a3c", env="CartPole-v1"), **values)
+        self.board, self.crew = Board(2), Played()
+        self.told: list[str] = []
+        self.lost: list[tuple[int, bool]] = []
+        for worker in range(2):
+            self.board.pulse.begin(worker)
+        cast = Cast(2, lost=lambda worker, for_good: self.lost.append((worker, for_good)))
+        self.supervisor = Supervisor(self.crew, self.config, self.board, cast, self.tell)
+
+    def tell(self, event: str, reason: str = "", **fields: Any) -> None:
+        self.told.append(event)
+
+    def work(self, worker: int = 0) -> None:
+        self.board.count(worker, Counter.TURNS, 1)
+
+    def lose(self, worker: int = 0, **how: Any) -> None:
+        self.crew.news.append(Loss(worker, WorkerFailed("it ended"), "ended", **how))
+        self.look()
+
+    def look(self, after: float = 0.0) -> bool:
+        self.now += after
+        return self.supervisor.look(0.0)
+
+
+def test_who_had_done_something_is_replaced_at_once_and_who_had_not_a_little_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = Stage(monkeypatch)
+    stage.work()
+    stage.lose()
+    assert stage.crew.started == [0]
+    assert stage.board.starts(0) == 1
+    stage.lose()  # it has not done anything since
+    assert stage.crew.started == [0]
+    stage.look(0.9)
+    assert stage.crew.started == [0]
+    stage.look(0.2)
+    assert stage.crew.started == [0, 0]
+    stage.work()
+    stage.lose()
+    assert stage.crew.started == [0, 0, 0]  # the count of those in vain is over
+    assert stage.lost == [(0, False)] * 3
+    assert stage.told == ["worker_started", "worker_started", *["worker_lost", "worker_restarted"] * 3]
+
+
+def test_losses_count_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, restarts=2)
+    for _ in range(4):
+        stage.work()
+        stage.lose()
+        stage.look(WINDOW / 2 + 1)
+    for worker in (1, 1):
+        stage.work(worker)
+        stage.lose(worker)
+    stage.work(1)
+    with pytest.raises(WorkerFailed, match="loss 3 of this worker within an hour, and --restarts allows 2"):
+        stage.lose(1)
+
+
+def test_nobody_is_replaced_where_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, restarts=None)
+    stage.work()
+    stage.lose()
+    assert stage.lost == [(0, True)]
+    assert not stage.look(3600.0)
+    assert not stage.crew.started
+    stage.crew.done.add(1)
+    assert stage.look()  # all that are left have ended well
+
+
+def test_an_error_of_ours_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch)
+    stage.work()
+    with pytest.raises(WorkerFailed, match=r"^it ended$"):
+        stage.lose(ours=True, raised=True)
+
+
+def test_who_hangs_is_asked_and_then_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, env_timeout=5.0)
+    line = stage.board.pulse.line(1)
+    stage.work(1)
+    line.asked(3, np.int64(2))
+    for _ in range(5):
+        stage.look(1.0)
+    assert not stage.crew.asked
+    stage.look(0.5)
+    assert stage.crew.asked == [(1, False)]
+    stage.look(PATIENCE - 0.1)
+    assert stage.crew.asked == [(1, False)]
+    stage.look(0.2)
+    assert stage.crew.asked == [(1, False), (1, True)]
+    stage.lose(1)
+    stage.crew.asked.clear()
+    stage.look(1.0)
+    assert not stage.crew.asked  # it has been begun anew
+    assert stage.crew.started == [1]
+
+
+def test_who_hangs_again_and_again_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, env_timeout=5.0, restarts=0)
+    stage.work(1)
+    stage.board.pulse.line(1).asked(3, np.array([0.5, -2.0]))
+    for _ in range(6):
+        stage.look(1.0)
+    with pytest.raises(EnvironmentUnsupported) as caught:
+        stage.lose(1)
+    said = (
+        "worker 1 was ended: CartPole-v1: environment 3 has not answered for 6 s, in step 0, after the action 0.5, -2"
+    )
+    assert said in str(caught.value)
+
+
+def test_a_run_that_was_itself_stopped_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Ctrl-Z, say: its workers were stopped as well, and have not had their time."""
+    stage = Stage(monkeypatch, env_timeout=5.0)
+    stage.board.pulse.line(0).asked(0, None)
+    stage.board.pulse.line(1).asked(0, np.int64(1))
+    stage.look(3600.0)
+    for _ in range(4):
+        stage.look(1.0)
+    assert not stage.crew.asked
+    stage.look(1.5)
+    assert stage.crew.asked == [(0, False), (1, False)]
+
+
+def test_a_pulse_tells_what_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("polyactor.pulse.monotonic", lambda: now[0])
+    pulse = Pulse(2)
+    assert pulse.hanging(0, 1.0) is None  # nothing has begun
+    pulse.begin(0)
+    line = pulse.line(0)
+    line.asked(ALL, None)
+    now[0] += 4.9
+    assert pulse.hanging(0, 1.0) is None  # a reset may take five times as long
+    now[0] += 0.2
+    assert pulse.hanging(0, 1.0) == "the environments have not answered for 5 s, in step 0, in a reset"
+    line.answered()
+    assert pulse.hanging(0, 1.0) is None
+    line.asked(ALL, np.arange(40.0).reshape(4, 10))
+    now[0] += 1.1
+    found = pulse.hanging(0, 1.0)
+    assert found is not None
+    assert found.endswith("in step 1, after the action 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")
+    line.answered()
+    now[0] += LIFELESS - 1
+    assert pulse.hanging(0, 1.0) is None
+    now[0] += 2
+    assert pulse.hanging(0, 1.0) == "it has shown no sign of life for 601 s"
+    pulse.beat(0)
+    assert pulse.hanging(0, 1.0) is None
+
+
+def test_who_comes_back_has_streams_of_its_own() -> None:
+    drawn = set()
+    for again in range(3):
+        streams = Streams.of(1, 0, 7, again=again)
+        drawn.add((streams.env, int(torch.randint(2**40, (), generator=streams.act))))
+    assert len({env for env, _ in drawn}) == len({act for _, act in drawn}) == 3
+    assert Streams.of(1, 0, 7).env == Streams.of(1, 0, 7, again=0).env

@@ -163,6 +163,19 @@ def test_who_hangs_again_and_again_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     assert said in str(caught.value)
 
 
+def test_who_dies_in_a_step_of_an_environment_leaves_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, restarts=0)
+    line = stage.board.pulse.line(0)
+    line.answered()
+    line.asked(2, np.int64(1))
+    stage.work()
+    with pytest.raises(
+        WorkerFailed, match="it ended; of CartPole-v1 environment 2 has not answered, in step 1, after the"
+    ):
+        stage.lose()
+    assert stage.told[-1] == "worker_lost"
+
+
 def test_a_run_that_was_itself_stopped_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """With Ctrl-Z, say: its workers were stopped as well, and have not had their time."""
     stage = Stage(monkeypatch, env_timeout=5.0)

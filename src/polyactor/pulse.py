@@ -91,14 +91,26 @@ class Pulse:
             timeout: seconds that an environment's step may take.
         """
         row, now = self.tensor.numpy()[worker].copy(), monotonic()
-        waited, resets = now - row[SINCE], row[COUNT] < 0
+        waited = now - row[SINCE]
         if row[SINCE] > 0:
-            if waited <= timeout * (RESET_FACTOR if resets else 1):
+            if waited <= timeout * (RESET_FACTOR if row[COUNT] < 0 else 1):
                 return None
-            who = "the environments have" if row[ENV] == ALL else f"environment {int(row[ENV])} has"
-            numbers = [f"{number:.4g}" for number in row[ACTION : ACTION + int(row[COUNT])]]
-            last = "in a reset" if resets else f"after the action {', '.join(numbers)}"
-            return f"{who} not answered for {waited:.0f} s, in step {int(row[STEP]):,}, {last}"
+            return f"{_who(row)} not answered for {waited:.0f} s, {_where(row)}"
         if 0 < row[BEAT] < now - LIFELESS:
             return f"it has shown no sign of life for {now - row[BEAT]:.0f} s"
         return None
+
+    def asked(self, worker: int) -> str | None:
+        """Which environment of this worker has not answered yet, in words; None where all have."""
+        row = self.tensor.numpy()[worker].copy()
+        return f"{_who(row)} not answered, {_where(row)}" if row[SINCE] > 0 else None
+
+
+def _who(row: np.ndarray) -> str:
+    return "the environments have" if row[ENV] == ALL else f"environment {int(row[ENV])} has"
+
+
+def _where(row: np.ndarray) -> str:
+    numbers = [f"{number:.4g}" for number in row[ACTION : ACTION + max(0, int(row[COUNT]))]]
+    last = "in a reset" if row[COUNT] < 0 else f"after the action {', '.join(numbers)}"
+    return f"in step {int(row[STEP]):,}, {last}"

@@ -252,12 +252,13 @@ class Killed(Doomed):
     (Doomed, EnvironmentUnsupported, "ended with code 0 before its work was done"),
     (Killed, OutOfResources, r"killed by signal 9 \(out of memory\?\)"),
 ])  # fmt: skip
-def test_three_processes_that_get_nowhere_are_enough(env: Any, kind: Any, why: str) -> None:
+def test_three_processes_that_get_nowhere_are_enough(env: Any, kind: Any, why: str, record_property: Record) -> None:
     began = time.monotonic()
     with training(config_of(Hogwild(), env=env)) as run, pytest.raises(kind, match=why) as caught:
         run.until(lambda: False, deadline=60.0)
     assert "3 processes in a row" in str(caught.value)
-    assert time.monotonic() - began < 15.0
+    record_property("until it ends, s", time.monotonic() - began)
+    assert time.monotonic() - began < 30.0
 
 
 class Wrong(A2C):

@@ -85,10 +85,9 @@ class Supervisor:
         i, now = loss.worker, time.monotonic()
         self.board.leave(i)
         _, hang = self.hangs.pop(i, (0.0, ""))
-        reason = f"{self._env}: {hang}" if hang else loss.reason
-        error = EnvironmentUnsupported(f"worker {i} was ended: {reason}") if hang else loss.error
         if loss.ours:
-            raise error
+            raise loss.error
+        reason, error = self._words(loss, hang)
         idle = self._turns(i) == self.turns[i]
         if loss.raised and self._turns(i) == self.began[i]:
             raise error  # it would do so again
@@ -112,6 +111,17 @@ class Supervisor:
             count = f"that was loss {len(recent)} of this worker within an hour"
             raise type(error)(f"{error}; {count}, and --restarts allows {self.config.restarts}")
         self.due[i] = now + self.fruitless[i]
+
+    def _words(self, loss: Loss, hang: str) -> tuple[str, PolyactorError]:
+        """Why a worker was lost, and what to raise of it; what it was asking of an environment is named."""
+        if hang:
+            reason = f"{self._env}: {hang}"
+            return reason, EnvironmentUnsupported(f"worker {loss.worker} was ended: {reason}")
+        asked = None if loss.raised else self.board.pulse.asked(loss.worker)
+        if asked is None:
+            return loss.reason, loss.error
+        asked = f"; of {self._env} {asked}"
+        return f"{loss.reason}{asked}", type(loss.error)(f"{loss.error}{asked}")
 
     def _in_vain(self, error: PolyactorError, loss: Loss) -> PolyactorError:
         """What to say of a worker none of whose processes gets anywhere."""

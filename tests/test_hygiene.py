@@ -226,6 +226,25 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(
 
 
 @pytest.mark.fault("D3")
+@pytest.mark.parametrize("value", [3e38, 1e25, 4e18])
+@pytest.mark.parametrize("samples", [1, 4])
+def test_statistics_whose_square_does_not_fit_are_not_taken_in(value: float, samples: int) -> None:
+    """A reward may be finite and its variance not."""
+    setup = Setup(SGD(), normalize_observation=True)
+    before = {name: tensor.clone() for name, tensor in setup.state.tensors().items()}
+    own = {"observation_moments": moments(torch.full((samples, 3), value))}
+    setup.updaters[0].apply(Gradients(setup.poisoned(1.0).vector, {}, 0, 7, own))
+    assert setup.board.counters[0, Counter.SKIPPED] == 1
+    for name, tensor in setup.state.tensors().items():
+        assert torch.equal(tensor, before[name]), name
+    large = {"observation_moments": moments(torch.full((samples, 3), 3e18))}
+    for _ in range(3):
+        setup.updaters[0].apply(Gradients(setup.poisoned(1.0).vector, {}, 0, 7, large))
+    assert setup.board.counters[0, Counter.SKIPPED] == 1
+    assert setup.state.vector.isfinite().all()
+
+
+@pytest.mark.fault("D3")
 def test_more_than_20_in_a_row_stop_the_run_and_one_good_one_starts_the_count_anew() -> None:
     setup = Setup(SGD())
     assert SKIPS_ALLOWED == 20

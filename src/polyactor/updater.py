@@ -11,7 +11,7 @@ import torch
 from polyactor.board import Board, Counter, Part, Watch, scalars
 from polyactor.errors import Diverged
 from polyactor.failpoints import hit
-from polyactor.models.normalizer import merge
+from polyactor.models.normalizer import can_merge, merge
 from polyactor.optim.flat import State
 from polyactor.optim.rules import Rule
 from polyactor.types import Gradients
@@ -63,7 +63,7 @@ class Updater:
         norm = float(torch.linalg.vector_norm(dtheta))
         if math.isinf(norm):  # squares of 1e20 overflow float32, but float64 takes seven times as long
             norm = float(torch.linalg.vector_norm(dtheta, dtype=torch.float64))
-        finite = math.isfinite(norm) and all(bool(m.m2.isfinite().all()) for m in gradients.moments.values())
+        finite = math.isfinite(norm) and all(map(can_merge, gradients.moments.values()))
         finite = finite and (gradients.step is None or bool(gradients.step.isfinite().all()))
         lr = self.rule.lr_at(self.board.steps / self.total_steps)
         with self.applying:

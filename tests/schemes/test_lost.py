@@ -147,6 +147,31 @@ def test_wherever_it_is_killed(name: str, place: str, monkeypatch: pytest.Monkey
         assert skipped == 0
 
 
+class Slow(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Takes long to be made once there is a file."""
+
+    def __init__(self) -> None:
+        if Path(os.environ["POLYACTOR_TEST_MARK"]).exists():
+            time.sleep(3.0)
+        super().__init__(gymnasium.make("polyactor/Chain-v0"))
+
+
+@pytest.mark.fault("P1")
+@pytest.mark.parametrize("name", SCHEMES)
+def test_nobody_waits_for_one_that_takes_long_to_come_back(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record
+) -> None:
+    monkeypatch.setenv("POLYACTOR_TEST_MARK", str(tmp_path / "mark"))
+    with training(config_of(SCHEMES[name], env=Slow)) as run:
+        run.at_work()
+        (tmp_path / "mark").touch()
+        os.kill(run.pid(0), signal.SIGKILL)
+        turns = run.turns(0)
+        pause = run.until(lambda: run.turns(0) > turns + 5)
+        record_property("longest pause of updates, s", pause)
+        assert pause < 1.0
+
+
 @pytest.mark.fault("P1")
 def test_a_total_that_is_reached_with_a_loss_on_the_way_ends_the_run() -> None:
     for name in SCHEMES:

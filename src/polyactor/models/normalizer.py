@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from polyactor.types import Moments
 
+LARGEST_SQUARE = 1e37
+
 
 class RunningMoments(nn.Module):
     """Mean and variance of all samples merged so far (Chan et al. 1983).
@@ -31,6 +33,11 @@ def blank_moments(rows: int, shape: tuple[int, ...]) -> Moments:
     """Rows without a sample, in float64."""
     zeros = torch.zeros(rows, *shape, dtype=torch.double)
     return Moments(torch.zeros(rows, dtype=torch.double), zeros, zeros.clone())
+
+
+def can_merge(new: Moments) -> bool:
+    """Whether the buffers stay finite: variances are kept in float32, and squares of what fits there need not."""
+    return bool(new.m2.amax() < LARGEST_SQUARE) and bool(new.mean.abs().amax() < LARGEST_SQUARE**0.5)
 
 
 def merge(buffers: Mapping[str, Tensor], name: str, new: Moments) -> None:

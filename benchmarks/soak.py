@@ -112,12 +112,15 @@ class Soak:
     def __init__(self, scheme: str, folder: Path, seed: int) -> None:
         self.scheme, self.rng = scheme, random.Random(f"{scheme}-{seed}")
         self.folder, self.out, self.orders = folder, folder / "run", folder / "orders"
-        self.orders.mkdir(parents=True)
-        self.environ = os.environ | {ORDERS: str(self.orders), "PYTHONPATH": self.path()}
+        self.temporary = folder / "temporary"
+        self.environ = os.environ | {ORDERS: str(self.orders), "PYTHONPATH": self.path(), "TMPDIR": str(self.temporary)}
         self.samples: list[dict[str, float]] = []
         self.faults: list[dict[str, Any]] = []
         self.checked: list[int] = []
         self.gap, self.moved, self.known = 0.0, time.monotonic(), 0
+        self.blind = False
+        """A checkpoint cannot be expected: the run is being resumed, or its disk is full."""
+        self.over = False
         self.process: subprocess.Popen[bytes] | None = None
 
     @staticmethod
@@ -141,7 +144,6 @@ class Soak:
         self.process = subprocess.Popen(command, env=self.environ, stdout=log, stderr=log, start_new_session=True)
         log.close()
         self.until(lambda: self.steps() > before or self.process.poll() is not None, 60.0)
-        self.moved = time.monotonic()
 
     def go_on(self) -> None:
         """From the last checkpoint."""
@@ -203,6 +205,7 @@ class Soak:
         """One of them, and whether it had its events."""
         assert self.process is not None
         kind, before, began = self.rng.choice(self.kinds()), self.events(), time.monotonic()
+        self.blind = kind in ("asked", "run killed", "disk full")
         expected: dict[str, int] = {}
         if kind in ("raise", "nan", "huge", "hang"):
             (self.orders / kind).touch()
@@ -241,6 +244,8 @@ class Soak:
                     pass
             time.sleep(6.0)
             ballast.unlink()
+            self.until(lambda known=self.steps(): self.steps() > known, 30.0)
+        self.blind = False
         met = self.until(lambda: all((self.events() - before)[name] >= n for name, n in expected.items()), SETTLED)
         found = self.events() - before
         told = {
@@ -252,10 +257,13 @@ class Soak:
     # -- what is looked at -----------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Note how long there was no newer checkpoint."""
-        steps, now = self.steps(), time.monotonic()
-        if steps > self.known:
-            self.gap, self.moved, self.known = max(self.gap, now - self.moved), now, steps
+        """In a thread: note how long there was no newer checkpoint."""
+        while not self.over:
+            steps, now = self.steps(), time.monotonic()
+            if self.blind or steps != self.known:
+                self.gap = max(self.gap, 0.0 if self.blind else now - self.moved)
+                self.moved, self.known = now, steps
+            time.sleep(0.1)
 
     def sample(self) -> None:
         """Memory, processes, open files."""
@@ -295,10 +303,11 @@ class Soak:
         (self.folder / "none").mkdir()
         self.began = time.monotonic()
         self.start()
+        self.moved = time.monotonic()
+        threading.Thread(target=self.look, daemon=True).start()
         end = self.began + 60 * minutes
         next_fault, next_sample, next_check = time.monotonic() + WARM_UP, 0.0, time.monotonic() + 60
         while (now := time.monotonic()) < end:
-            self.look()
             if now >= next_sample:
                 next_sample = now + SAMPLE_EVERY
                 self.sample()
@@ -319,11 +328,13 @@ class Soak:
     def finish(self, minutes: float) -> dict[str, Any]:
         """End the run; the account."""
         assert self.process is not None
+        self.over = True
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(30.0)
         time.sleep(1.0)
         steady = [each for each in self.samples if each["at_s"] > WARM_UP]
-        leftovers = [
+        leftovers = [str(path) for path in self.temporary.iterdir()]
+        leftovers += [
             str(path)
             for path in self.out.rglob("*")
             if path.name.startswith((".saving", ".last")) or path.suffix == ".tmp"
@@ -370,17 +381,6 @@ def spread(values: list[float]) -> list[float] | None:
     return [round(statistics.median(values), 2), max(values)] if values else None
 
 
-def litter() -> set[str]:
-    """What runs could leave in shared memory and among temporary files."""
-    here = [Path("/dev/shm"), Path(tempfile.gettempdir())]
-    return {
-        str(path)
-        for folder in here
-        for path in folder.glob("*")
-        if path.name.startswith(("torch", "pymp", "polyactor", "sem."))
-    }
-
-
 def main() -> int:
     """Soak, print, keep; 1 where a promise was broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -389,7 +389,7 @@ def main() -> int:
     parser.add_argument("--together", action="store_true", help="all schemes at the same time")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    before, folder = litter(), Path(tempfile.mkdtemp(prefix="soak-"))
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))
     soaks = [Soak(scheme, folder / scheme, options.seed) for scheme in options.schemes.split(",")]
     found: list[dict[str, Any]] = []
     small = mounted(folder, soaks)
@@ -413,7 +413,6 @@ def main() -> int:
             subprocess.run(["umount", path], check=False)
     bad = len(soaks) - len(found)
     for account in found:
-        account["litter"] = sorted(litter() - before)
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"soak-{account['scheme']}.json").write_text(json.dumps(account, indent=1) + "\n")
         promises = {
@@ -425,7 +424,7 @@ def main() -> int:
             == account["checkpoints_loaded"].split(" of ")[1],
             "rows increase": account["rows_increase"],
             "stops when asked": account["exit_code"] == 75,
-            "nothing is left behind": not (account["processes_left"] or account["leftovers"] or account["litter"]),
+            "nothing is left behind": not (account["processes_left"] or account["leftovers"]),
         }
         print(json.dumps({key: value for key, value in account.items() if key != "each"}, indent=1))
         for promise, kept in promises.items():
@@ -439,13 +438,13 @@ def mounted(folder: Path, soaks: list[Soak]) -> list[str]:
     """A small disk for each run, where this may mount one."""
     paths = []
     for soak in soaks:
-        shutil.rmtree(soak.folder)
-        soak.folder.mkdir()
+        soak.folder.mkdir(parents=True)
         size = ["-o", "size=32m", "tmpfs", str(soak.folder)]
         if subprocess.run(["mount", "-t", "tmpfs", *size], capture_output=True).returncode == 0:
             paths.append(str(soak.folder))
             soak.small_disk = True
         soak.orders.mkdir(parents=True)
+        soak.temporary.mkdir()
     return paths
 
 

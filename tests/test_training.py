@@ -677,5 +677,10 @@ def test_steps_made_while_a_row_is_written_belong_to_the_next(monkeypatch: pytes
 
     monkeypatch.setattr(tally, "resident_mb", measure)
     board.count(0, Counter.STEPS, 10)
-    assert counted.report(due=True)["agent_steps"] == 10
+    for worker, troubles in enumerate([(1, 2, 3), (10, 20, 30)]):
+        for counter, times in zip((Counter.SKIPPED, Counter.STARTS, Counter.ENV_ERRORS), troubles, strict=True):
+            board.count(worker, counter, times)
+    row = counted.report(due=True)
+    assert row["agent_steps"] == 10
+    assert (row["updates_skipped"], row["worker_restarts"], row["env_errors"]) == (11, 22, 33)
     assert counted.moved

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,6 +73,10 @@ def unwatched(part: Part, seconds: float) -> None:
     """Nobody wants to know."""
 
 
+def nothing() -> None:
+    """There is nothing else to do."""
+
+
 RUN, STOP = 0, -1
 """What the run tells its workers; a number above 0 is a pause, each with a number of its own."""
 LEFT = -1
@@ -112,6 +117,8 @@ class Board:
         self._marked = self._metrics.numpy().sum(1)
         self._means: dict[str, float | None] = dict.fromkeys(self.names)
         self._pauses = 0
+        self.meanwhile: Callable[[], object] = nothing
+        """Called while the run waits for workers to pause."""
 
     def share_(self) -> None:
         """Move to shared memory, in place."""
@@ -247,16 +254,21 @@ class Board:
         end = time.monotonic() + deadline
         paused = self.counters[:, Counter.PAUSED]
         while not ((paused == self._pauses) | (paused == LEFT)).all():
+            self.meanwhile()  # one that dies never heeds it
             if time.monotonic() > end:
                 return False
             time.sleep(0.001)
         return True
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker gets of it."""
+        return self.__dict__ | {"meanwhile": nothing}
+
     @contextmanager
-    def paused(self) -> Iterator[bool]:
+    def paused(self, deadline: float = 30.0) -> Iterator[bool]:
         """All workers wait inside; gives what `pause` says."""
         try:
-            yield self.pause()
+            yield self.pause(deadline)
         finally:
             self.resume()
 

@@ -59,6 +59,8 @@ class Scheme:
     """One worker, in the run's own process."""
     per_worker: ClassVar[bool] = False
     """Workers may have values of their own."""
+    applies_apart: ClassVar[bool] = False
+    """θ changes in the workers' processes, and not in the run's own."""
     learns_on_gpu: ClassVar[bool] = False
 
     def fits(self, config: Config) -> None:

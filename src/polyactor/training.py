@@ -231,7 +231,7 @@ class _Training:
     def _save(self, *tags: str, final: bool = False) -> Path | None:
         """Save a checkpoint, point `last` and these tags at it; None where that could not be, and may be later."""
         tags = tuple(dict.fromkeys(("last", *tags, *["best"] * self.best_is_unsaved)))
-        with transport.paused(self.config, self.board) as consistent:
+        with transport.still(self.config, self.board) as consistent:
             meta = self.tally.summary("running") | {
                 "consistent": consistent,
                 "config": to_json(self.config),

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -147,6 +148,39 @@ def test_wherever_it_is_killed(name: str, place: str, monkeypatch: pytest.Monkey
         assert skipped == 0
 
 
+@pytest.mark.fault("P1")
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_pause_does_not_wait_for_one_that_dies_meanwhile(name: str) -> None:
+    with training(config_of(SCHEMES[name])) as run:
+        for pausing in (transport.still, transport.paused):
+            run.at_work()
+            pid = run.pid(1)
+            os.kill(pid, signal.SIGSTOP)  # so that it does not heed the pause before it dies
+            threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()
+            began, version = time.monotonic(), run.board.version
+            with pausing(run.config, run.board) as heeded:
+                assert heeded
+            assert time.monotonic() - began < 1.0
+            run.until(lambda version=version: run.board.version > version + 5)
+            run.until(lambda run=run: not run.board.counters[1, Counter.PAUSED] < 0)
+        assert len(run.events("worker_lost")) == 2
+
+
+@pytest.mark.fault("P4", "P7")
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_checkpoint_does_not_wait_for_one_that_hangs(name: str) -> None:
+    with training(config_of(SCHEMES[name])) as run:
+        run.at_work()
+        pid = run.pid(1)
+        os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        with transport.still(run.config, run.board) as heeded:
+            assert heeded == (not run.config.scheme.applies_apart)
+        assert time.monotonic() - began < 1.0
+        os.kill(pid, signal.SIGCONT)
+        run.at_work()
+
+
 class Slow(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Takes long to be made once there is a file."""
 
@@ -237,6 +271,7 @@ def test_a_worker_that_comes_back_plays_other_games_and_the_pause_does_not_wait_
         assert time.monotonic() - began < 1.0
         turns = run.turns(0)
         run.until(lambda: run.turns(0) > turns + 3)
+        assert run.board.counters[0, Counter.PAUSED] >= 0  # from now on it is waited for
         with transport.paused(run.config, run.board) as heeded:
             assert heeded
             counters = run.board.counters.copy()

@@ -27,6 +27,7 @@ class Hogwild(Scheme):
 
     name: ClassVar[str] = "hogwild"
     per_worker: ClassVar[bool] = True
+    applies_apart: ClassVar[bool] = True
 
     lock: Lock = "none"
     """none: no lock; update: applying is exclusive; both: nobody reads θ meanwhile either."""

@@ -13,6 +13,8 @@ from polyactor.transport import inline, local
 from polyactor.transport.watchdog import Tell, untold
 
 TRANSPORTS = {"local": local.play, "inline": inline.play}
+HEED_WITHIN = 0.75
+"""Seconds."""
 
 
 def run(config: Config, state: State, board: Board, tell: Tell = untold) -> Generator[None, None, None]:
@@ -29,10 +31,19 @@ def run(config: Config, state: State, board: Board, tell: Tell = untold) -> Gene
         yield from play(cast, config, state, board, tell)
 
 
+def still(config: Config, board: Board) -> AbstractContextManager[bool]:
+    """Nobody changes the state inside; gives False when a worker did not heed that in time.
+
+    It is not waited for long: others would wait with it, and it may be one that hangs.
+    """
+    elsewhere = config.transport == "local" and config.scheme.applies_apart
+    return board.paused(HEED_WITHIN) if elsewhere else nullcontext(True)
+
+
 def paused(config: Config, board: Board) -> AbstractContextManager[bool]:
-    """Nobody changes the state inside; gives False when a worker did not heed that in time."""
+    """All workers wait inside, so that all cores are free; gives False when one did not heed that in time."""
     elsewhere = config.transport == "local" and not config.scheme.single
     return board.paused() if elsewhere else nullcontext(True)
 
 
-__all__ = ["TRANSPORTS", "paused", "run"]
+__all__ = ["TRANSPORTS", "paused", "run", "still"]

@@ -10,7 +10,7 @@ from typing import Any
 import cloudpickle
 
 from polyactor import failpoints
-from polyactor.board import Board, Counter, Part, Watch
+from polyactor.board import Board, Counter, Part, Watch, nothing
 from polyactor.config import Cast, Config
 from polyactor.machine import shared_memory, torch_threads
 from polyactor.optim.flat import State
@@ -36,6 +36,7 @@ def play(cast: Cast, config: Config, state: State, board: Board, tell: Tell = un
     # cloudpickle, because an environment or algorithm may be defined in the user's own script.
     crew = crew_type(perform, cast.workers, (cloudpickle.dumps((cast.work, config)), board, *cast.shared))
     supervisor = Supervisor(crew, config, board, cast, tell)
+    board.meanwhile = partial(supervisor.look, 0.0)
     try:
         if cast.main is None:
             while not supervisor.look(LOOK_EVERY):
@@ -51,6 +52,7 @@ def play(cast: Cast, config: Config, state: State, board: Board, tell: Tell = un
                     looked = time.monotonic()
                 yield
     finally:
+        board.meanwhile = nothing
         board.stop()
         crew.stop()
 

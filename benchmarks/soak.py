@@ -244,7 +244,8 @@ class Soak:
                     pass
             time.sleep(6.0)
             ballast.unlink()
-            self.until(lambda known=self.steps(): self.steps() > known, 30.0)
+            known = self.steps()
+            self.until(lambda: self.steps() > known, 30.0)
         self.blind = False
         met = self.until(lambda: all((self.events() - before)[name] >= n for name, n in expected.items()), SETTLED)
         found = self.events() - before

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -470,10 +471,13 @@ def test_fail_points_say_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_speed_after_losing_one_of_two(name: str, record_property: Record) -> None:
     """At least 0.9 of the other's share."""
 
-    def speed(run: Training, seconds: float = 8.0) -> float:
-        steps, began = run.board.steps, time.monotonic()
-        run.until(lambda: time.monotonic() > began + seconds)
-        return (run.board.steps - steps) / (time.monotonic() - began)
+    def speed(run: Training, seconds: float = 4.0) -> float:
+        windows = []
+        for _ in range(3):  # a machine's speed drifts
+            steps, began = run.board.steps, time.monotonic()
+            run.until(lambda began=began: time.monotonic() > began + seconds)
+            windows.append((run.board.steps - steps) / (time.monotonic() - began))
+        return statistics.median(windows)
 
     with training(config_of(SCHEMES[name], restarts=None, envs=16, rollout=20)) as run:
         run.at_work(50)

@@ -373,7 +373,7 @@ def test_an_environment_that_hangs_is_ended_and_named(
         _, reason, fields = run.events("worker_lost")[0]
         assert fields["worker"] in (0, 1)
         kind = env.__name__
-        assert reason.startswith(f"{kind}: ")
+        assert reason.startswith(f"worker {fields['worker']} was ended: {kind}: ")
         assert re.search(r"not answered for 1 s, in step \d+, after the action [01]", reason)
         run.at_work(5)
 

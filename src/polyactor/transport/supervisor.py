@@ -91,7 +91,7 @@ class Supervisor:
         idle = self._turns(i) == self.turns[i]
         if loss.raised and self._turns(i) == self.began[i]:
             raise error  # it would do so again
-        self.tell("worker_lost", reason, worker=i)
+        self.tell("worker_lost", f"worker {i} {reason}", worker=i)
         self.fruitless[i] = self.fruitless[i] + 1 if idle else 0
         if self.fruitless[i] >= FRUITLESS:
             raise self._in_vain(error, loss)
@@ -115,8 +115,8 @@ class Supervisor:
     def _words(self, loss: Loss, hang: str) -> tuple[str, PolyactorError]:
         """Why a worker was lost, and what to raise of it; what it was asking of an environment is named."""
         if hang:
-            reason = f"{self._env}: {hang}"
-            return reason, EnvironmentUnsupported(f"worker {loss.worker} was ended: {reason}")
+            reason = f"was ended: {self._env}: {hang}"
+            return reason, EnvironmentUnsupported(f"worker {loss.worker} {reason}")
         asked = None if loss.raised else self.board.pulse.asked(loss.worker)
         if asked is None:
             return loss.reason, loss.error

@@ -28,6 +28,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -235,12 +236,11 @@ class Soak:
             expected = {"resumed": 1}
         elif kind == "disk full":
             ballast = self.folder / "ballast"
-            with ballast.open("wb") as file:
-                try:
-                    while True:
-                        file.write(bytes(1 << 16))
-                        file.flush()
-                except OSError:
+            with (
+                ballast.open("wb", buffering=0) as file,
+                suppress(OSError),
+            ):  # a buffer would have to be written in the end
+                while file.write(bytes(1 << 16)):
                     pass
             time.sleep(6.0)
             ballast.unlink()

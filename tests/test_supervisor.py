@@ -189,6 +189,34 @@ def test_a_run_that_was_itself_stopped_ends_nobody(monkeypatch: pytest.MonkeyPat
     assert stage.crew.asked == [(0, False), (1, False)]
 
 
+def test_a_run_that_is_busy_now_and_then_ends_them_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save that takes 3 s every minute must not put it off for ever."""
+    stage = Stage(monkeypatch, env_timeout=60.0)
+    stage.board.pulse.line(0).asked(0, np.int64(1))
+    for _ in range(2):
+        stage.look(3.0)
+        for _ in range(57):
+            stage.look(1.0)
+    assert stage.crew.asked[0] == (0, False)
+
+
+def test_three_that_hang_and_are_killed_are_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, env_timeout=5.0)
+
+    def hang() -> None:
+        stage.board.pulse.line(0).asked(0, np.int64(1))
+        for _ in range(9):
+            stage.look(1.0)
+        stage.crew.news.append(Loss(0, WorkerFailed("it ended"), "was killed by signal 9 (out of memory?)"))
+        for _ in range(4):
+            stage.look(1.0)
+
+    hang()
+    hang()
+    with pytest.raises(EnvironmentUnsupported, match="3 processes in a row"):
+        hang()
+
+
 def test_a_pulse_tells_what_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("polyactor.pulse.monotonic", lambda: now[0])
@@ -210,11 +238,12 @@ def test_a_pulse_tells_what_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.endswith("in step 1, after the action 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")
     line.answered()
     now[0] += LIFELESS - 1
-    assert pulse.hanging(0, 1.0) is None
+    assert pulse.lifeless(0) is None
     now[0] += 2
-    assert pulse.hanging(0, 1.0) == "it has shown no sign of life for 601 s"
+    assert pulse.lifeless(0) == "it has shown no sign of life for 601 s"
+    assert pulse.hanging(0, 1.0) is None  # that is no environment's fault
     pulse.beat(0)
-    assert pulse.hanging(0, 1.0) is None
+    assert pulse.lifeless(0) is None
 
 
 def test_who_comes_back_has_streams_of_its_own() -> None:

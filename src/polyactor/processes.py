@@ -108,8 +108,12 @@ class Crew:
         self.done: set[int] = set()
         """Workers that have ended well."""
         self.workers = workers
-        for i in range(workers):
-            self.start(i)
+        try:
+            for i in range(workers):
+                self.start(i)
+        except BaseException:
+            self.stop(grace=0.0)
+            raise
 
     def start(self, i: int) -> None:
         """Start worker i, at first or in place of a process that has ended."""
@@ -152,6 +156,8 @@ class Crew:
         process.join(1.0)  # spawned: its files are closed, and its exit code follows a moment later
         code = process.exitcode or 0
         try:
+            if not pipe.poll():  # nothing was said; an environment's own process may still hold the other end open
+                raise EOFError
             words = pipe.recv()
         except (EOFError, OSError):
             killed = f"was killed by signal {-code}" + " (out of memory?)" * (code == -signal.SIGKILL)

@@ -40,6 +40,7 @@ class Line:
     def asked(self, env: int, action: Any) -> None:
         """Environment `env` begins a step with this action, or a reset (None)."""
         cells = self.cells
+        cells[SINCE] = monotonic()  # first: what is allowed depends on the rest
         cells[ENV] = env
         if action is None:
             cells[COUNT] = -1
@@ -50,7 +51,6 @@ class Line:
         else:
             cells[ACTION] = action
             cells[COUNT] = 1
-        cells[SINCE] = monotonic()
 
     def answered(self) -> None:
         """All of them have."""
@@ -84,7 +84,7 @@ class Pulse:
         row[BEAT] = monotonic()
 
     def hanging(self, worker: int, timeout: float) -> str | None:
-        """What this worker hangs in, in words, or None while all is well.
+        """Which environment this worker hangs in, in words, or None while all is well.
 
         Args:
             worker: which.
@@ -96,7 +96,12 @@ class Pulse:
             if waited <= timeout * (RESET_FACTOR if row[COUNT] < 0 else 1):
                 return None
             return f"{_who(row)} not answered for {waited:.0f} s, {_where(row)}"
-        if 0 < row[BEAT] < now - LIFELESS:
+        return None
+
+    def lifeless(self, worker: int) -> str | None:
+        """That this worker has done nothing for very long, outside its environments, too; None while all is well."""
+        row, now = self.tensor.numpy()[worker].copy(), monotonic()
+        if row[SINCE] == 0 and 0 < row[BEAT] < now - LIFELESS:
             return f"it has shown no sign of life for {now - row[BEAT]:.0f} s"
         return None
 

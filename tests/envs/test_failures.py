@@ -354,6 +354,8 @@ def test_a_listener_hears_what_is_asked_of_whom() -> None:
     ear = Ear()
     always = {("step", 2): raises(BOOM)}
     envs = make_envs(Arcade({1: always}, always=always), B, listener=ear)
+    assert ear.heard == [(1, None), (2, None)]  # each has its own time to be made in
+    ear.heard.clear()
     envs.reset(0)
     assert ear.heard == [(0, None), (1, None), (2, None)]
     ear.heard.clear()

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from polyactor import failpoints, transport
+from polyactor import failpoints, processes, transport
 from polyactor.algorithms import A2C, ACER, PPO, VTrace
 from polyactor.board import Board, Counter
 from polyactor.build import make_state
@@ -320,6 +320,54 @@ def test_three_processes_that_get_nowhere_are_enough(env: Any, kind: Any, why: s
     assert "3 processes in a row" in str(caught.value)
     record_property("until it ends, s", time.monotonic() - began)
     assert time.monotonic() - began < 30.0
+
+
+class Parent(Doomed):
+    """Starts a process of its own, which outlives it and has its files."""
+
+    def end(self) -> None:
+        if os.fork() == 0:
+            time.sleep(20.0)
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_an_environment_has_started_holds_nobody_up() -> None:
+    began = time.monotonic()
+    with training(config_of(Hogwild(), env=Parent)) as run, pytest.raises(OutOfResources):
+        run.until(lambda: False, deadline=60.0)
+    assert time.monotonic() - began < 18.0
+
+
+def test_one_that_cannot_be_started_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = processes._started
+
+    def started(i: int, *args: Any) -> Any:
+        if i == 1:
+            raise WorkerFailed("worker 1 could not be started: too many open files")
+        return real(i, *args)
+
+    monkeypatch.setattr(processes, "_started", started)
+    with training(config_of(Hogwild())) as run, pytest.raises(WorkerFailed, match="could not be started"):
+        next(run.scheme)
+    assert multiprocessing.active_children() == []
+
+
+def test_who_takes_the_place_of_one_whose_queue_is_full_waits_for_the_server() -> None:
+    """Its parcel is held back for another that is stopped; only when it has been applied does the new one pull."""
+    with training(config_of(ParamServer(max_staleness=1))) as run:
+        run.at_work()
+        other = run.pid(1)
+        os.kill(other, signal.SIGSTOP)
+        end = time.monotonic() + 1.0
+        run.until(lambda: time.monotonic() > end)  # worker 0 waits with a full queue
+        os.kill(run.pid(0), signal.SIGKILL)
+        end = time.monotonic() + 3.0
+        run.until(lambda: time.monotonic() > end)
+        assert len(run.events("worker_lost")) == 1
+        os.kill(other, signal.SIGCONT)
+        run.at_work()
+        assert len(run.events("worker_lost")) == 1
 
 
 class Wrong(A2C):

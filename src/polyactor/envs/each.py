@@ -63,7 +63,10 @@ class Each:
         self.single_observation_space, self.shape, self.dtype = space, space.shape, np.dtype(space.dtype)
         self.result = np.dtype(np.uint8 if self.dtype == np.uint8 else np.float32)
         try:
-            self.envs += [self._made(i) for i in range(1, b)]
+            for i in range(1, b):
+                if listener is not None:
+                    listener.asked(i, None)
+                self.envs.append(self._made(i))
         except Unsound as error:
             raise EnvironmentUnsupported(f"{name} {error}.") from error
         self.over = [False] * b

@@ -97,7 +97,9 @@ def work(worker: int, config: Config, state: State, board: Board, ring: Ring, pa
     replica, actor = make_actor(config, worker, state, board, reading=FileLock(path, shared=True))
     learner = make_learner(config, worker, replica)
     ring.arrive(worker)
-    while ring.away(worker):  # in place of one that was lost: until the server knows
+    while (
+        ring.free(worker) is None
+    ):  # in place of one that was lost: until the server knows, and has done with its queue
         yield ring.bells[worker]
     for n in itertools.count():
         if board.steps >= config.steps:

@@ -32,12 +32,13 @@ def play(cast: Cast, config: Config, state: State, board: Board, tell: Tell = un
         board.share_()
     for worker in range(cast.workers):
         board.pulse.begin(worker)
+        board.leave(worker)  # until it enters
     crew_type = Threads if cast.threads else Crew
     # cloudpickle, because an environment or algorithm may be defined in the user's own script.
     crew = crew_type(perform, cast.workers, (cloudpickle.dumps((cast.work, config)), board, *cast.shared))
-    supervisor = Supervisor(crew, config, board, cast, tell)
-    board.meanwhile = partial(supervisor.look, 0.0)
     try:
+        supervisor = Supervisor(crew, config, board, cast, tell)
+        board.meanwhile = partial(supervisor.look, 0.0)
         if cast.main is None:
             while not supervisor.look(LOOK_EVERY):
                 yield

@@ -94,7 +94,7 @@ class Supervisor:
         self.tell("worker_lost", f"worker {i} {reason}", worker=i)
         self.fruitless[i] = self.fruitless[i] + 1 if idle else 0
         if self.fruitless[i] >= FRUITLESS:
-            raise self._in_vain(error, loss)
+            raise self._in_vain(error, loss, hang)
         for_good = self.config.restarts is None
         if self.cast.lost is not None:
             self.cast.lost(i, for_good)
@@ -123,12 +123,12 @@ class Supervisor:
         asked = f"; of {self._env} {asked}"
         return f"{loss.reason}{asked}", type(loss.error)(f"{loss.error}{asked}")
 
-    def _in_vain(self, error: PolyactorError, loss: Loss) -> PolyactorError:
+    def _in_vain(self, error: PolyactorError, loss: Loss, hang: str) -> PolyactorError:
         """What to say of a worker none of whose processes gets anywhere."""
         kind: type[PolyactorError] = EnvironmentUnsupported
         if loss.raised:
             kind = WorkerFailed
-        elif OUT_OF_MEMORY in loss.reason:
+        elif OUT_OF_MEMORY in loss.reason and not hang:
             kind = OutOfResources
         return kind(f"{error}; {FRUITLESS} processes in a row have, none of them having done anything")
 
@@ -142,9 +142,9 @@ class Supervisor:
 
     def _end_what_hangs(self) -> None:
         now = time.monotonic()
-        if now - self.looked > PATIENCE:  # this process was stopped or busy, and they may have been stopped with it
-            self.trusted = now + self.config.env_timeout
-        self.looked = now
+        gap, self.looked = now - self.looked, now
+        if gap > PATIENCE:  # this process was stopped or busy, and they may have been stopped with it
+            self.trusted = max(self.trusted, now + min(gap, self.config.env_timeout))
         if now < self.trusted:
             return
         for i in range(self.crew.workers):
@@ -154,7 +154,7 @@ class Supervisor:
                 asked, _ = self.hangs[i]
                 if now > asked + PATIENCE:
                     self.crew.ask(i, kill=True)
-            elif hang := self.board.pulse.hanging(i, self.config.env_timeout):
+            elif hang := self.board.pulse.hanging(i, self.config.env_timeout) or self.board.pulse.lifeless(i):
                 self.hangs[i] = now, hang
                 self.crew.ask(i, kill=False)
 

@@ -55,8 +55,12 @@ def watched(config: Config, board: Board, tell: Tell) -> Iterator[None]:
 
     def watch() -> None:
         knocked: float | None = None
+        looked = trusted = monotonic()
         while not over.wait(min(0.25, config.env_timeout / 4)):
-            error = hanging()
+            gap, looked = monotonic() - looked, monotonic()
+            if gap > PATIENCE:  # the whole process was stopped
+                trusted = looked + min(gap, config.env_timeout)
+            error = hanging() if looked >= trusted else None
             if error is None:
                 knocked = None
             elif knocked is None:

@@ -191,6 +191,7 @@ class Slow(gymnasium.Wrapper[Any, Any, Any, Any]):
         super().__init__(gymnasium.make("polyactor/Chain-v0"))
 
 
+@pytest.mark.slow
 @pytest.mark.fault("P1")
 @pytest.mark.parametrize("name", SCHEMES)
 def test_nobody_waits_for_one_that_takes_long_to_come_back(
@@ -481,6 +482,7 @@ def test_ppo_learns_from_a_batch_that_is_half_there() -> None:
         assert not run.board.counters[:, Counter.SKIPPED].any()
 
 
+@pytest.mark.slow
 @pytest.mark.fault("P1")
 @pytest.mark.parametrize("name", ["hogwild", "server", "learner"])
 def test_twenty_random_moments(name: str, record_property: Record) -> None:

@@ -6,6 +6,7 @@ A test of one is marked ``@pytest.mark.fault("P1")`` and says what it measured b
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
@@ -112,7 +113,7 @@ def write(path: Path, found: Mapping[str, Found]) -> None:
         "# What can go wrong, and what then happens",
         "",
         "Written by `pytest -m fault --write-faults`, which injects every fault; of each figure the median of all",
-        f"cases and the largest. Last written with Python {platform.python_version()} on two CPU cores.",
+        f"cases and the largest. Last written with Python {platform.python_version()} on {os.cpu_count()} CPU cores.",
         "",
         "| | fault | promise | measured | tests |",
         "|---|---|---|---|---|",

@@ -93,9 +93,10 @@ class Found:
                 self.values.setdefault(name, []).append(float(value))
 
     def measured(self) -> str:
-        """Median and maximum of each value, and how many cases there were."""
+        """Median and range of each value, and how many cases there were."""
         said = [
-            f"{name} {short(statistics.median(each))}, at most {short(max(each))}" for name, each in self.values.items()
+            f"{name}: {short(statistics.median(each))} [{short(min(each))}–{short(max(each))}]"
+            for name, each in self.values.items()
         ]
         state = "**FAILS**" if self.failed else "holds"
         skipped = f", {self.skipped} skipped" if self.skipped else ""
@@ -113,7 +114,7 @@ def write(path: Path, found: Mapping[str, Found]) -> None:
         "# What can go wrong, and what then happens",
         "",
         "Written by `pytest -m fault --write-faults`, which injects every fault; of each figure the median of all",
-        f"cases and the largest. Last written with Python {platform.python_version()} on {os.cpu_count()} CPU cores.",
+        f"cases and the range. Last written with Python {platform.python_version()} on {os.cpu_count()} CPU cores.",
         "",
         "| | fault | promise | measured | tests |",
         "|---|---|---|---|---|",

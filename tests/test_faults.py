@@ -36,7 +36,7 @@ def test_what_is_written_of_a_fault(tmp_path: Path) -> None:
     found = Found()
     found.add("test_a[1]", "passed", [("noticed, s", 0.5), ("words", "no number")])
     found.add("test_a[2]", "passed", [("noticed, s", 1.5)])
-    assert found.measured() == "noticed, s 1, at most 1.5; holds, 2 cases"
+    assert found.measured() == "noticed, s: 1 [0.5–1.5]; holds, 2 cases"
     found.add("test_b", "skipped", [])
     found.add("test_c", "failed", [])
     assert found.measured().endswith("**FAILS**, 4 cases, 1 skipped")

@@ -239,8 +239,8 @@ def test_a_batch_of_fake_rows_alone_is_zero(make_rollout: MakeRollout) -> None:
 class Memory:
     """Replay that only counts."""
 
-    def __init__(self, steps: int, rollout: Rollout) -> None:
-        self.steps, self.rollout, self.asked = steps, rollout, count()
+    def __init__(self, steps: int, rollout: Rollout, *, full: bool = False) -> None:
+        self.steps, self.rollout, self.full, self.asked = steps, rollout, full, count()
 
     def sample(self, n: int, generator: torch.Generator, length: int | None = None) -> Rollout:
         next(self.asked)
@@ -259,6 +259,7 @@ def test_replays_are_poisson_and_wait_for_the_start(make_rollout: MakeRollout) -
     assert counts.mean() == pytest.approx(4.0, abs=0.1)
     assert counts.var() == pytest.approx(4.0, abs=0.3)
     assert set(lengths(ACER(replay_ratio=4.0, replay_start=500), Memory(499, x), x, 50)) == {1}
+    assert max(lengths(ACER(replay_ratio=4.0, replay_start=500), Memory(499, x, full=True), x, 50)) > 1  # it never will
     assert set(lengths(ACER(replay_ratio=0.0), Memory(10_000, x), x, 50)) == {1}
     assert set(lengths(ACER(replay_start=0), Memory(0, x), x, 50)) == {1}  # nothing is not sampled
     assert set(lengths(ACER(replay_start=0, replay_window=9), Memory(17, x), x, 50)) == {1}  # nor a window from less
@@ -387,10 +388,15 @@ def test_it_learns_from_windows(scheme: str) -> None:
         check(replace(c, model=replace(c.model, core="lstm")))
 
 
-def test_off_policy_alone_every_step_is_counted() -> None:
-    """Rollouts before the replay starts, and those of which chance makes no batch, are counted with the next."""
+@pytest.mark.parametrize("capacity", [50_000, 60])
+def test_off_policy_alone_every_step_is_counted(capacity: int) -> None:
+    """Rollouts before the replay starts, and those of which chance makes no batch, are counted with the next.
+
+    Of 60 steps fewer can be sampled: where the start is above that, replaying begins when no more fit.
+    """
     c = config()
-    c = replace(c, algorithm=replace(c.algorithm, on_policy=False, replay_ratio=0.5, replay_start=60))
+    acer = replace(c.algorithm, on_policy=False, replay_ratio=0.5, replay_start=60, replay_capacity=capacity)  # type: ignore[call-arg]
+    c = replace(c, algorithm=acer)
     state, board = make_state(c), Board(1, c.algorithm.metrics)
     replica, actor = make_actor(c, 0, state, board)
     learner, updater = make_learner(c, 0, replica), make_updater(c, 0, state, board)

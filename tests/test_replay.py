@@ -81,6 +81,7 @@ def test_whatever_can_be_sampled_is_what_was_added(stack: int, kept: str, tmp_pa
         first = max(0, n - SLOTS + (2 if stack > 1 else 1))
         assert list(ring.whole) == list(range(first, n))
         assert ring.steps == len(ring.whole) * T * B
+        assert ring.full == (n >= SLOTS - ring.lost)
         for number in ring.whole:
             for column in range(B):
                 same(at(ring, number, column), everything[number], column)

@@ -138,6 +138,11 @@ class Learner:
         """Steps that can be replayed."""
         return 0 if self.replay is None else self.replay.steps
 
+    @property
+    def full(self) -> bool:
+        """There is no room for more."""
+        return self.replay is None or self.replay.full
+
     def sample(self, count: int, generator: torch.Generator, length: int | None = None) -> Rollout:
         """Replayed rollouts where the model is, their rewards scaled as those of a fresh one are."""
         assert self.replay is not None, "an algorithm samples when there are steps"

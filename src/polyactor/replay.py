@@ -70,6 +70,11 @@ class Ring:
         """Rows that can be sampled."""
         return len(self.whole) * self.length * self.columns
 
+    @property
+    def full(self) -> bool:
+        """Every rollout from now on takes the place of another."""
+        return len(self.whole) == self.slots - self.lost
+
     def add(self, rollout: Rollout) -> None:
         """Write a rollout ``[T, B]`` over the oldest one."""
         slot, t = self.added % self.slots, self.length

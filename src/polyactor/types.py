@@ -317,6 +317,10 @@ class Replay(Protocol):
     def steps(self) -> int:
         """Steps in it that can be sampled."""
 
+    @property
+    def full(self) -> bool:
+        """It will not hold more than now."""
+
     def sample(self, count: int, generator: torch.Generator, length: int | None = None) -> Rollout:
         """So many rollouts of one environment each, ``[T, count]``, any of them as likely as any other.
 

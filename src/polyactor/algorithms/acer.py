@@ -87,7 +87,7 @@ class ACER(Algorithm):
     replay_capacity: Annotated[int, Allowed(1)] = 50_000
     """Steps that are remembered, by all workers together."""
     replay_start: Annotated[int, Allowed(0)] = 1_000
-    """Steps of a learner's own memory before it replays."""
+    """Steps in a learner's own memory before it replays; where those are more than fit, it replays when it is full."""
     replay_batch: Annotated[int | None, Allowed(1)] = None
     """Rollouts of one environment in a replayed batch; none: as many as a fresh one has."""
     replay_window: Annotated[int | None, Allowed(1)] = None
@@ -156,7 +156,9 @@ class ACER(Algorithm):
         columns = rollout.reward.shape[1]
         if self.on_policy:
             yield self.noisy(rollout, generator)
-        if replay is None or replay.steps < max(1, self.replay_start, columns * (self.replay_window or 0)):
+        if replay is None or replay.steps < max(1, columns * (self.replay_window or 0)):
+            return
+        if replay.steps < self.replay_start and not replay.full:
             return
         rate = rollout.reward.new_tensor(self.replay_ratio)
         for _ in range(int(_poisson(rate, generator))):

@@ -388,14 +388,14 @@ def test_it_learns_from_windows(scheme: str) -> None:
         check(replace(c, model=replace(c.model, core="lstm")))
 
 
-@pytest.mark.parametrize("capacity", [50_000, 60])
+@pytest.mark.parametrize("capacity", [50_000, 80])
 def test_off_policy_alone_every_step_is_counted(capacity: int) -> None:
     """Rollouts before the replay starts, and those of which chance makes no batch, are counted with the next.
 
-    Of 60 steps fewer can be sampled: where the start is above that, replaying begins when no more fit.
+    Of 80 steps fewer can be sampled: where the start is above that, replaying begins when no more fit.
     """
     c = config()
-    acer = replace(c.algorithm, on_policy=False, replay_ratio=0.5, replay_start=60, replay_capacity=capacity)  # type: ignore[call-arg]
+    acer = replace(c.algorithm, on_policy=False, replay_ratio=0.5, replay_start=80, replay_capacity=capacity)  # type: ignore[call-arg]
     c = replace(c, algorithm=acer)
     state, board = make_state(c), Board(1, c.algorithm.metrics)
     replica, actor = make_actor(c, 0, state, board)

@@ -54,6 +54,7 @@ class Part(StrEnum):
 
 
 PARTS = tuple(Part)
+SAMPLING = (Part.EMULATE, Part.INFER, Part.STORE)
 
 
 class Watch:
@@ -205,6 +206,11 @@ class Board:
     def spent(self) -> dict[Part, float]:
         """Seconds of all workers together, by part."""
         return dict(zip(PARTS, self._seconds.numpy().sum(0).tolist(), strict=True))
+
+    def sampling(self) -> list[float]:
+        """Seconds that each worker has spent on collecting rollouts."""
+        seconds: list[float] = self._seconds.numpy()[:, [PARTS.index(part) for part in SAMPLING]].sum(1).tolist()
+        return seconds
 
     def metrics(self) -> dict[str, float | None]:
         """Mean of each over the updates since the last `mark`, or what it was then when there were none."""

@@ -22,6 +22,7 @@ from polyactor.evaluate import evaluate_on_all_cores
 from polyactor.machine import tune_allocator
 from polyactor.metrics import MetricsLog
 from polyactor.optim.flat import State
+from polyactor.pace import Pace
 from polyactor.policy import start_from
 from polyactor.progress import Progress, banner, clock
 from polyactor.record import keepsakes
@@ -135,6 +136,7 @@ class _Training:
         self.saver = Saver(directory, self.log, lambda line: self.progress.say(line))
         self.beside = Beside(config, self.saver, self.log, before.get("best_evaluation"), board.steps)
         self.next_checkpoint = time.monotonic() + config.checkpoint_every
+        self.pace = Pace(board)
         self.next_show = 0.0
         self.resumed = bool(before)
         self.skipped, self.told = 0, Counts[str]()
@@ -205,6 +207,9 @@ class _Training:
         tally.take_in_games()
         for worker, sentence in self.board.new_env_errors():
             self._tell("env_error", f"worker {worker}: {sentence}", worker=worker)
+        for worker, times in self.pace.look():
+            words = f"rollouts of worker {worker} take {times:.1f} times as long as the others'"
+            self._tell("worker_slow", f"{words}; in lockstep all wait for it", worker=worker)
         now, due = time.monotonic(), tally.due
         if due or (now >= self.next_checkpoint and tally.moved):
             self._report(due=due)

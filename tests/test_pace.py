@@ -1,0 +1,111 @@
+"""Who is slow is told once, and again when it was not meanwhile."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+
+import polyactor as pa
+from polyactor import pace
+from polyactor.board import Board, Counter, Part
+from polyactor.pace import Pace
+
+
+class Clock:
+    now = 0.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    return clock
+
+
+def rollouts(board: Board, clock: Clock, *took: float | None) -> None:
+    """What each worker's two rollouts took, or that it had none."""
+    for worker, seconds in enumerate(took):
+        if seconds is not None:
+            board.count(worker, Counter.TURNS, 2)
+            board.spend(worker, Part.EMULATE, 2 * seconds)
+            board.spend(worker, Part.WAIT, 50.0)
+            board.spend(worker, Part.DIFFERENTIATE, 50.0)
+    clock.now += pace.EVERY
+
+
+def test_a_slow_worker_is_named_once(clock: Clock) -> None:
+    board = Board(3)
+    look = Pace(board)
+    rollouts(board, clock, 0.1, 0.1, 0.6)
+    assert list(look.look()) == [(2, pytest.approx(6.0))]
+    rollouts(board, clock, 0.1, 0.1, 0.6)
+    assert list(look.look()) == []
+    for times in (4.9, 5.1):  # still slow
+        rollouts(board, clock, 0.1, 0.1, 0.1 * times)
+        assert list(look.look()) == []
+    rollouts(board, clock, 0.1, 0.1, 0.1)
+    assert list(look.look()) == []
+    rollouts(board, clock, 0.1, 0.1, 0.6)
+    assert list(look.look()) == [(2, pytest.approx(6.0))]
+
+
+def test_five_times_is_not_yet_slow_and_what_is_slower_than_one_other_is(clock: Clock) -> None:
+    board = Board(2)
+    look = Pace(board)
+    rollouts(board, clock, 0.25, 1.25)
+    assert list(look.look()) == []
+    rollouts(board, clock, 0.25, 1.5)
+    assert list(look.look()) == [(1, pytest.approx(6.0))]
+
+
+def test_rollouts_longer_than_a_look_are_timed_when_they_are_done(clock: Clock) -> None:
+    board = Board(2)
+    look = Pace(board)
+    for _ in range(3):
+        rollouts(board, clock, 1.0, None)
+        assert list(look.look()) == []
+    rollouts(board, clock, None, 35.0)
+    assert list(look.look()) == [(1, pytest.approx(35.0))]
+
+
+def test_one_alone_is_not_compared_and_nothing_is_said_too_early(clock: Clock) -> None:
+    board = Board(1)
+    look = Pace(board)
+    rollouts(board, clock, 100.0)
+    assert list(look.look()) == []
+    board = Board(2)
+    look = Pace(board)
+    rollouts(board, clock, 0.1, 9.0)
+    clock.now -= 0.1
+    assert list(look.look()) == []
+
+
+class SlowInOne(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Each step of worker 1 takes 5 ms."""
+
+    def step(self, action: Any) -> Any:
+        if multiprocessing.current_process().name == "polyactor-worker-1":
+            time.sleep(0.005)
+        return super().step(action)
+
+
+@pytest.mark.fault("P7")
+@pytest.mark.parametrize("options", [["impala", 0], ["a3c", None]])
+def test_a_run_tells_of_a_slow_worker(options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "EVERY", 0.5)
+    name, lag = options
+    values: Any = {} if lag is None else {"scheme": {"max_lag": lag}}
+    run = pa.train(
+        name, env=lambda: SlowInOne(gymnasium.make("CartPole-v1")), workers=2, envs=1, steps=3_000, quiet=True,
+        out=tmp_path / "run", **values,
+    )  # fmt: skip
+    events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
+    told = [each for each in events if each["event"] == "worker_slow"]
+    assert [each["worker"] for each in told] == [1]
+    assert "times as long as the others'" in told[0]["reason"]

@@ -24,7 +24,7 @@ import torch
 from gymnasium import spaces
 
 import polyactor as pa
-from polyactor import checkpoint, tally, transport
+from polyactor import checkpoint, machine, tally, training, transport
 from polyactor.actor import Actor
 from polyactor.board import Board, Counter
 from polyactor.build import PLAY, Streams, make_model, make_state
@@ -121,6 +121,31 @@ def test_the_banner_says_what_to_expect_of_a_preset(
     pa.train("cartpole-a2c", env=env, steps=200, out=str(tmp_path / "run"))
     said = capsys.readouterr().out
     assert (f"to expect, as measured on two cores: {PRESETS['cartpole-a2c'].measured}" in said) == known
+
+
+@pytest.mark.fault("P9")
+@pytest.mark.parametrize(("there", "low"), [(10**6, 0), (2, 1)])
+def test_it_says_how_much_memory_it_takes_and_whether_that_is_nearly_all(
+    there: int, low: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(training, "memory_mb", lambda: there)
+    run = pa.train("a2c", env="polyactor/Chain-v0", steps=1_000, out=tmp_path / "run")
+    said = capsys.readouterr().out
+    rows = read_rows(run.path / "metrics.jsonl")
+    assert said.count(f"takes {rows[1]['rss_mb']:,.0f} MiB of memory, of {there:,.0f} MiB here") == 1
+    assert said.count("memory low: ") == low
+    assert [each["event"] for each in read_rows(run.path / "events.jsonl")].count("memory_low") == low
+
+
+def test_memory_is_the_machines_or_what_a_container_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"
+    monkeypatch.setattr(machine, "CONTAINER_LIMITS", files)
+    whole = machine.memory_mb()
+    assert whole > 256
+    files[0].write_text("max\n")
+    assert machine.memory_mb() == whole
+    files[1].write_text(f"{100 * 2**20}\n")
+    assert machine.memory_mb() == 100
 
 
 def test_rows_have_the_documented_keys_in_order(finished: pa.Run) -> None:

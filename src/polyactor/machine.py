@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from polyactor.errors import OutOfResources
 
+CONTAINER_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Files of control groups, versions 2 and 1."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
@@ -45,6 +50,17 @@ def shared_memory() -> Iterator[None]:
             f"not enough shared memory: {free:,.0f} MB of /dev/shm are left; a container gets more by "
             "docker run --shm-size, and --transport inline needs none"
         ) from error
+
+
+def memory_mb() -> float:
+    """Memory that processes may take here, in MiB: the machine's, or less in a container; NaN where that is unknown."""
+    limits: list[int] = []
+    with suppress(ValueError, OSError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for path in CONTAINER_LIMITS:
+        with suppress(ValueError, OSError):  # "max" is none
+            limits.append(int(path.read_text()))
+    return min(limits, default=math.nan) / 2**20
 
 
 def settle() -> None:

@@ -19,7 +19,7 @@ from polyactor.compose import to_json
 from polyactor.config import Config, check
 from polyactor.errors import PolyactorError
 from polyactor.evaluate import evaluate_on_all_cores
-from polyactor.machine import tune_allocator
+from polyactor.machine import memory_mb, tune_allocator
 from polyactor.metrics import MetricsLog
 from polyactor.optim.flat import State
 from polyactor.pace import Pace
@@ -36,6 +36,10 @@ SHOW_EVERY = 0.25
 """Seconds between two looks of the live view."""
 SAID = 5
 """Events of one kind that are said on the screen, too."""
+WEIGHED_AT = 2
+"""The row at which all workers have long been at work."""
+SCARCE = 0.9
+"""Share of the memory there is that is nearly all."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ class _Training:
         self.pace = Pace(board)
         self.next_show = 0.0
         self.resumed = bool(before)
-        self.skipped, self.told = 0, Counts[str]()
+        self.rows, self.skipped, self.told = 0, 0, Counts[str]()
         self.best_is_unsaved = False
         self.precision = precision(config, images=state.layout.convolutional)
 
@@ -226,12 +230,23 @@ class _Training:
         row = self.tally.report(due=due)
         self.log.row(row)
         self.progress.show(row, new=True)
+        self._weigh(row["rss_mb"])
         skipped = int(self.board.counters[:, Counter.SKIPPED].sum())
         if skipped > self.skipped:
             self.log.event("update_skipped", "the gradient was not finite", updates=skipped - self.skipped)
             self.skipped = skipped
         if due and self.tally.is_best(row) and self.config.evaluate_every is None:
             self.best_is_unsaved = True
+
+    def _weigh(self, taken: float) -> None:
+        """Say once how much memory the run takes, when all workers are there, and once if that is nearly all."""
+        self.rows += 1
+        there = memory_mb()
+        if self.rows == WEIGHED_AT:
+            self.progress.say(f"takes {taken:,.0f} MiB of memory, of {there:,.0f} MiB here")
+        lasting = not self.config.algorithm.remembers  # what replay keeps of its files the system takes back
+        if lasting and taken > SCARCE * there and not self.told["memory_low"]:
+            self._tell("memory_low", f"{taken:,.0f} of {there:,.0f} MiB are taken: fewer --workers or --envs need less")
 
     def _save(self, *tags: str, final: bool = False) -> Path | None:
         """Save a checkpoint, point `last` and these tags at it; None where that could not be, and may be later."""

@@ -7,8 +7,8 @@ Pairs: every seed in both precisions, taking turns in who goes first. Compared a
 the mean of the last 100 games was first at the target; the interval is Student's, of the logarithm of the ratio.
 
 Gradients: one more run in fp32, as long as that of seed 1, its parameters noted at 10 points. At each of them one
-rollout is collected, and the loss's gradient of it taken in both precisions; nothing is remembered from acting. Exits
-with 1 if any two have a cosine below 0.999.
+rollout is collected, or several, and the loss's gradient of it taken in both precisions; nothing is remembered from
+acting. Exits with 1 if any two have a cosine below 0.999.
 
 All of it is kept in ``results/precision-<preset>/``, and runs found there are not repeated.
 """
@@ -64,6 +64,7 @@ def main() -> int:
     parser.add_argument("--target", type=float, help="default: the preset's own stop-at")
     parser.add_argument("--points", type=int, default=10, help="where gradients are compared; 0: pairs alone")
     parser.add_argument("--rollout", type=int, default=20, help=f"steps, in {ENVS} environments, of each comparison")
+    parser.add_argument("--rollouts", type=int, default=1, help="gradients are the mean over so many")
     options = parser.parse_args()
     target = base_config(options.preset).stop_at if options.target is None else options.target
     if target is None:
@@ -77,7 +78,7 @@ def main() -> int:
     if not first.exists():
         parser.error(f"{first} does not exist, and says how long to train: run with --seeds 1 or more first")
     span = json.loads(first.read_text())["agent_steps"]
-    return gradients(options.preset, options.points, span, options.rollout, folder)
+    return gradients(options.preset, options.points, span, options.rollout, options.rollouts, folder)
 
 
 def keep(file: Path, said: Mapping[str, Any]) -> None:
@@ -193,17 +194,19 @@ def draw(preset: str, seeds: int, target: float, folder: Path) -> None:
 # ---- gradients -------------------------------------------------------------------------------------------------
 
 
-def gradients(preset: str, points: int, span: int, rollout: int, folder: Path) -> int:
+def gradients(preset: str, points: int, span: int, rollout: int, rollouts: int, folder: Path) -> int:
     """Compare them at points of a run of `span` steps; 1 if any two point different ways."""
     config = replace(base_config(preset), precision="fp32", seed=1)
-    found = compare(config, snapshots(config, points, span), rollout)
+    found = compare(config, snapshots(config, points, span), rollout, rollouts)
     print(
-        f"{'steps':>10} {'cosine':>10} {'length':>8}  of bf16's gradient, fp32's being 1, on {ENVS} × {rollout} steps"
+        f"{'steps':>10} {'cosine':>10} {'length':>8}  of bf16's gradient, fp32's being 1, "
+        f"on {rollouts} × {ENVS} × {rollout} steps"
     )
     for each in found:
         print(f"{each['agent_steps']:>10} {each['cosine']:>10.6f} {each['length']:>8.4f}")
     agree = all(each["cosine"] >= LEAST_COSINE for each in found)
-    keep(folder / "gradients.json", {"preset": preset, "envs": ENVS, "rollout": rollout, "points": found})
+    sample = {"envs": ENVS, "rollout": rollout, "rollouts": rollouts}
+    keep(folder / "gradients.json", {"preset": preset, **sample, "points": found})
     print(f"{'ok' if agree else 'FAIL'}: every cosine has to be at least {LEAST_COSINE}")
     return 0 if agree else 1
 
@@ -223,8 +226,8 @@ def snapshots(config: Config, points: int, span: int) -> list[tuple[int, Tensor]
     return found
 
 
-def compare(config: Config, found: Sequence[tuple[int, Tensor]], rollout: int) -> list[dict[str, float]]:
-    """At each snapshot: cosine of both gradients of one rollout, and the length of bf16's ÷ that of fp32's."""
+def compare(config: Config, found: Sequence[tuple[int, Tensor]], rollout: int, rollouts: int) -> list[dict[str, float]]:
+    """At each snapshot: cosine of both gradients of the same rollouts, and the length of bf16's ÷ that of fp32's."""
     config = replace(config, envs=ENVS, rollout=rollout, workers=1)
     state, board = make_state(config), Board(1, config.algorithm.metrics)
     replica, actor = make_actor(config, 0, state, board)
@@ -239,8 +242,12 @@ def compare(config: Config, found: Sequence[tuple[int, Tensor]], rollout: int) -
             lowered.pull()
             for _ in range(WARM_UP):
                 actor.collect(replica.version)
-            same = actor.collect(replica.version).replace(memo=None)
-            exact, rounded = (gradient(learner, same) for learner in learners)
+            exact = rounded = torch.zeros(())
+            for _ in range(rollouts):
+                same = actor.collect(replica.version).replace(memo=None)
+                exact, rounded = (
+                    total + gradient(learner, same) for total, learner in zip((exact, rounded), learners, strict=True)
+                )
             length = float(rounded.norm() / exact.norm())
             cosine = float(torch.nn.functional.cosine_similarity(exact, rounded, dim=0))
             said.append({"agent_steps": steps, "cosine": cosine, "length": length})

@@ -269,6 +269,7 @@ def test_killed_twenty_times_while_it_saves_in_a_loop(tmp_path: Path) -> None:
     rng, values = random.Random(0), [0]
     save(tmp_path, {"theta": torch.zeros(50_000)}, {"value": 0}, 0)
     for _ in range(20):
+        hears, says = os.pipe()
         child = os.fork()
         if child == 0:
             try:
@@ -276,17 +277,21 @@ def test_killed_twenty_times_while_it_saves_in_a_loop(tmp_path: Path) -> None:
                 while True:
                     value += 1
                     save(tmp_path, {"theta": torch.full((50_000,), float(value))}, {"value": value}, value // 3)
+                    os.write(says, b"1")
             finally:
                 os._exit(1)
-        time.sleep(rng.uniform(0.005, 0.06))
+        os.close(says)
+        os.read(hears, 1)  # it has saved once
+        time.sleep(rng.uniform(0.0, 0.06))
         os.kill(child, signal.SIGKILL)
+        os.close(hears)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         found = load(tmp_path)
         assert bool((found.tensors["theta"] == found.meta["value"]).all())
         values.append(found.meta["value"])
     print(values)
     assert values == sorted(values)
-    assert values[-1] >= 5  # on a busy machine, too
+    assert values[-1] >= 20
     write(tmp_path, 99, values[-1])
     tidy(tmp_path)
 

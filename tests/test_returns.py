@@ -439,11 +439,15 @@ def test_v_trace_without_bars_is_the_importance_sampled_return(drawn: tuple[Case
 
 
 @quick
-@given(weighted(), some_bars(), st.integers(1, 9))
-def test_v_trace_split_at_a_fake_row_is_two_rollouts(drawn: tuple[Case, Tensor], bars: dict[str, Any], at: int) -> None:
+@given(weighted(), some_bars(), st.data())
+def test_v_trace_split_at_a_fake_row_is_two_rollouts(
+    drawn: tuple[Case, Tensor], bars: dict[str, Any], data: st.DataObject
+) -> None:
     """Streams whose fake row is at the cut, which therefore falls right before or right after it."""
     case, rho = drawn
-    assume(at < len(rho) and (case.mask[at] == 0).any())
+    fakes = (case.mask[1:] == 0).any(-1).nonzero().flatten().tolist()
+    assume(fakes)
+    at = 1 + data.draw(st.sampled_from(fakes))
     ends = case.mask[at] == 0
     whole = v_trace(case, rho, **bars)
     for cut in {at, min(at + 1, len(rho) - 1)}:

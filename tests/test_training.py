@@ -24,7 +24,7 @@ import torch
 from gymnasium import spaces
 
 import polyactor as pa
-from polyactor import checkpoint, machine, tally, training, transport
+from polyactor import checkpoint, machine, tally, telling, transport
 from polyactor.actor import Actor
 from polyactor.board import Board, Counter
 from polyactor.build import PLAY, Streams, make_model, make_state
@@ -128,7 +128,7 @@ def test_the_banner_says_what_to_expect_of_a_preset(
 def test_it_says_how_much_memory_it_takes_and_whether_that_is_nearly_all(
     there: int, low: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(training, "memory_mb", lambda: there)
+    monkeypatch.setattr(telling, "memory_mb", lambda: there)
     run = pa.train("a2c", env="polyactor/Chain-v0", steps=1_000, out=tmp_path / "run")
     said = capsys.readouterr().out
     rows = read_rows(run.path / "metrics.jsonl")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter as Counts
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,16 +12,15 @@ from typing import Any
 
 from polyactor import checkpoint, failpoints, transport
 from polyactor.beside import Beside
-from polyactor.board import Board, Counter
+from polyactor.board import Board
 from polyactor.build import make_state, precision
 from polyactor.compose import to_json
 from polyactor.config import Config, check
 from polyactor.errors import PolyactorError
 from polyactor.evaluate import evaluate_on_all_cores
-from polyactor.machine import memory_mb, tune_allocator
+from polyactor.machine import tune_allocator
 from polyactor.metrics import MetricsLog
 from polyactor.optim.flat import State
-from polyactor.pace import Pace
 from polyactor.policy import start_from
 from polyactor.progress import Progress, banner, clock
 from polyactor.record import keepsakes
@@ -31,15 +29,10 @@ from polyactor.rundir import claimed, refuse_taken, run_directory
 from polyactor.saving import Saver, with_advice
 from polyactor.signals import stop_signals
 from polyactor.tally import GAMES, Tally
+from polyactor.telling import Teller
 
 SHOW_EVERY = 0.25
 """Seconds between two looks of the live view."""
-SAID = 5
-"""Events of one kind that are said on the screen, too."""
-WEIGHED_AT = 2
-"""The row at which all workers have long been at work."""
-SCARCE = 0.9
-"""Share of the memory there is that is nearly all."""
 
 
 @dataclass(frozen=True)
@@ -137,13 +130,12 @@ class _Training:
         self.config, self.directory, self.state, self.board = config, directory, state, board
         self.tally = Tally(config, board, before)
         self.log = MetricsLog(directory, append=bool(before), steps=board.steps)
-        self.saver = Saver(directory, self.log, lambda line: self.progress.say(line))
+        self.saver = Saver(directory, self.log, self._say)
+        self.teller = Teller(config, board, self.log, self._say)
         self.beside = Beside(config, self.saver, self.log, before.get("best_evaluation"), board.steps)
         self.next_checkpoint = time.monotonic() + config.checkpoint_every
-        self.pace = Pace(board)
         self.next_show = 0.0
         self.resumed = bool(before)
-        self.rows, self.skipped, self.told = 0, 0, Counts[str]()
         self.best_is_unsaved = False
         self.precision = precision(config, images=state.layout.convolutional)
 
@@ -162,7 +154,9 @@ class _Training:
                 self.log.event("resumed", agent_steps=self.board.steps, rows_dropped=self.log.taken_back)
             try:
                 # Whoever remembers rollouts does so in the run's directory.
-                scheme = transport.run(replace(config, out=str(self.directory)), self.state, self.board, self._tell)
+                scheme = transport.run(
+                    replace(config, out=str(self.directory)), self.state, self.board, self.teller.tell
+                )
                 try:
                     status = self._watch(scheme)
                 finally:
@@ -197,23 +191,14 @@ class _Training:
         self._look()
         return "stopped" if self.stop.asked else "done"
 
-    def _tell(self, event: str, reason: str = "", **fields: Any) -> None:
-        """Of workers and environments: on the record, and on the screen where there is a reason, for the first few."""
-        self.log.event(event, reason, **fields)
-        self.told[event] += 1
-        if reason and self.told[event] <= SAID:
-            more = "; more of these are in events.jsonl" if self.told[event] == SAID else ""
-            self.progress.say(f"{event.replace('_', ' ')}: {reason}{more}")
+    def _say(self, line: str) -> None:
+        self.progress.say(line)
 
     def _look(self) -> bool:
         """Take in what the workers did since the last look; True when the score asked for is reached."""
         tally = self.tally
         tally.take_in_games()
-        for worker, sentence in self.board.new_env_errors():
-            self._tell("env_error", f"worker {worker}: {sentence}", worker=worker)
-        for worker, times in self.pace.look():
-            words = f"rollouts of worker {worker} take {times:.1f} times as long as the others'"
-            self._tell("worker_slow", f"{words}; in lockstep all wait for it", worker=worker)
+        self.teller.look()
         now, due = time.monotonic(), tally.due
         if due or (now >= self.next_checkpoint and tally.moved):
             self._report(due=due)
@@ -230,23 +215,9 @@ class _Training:
         row = self.tally.report(due=due)
         self.log.row(row)
         self.progress.show(row, new=True)
-        self._weigh(row["rss_mb"])
-        skipped = int(self.board.counters[:, Counter.SKIPPED].sum())
-        if skipped > self.skipped:
-            self.log.event("update_skipped", "the gradient was not finite", updates=skipped - self.skipped)
-            self.skipped = skipped
+        self.teller.reported(row["rss_mb"])
         if due and self.tally.is_best(row) and self.config.evaluate_every is None:
             self.best_is_unsaved = True
-
-    def _weigh(self, taken: float) -> None:
-        """Say once how much memory the run takes, when all workers are there, and once if that is nearly all."""
-        self.rows += 1
-        there = memory_mb()
-        if self.rows == WEIGHED_AT:
-            self.progress.say(f"takes {taken:,.0f} MiB of memory, of {there:,.0f} MiB here")
-        lasting = not self.config.algorithm.remembers  # what replay keeps of its files the system takes back
-        if lasting and taken > SCARCE * there and not self.told["memory_low"]:
-            self._tell("memory_low", f"{taken:,.0f} of {there:,.0f} MiB are taken: fewer --workers or --envs need less")
 
     def _save(self, *tags: str, final: bool = False) -> Path | None:
         """Save a checkpoint, point `last` and these tags at it; None where that could not be, and may be later."""

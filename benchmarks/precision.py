@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -52,6 +53,10 @@ CURVE = ("agent_steps", "wall_s", "games", "score_mean100")
 LEAST_COSINE = 0.999
 ENVS = 32
 """Of the rollout that gradients are taken of."""
+ROW_EVERY = 5.0
+"""Seconds; a row comes with every checkpoint."""
+STOPPED = 75
+"""The exit code of a run that was asked to end."""
 WARM_UP = 10
 """Rollouts played before it: it would else show only how games begin."""
 
@@ -121,10 +126,10 @@ def one(preset: str, precision: str, seed: int, target: float, folder: Path) -> 
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
         arguments = ["train", preset, "--precision", precision, "--seed", str(seed)]
-        subprocess.run([sys.executable, "-m", "polyactor", *arguments, "--out", str(out), "--quiet"], check=True)
-        rows, events = read_rows(out / "metrics.jsonl"), read_rows(out / "events.jsonl")
-        summary, config = (json.loads((out / f"{name}.json").read_text()) for name in ("summary", "config"))
-    steps, seconds = reached(rows, events, target, config["stop_at"])
+        arguments += ["--stop-at", "none", "--checkpoint-every", str(ROW_EVERY)]
+        until_reached([sys.executable, "-m", "polyactor", *arguments, "--out", str(out), "--quiet"], out, target)
+        rows, summary = read_rows(out / "metrics.jsonl"), json.loads((out / "summary.json").read_text())
+    steps, seconds = reached(rows, target)
     summary |= {"precision": precision, "target": target, "target_at_steps": steps, "target_at_s": seconds}
     kept.mkdir(parents=True, exist_ok=True)
     command = {"command": " ".join(["polyactor", *arguments])}
@@ -136,19 +141,27 @@ def one(preset: str, precision: str, seed: int, target: float, folder: Path) -> 
     return steps, seconds
 
 
-def reached(
-    rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]], target: float, stop_at: float | None
-) -> tuple[int | None, float | None]:
-    """Steps and seconds at which the mean of the last 100 games was first at the target.
+def until_reached(command: Sequence[str], out: Path, target: float) -> None:
+    """Run it until its rows show the target: no games are played to confirm it, since it is compared, not claimed."""
+    process = subprocess.Popen(command)
+    try:
+        while process.poll() is None:
+            time.sleep(1.0)
+            if (out / "metrics.jsonl").exists() and reached(read_rows(out / "metrics.jsonl"), target)[0] is not None:
+                process.terminate()
+                break
+    finally:
+        code = process.wait()
+    if code not in (0, STOPPED):
+        raise subprocess.CalledProcessError(code, command)
 
-    A run looks more often than it writes a row, and notes at once when it is where it shall stop; that note's clock has
-    not yet counted the games that confirm it.
-    """
-    seen = [row for row in rows if row["games"] >= 100 and row["score_mean100"] >= target]
-    if stop_at is not None and stop_at >= target:
-        seen += [event for event in events if event["event"] == "confirmation"]
-    first = min(seen, key=lambda each: (each["agent_steps"], each["wall_s"]), default=None)
-    return (None, None) if first is None else (first["agent_steps"], round(first["wall_s"], 3))
+
+def reached(rows: Sequence[Mapping[str, Any]], target: float) -> tuple[int | None, float | None]:
+    """Steps and seconds at which the mean of the last 100 games was first at the target."""
+    for row in rows:
+        if row["games"] >= 100 and row["score_mean100"] >= target:
+            return row["agent_steps"], row["wall_s"]
+    return None, None
 
 
 def ratio(found: Sequence[tuple[float | None, ...]]) -> dict[str, Any]:
@@ -226,7 +239,9 @@ def snapshots(config: Config, points: int, span: int) -> list[tuple[int, Tensor]
     return found
 
 
-def compare(config: Config, found: Sequence[tuple[int, Tensor]], rollout: int, rollouts: int) -> list[dict[str, float]]:
+def compare(
+    config: Config, found: Sequence[tuple[int, Tensor]], rollout: int, rollouts: int = 1
+) -> list[dict[str, float]]:
     """At each snapshot: cosine of both gradients of the same rollouts, and the length of bf16's ÷ that of fp32's."""
     config = replace(config, envs=ENVS, rollout=rollout, workers=1)
     state, board = make_state(config), Board(1, config.algorithm.metrics)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,25 +37,43 @@ def row(steps: int, wall: float, games: int, score: float | None) -> dict[str, A
 
 
 ROWS = [row(10, 1.0, 0, None), row(20, 2.0, 99, 9.5), row(30, 3.0, 100, 7.0), row(40, 9.0, 130, 9.0)]
-NOTE = {"event": "confirmation", "agent_steps": 36, "wall_s": 3.5, "evaluation_score": 8.0}
 
 
 @pytest.mark.parametrize(
-    ("target", "stop_at", "found"),
+    ("target", "found"),
     [
-        (7.0, None, (30, 3.0)),
-        (9.0, None, (40, 9.0)),
-        (9.0, 9.0, (36, 3.5)),  # the row after it counts the games that confirm
-        (7.0, 9.0, (30, 3.0)),
-        (9.0, 8.0, (40, 9.0)),  # the note is of a lower score
-        (9.5, 9.0, (None, None)),  # a mean of fewer than 100 games is none
+        (7.0, (30, 3.0)),
+        (9.0, (40, 9.0)),
+        (9.5, (None, None)),  # a mean of fewer than 100 games is none
     ],
 )
 def test_where_a_run_reached_the_target(
-    precision: ModuleType, target: float, stop_at: float | None, found: tuple[int | None, float | None]
+    precision: ModuleType, target: float, found: tuple[int | None, float | None]
 ) -> None:
-    events = [{"event": "started"}] + [NOTE] * (stop_at is not None)
-    assert precision.reached(ROWS, events, target, stop_at) == found
+    assert precision.reached(ROWS, target) == found
+
+
+WRITER = """
+import json, pathlib, signal, sys, time
+out, score, last = pathlib.Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+for steps in range(1, 10**9):
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"agent_steps": steps, "wall_s": 0.1, "games": 100, "score_mean100": score}) + "\\n")
+    time.sleep(0.01)
+    if steps == last:
+        sys.exit(last)
+"""
+
+
+@pytest.mark.parametrize(("score", "last"), [("9", "0"), ("8", "5")])
+def test_a_run_is_ended_where_it_is_at_the_target(precision: ModuleType, tmp_path: Path, score: str, last: str) -> None:
+    command = [sys.executable, "-c", WRITER, str(tmp_path), score, last]
+    if last == "0":
+        precision.until_reached(command, tmp_path, 9.0)
+    else:  # it fails by itself
+        with pytest.raises(subprocess.CalledProcessError):
+            precision.until_reached(command, tmp_path, 9.0)
 
 
 def test_a_run_that_is_kept_is_not_repeated(
@@ -62,7 +82,7 @@ def test_a_run_that_is_kept_is_not_repeated(
     def refused(*args: object, **more: object) -> None:
         raise RuntimeError("it runs")
 
-    monkeypatch.setattr(precision.subprocess, "run", refused)
+    monkeypatch.setattr(precision, "until_reached", refused)
     kept = tmp_path / "bf16-seed-1" / "summary.json"
     kept.parent.mkdir()
     kept.write_text(json.dumps({"target": 9.0, "target_at_steps": 500, "target_at_s": 1.5}))
@@ -83,9 +103,9 @@ def test_the_ratio_is_a_geometric_mean_with_students_interval(precision: ModuleT
     assert precision.student(4) == pytest.approx(2.776, rel=0.005)
 
 
-@pytest.mark.parametrize("preset", ["catch-a3c", "pong-appo"])
+@pytest.mark.parametrize(("preset", "rollouts"), [("catch-a3c", 2), ("pong-appo", 1)])
 def test_gradients_are_compared_at_each_snapshot(
-    precision: ModuleType, preset: str, monkeypatch: pytest.MonkeyPatch
+    precision: ModuleType, preset: str, rollouts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if preset.startswith("pong"):
         pytest.importorskip("ale_py")
@@ -103,13 +123,13 @@ def test_gradients_are_compared_at_each_snapshot(
     config = replace(base_config(preset), precision="fp32", seed=1)
     start = make_state(config).vector.clone()
     later = start + 0.02 * torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
-    said = precision.compare(config, [(0, start), (1000, later)], 8)
+    said = precision.compare(config, [(0, start), (1000, later)], 8, rollouts)
     assert [each["agent_steps"] for each in said] == [0, 1000]
     assert all(0.99 < each["cosine"] < 1 for each in said)
     assert all(each["length"] == pytest.approx(1, abs=0.1) for each in said)
-    assert [learner.replica.model.trunk.bf16 for learner, *_ in seen] == [False, True] * 2
+    assert [learner.replica.model.trunk.bf16 for learner, *_ in seen] == [False, True] * 2 * rollouts
     assert all(rollout.memo is None for _, rollout, _ in seen)
-    for (*_, vector), expected in zip(seen, (start, start, later, later), strict=True):
+    for (*_, vector), expected in zip(seen, [start] * 2 * rollouts + [later] * 2 * rollouts, strict=True):
         assert torch.equal(vector, expected)
     assert len(seen[0][1].reward) == 8
     assert seen[-1][0].replica.board.steps == 1000
@@ -128,7 +148,7 @@ def test_one_gradient_that_points_elsewhere_fails(
     found = [{"agent_steps": 1, "cosine": each, "length": 1.0} for each in (1.0, cosine, 1.0)]
     monkeypatch.setattr(precision, "snapshots", lambda *_: [])
     monkeypatch.setattr(precision, "compare", lambda *_: found)
-    assert precision.gradients("catch-a3c", 3, 10, 20, tmp_path) == code
+    assert precision.gradients("catch-a3c", 3, 10, 20, 1, tmp_path) == code
     assert capsys.readouterr().out.splitlines()[-1].startswith(word)
     assert np.isclose(json.loads((tmp_path / "gradients.json").read_text())["points"][0]["cosine"], 1)
 

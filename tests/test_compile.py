@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from marks import mostly_slow
 from torch import Tensor
 
 from polyactor.algorithms import A2C, PPO, VTrace
@@ -70,7 +71,7 @@ def assert_alike(algorithm: Algorithm, make_rollout: MakeRollout) -> None:
     assert not torch.allclose(plain[-1], frozen[-1], rtol=1e-3)  # the coefficient has changed on the way
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", mostly_slow(ALGORITHMS, fast=["ppo"]))
 def test_a_loss_and_its_gradient_are_one_graph(
     name: str, make_rollout: MakeRollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:

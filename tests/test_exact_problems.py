@@ -43,7 +43,11 @@ def config(env: str, algorithm: A2C, **changes: Any) -> Config:
     [
         ("mean", Adam(lr=5e-3, lr_end=0.0, eps=1e-8)),
         # The sum of the about 40 real rows of a rollout, with the clip and ε that go with it.
-        ("sum", RMSprop(lr=5e-3, lr_end=0.0, eps=1e-5 * 40**2, max_grad_norm=0.5 * 40)),
+        pytest.param(
+            "sum",
+            RMSprop(lr=5e-3, lr_end=0.0, eps=1e-5 * 40**2, max_grad_norm=0.5 * 40),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["mean-adam", "sum-rmsprop"],
 )

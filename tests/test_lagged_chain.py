@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import mostly_slow
 
 from polyactor.algorithms import A2C, PPO, VTrace
 from polyactor.board import METRICS, Board
@@ -74,7 +75,7 @@ def trained(name: str, lag: int) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("lag", [pytest.param(0, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow), 20])
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "a2c"])
+@pytest.mark.parametrize("name", mostly_slow([name for name in ALGORITHMS if name != "a2c"], fast=["impala"]))
 def test_what_corrects_for_lag_finds_the_optimum_in_spite_of_it(golden: Golden, name: str, lag: int) -> None:
     _, answer = golden("chain5")
     value, measured = trained(name, lag)

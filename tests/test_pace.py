@@ -102,7 +102,7 @@ def test_a_run_tells_of_a_slow_worker(options: Any, tmp_path: Path, monkeypatch:
     name, lag = options
     values: Any = {} if lag is None else {"scheme": {"max_lag": lag}}
     run = pa.train(
-        name, env=lambda: SlowInOne(gymnasium.make("CartPole-v1")), workers=2, envs=1, steps=3_000, quiet=True,
+        name, env=lambda: SlowInOne(gymnasium.make("CartPole-v1")), workers=2, envs=1, steps=1_000, quiet=True,
         out=tmp_path / "run", **values,
     )  # fmt: skip
     events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]

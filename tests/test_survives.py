@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from marks import mostly_slow
 
 import polyactor as pa
 from polyactor import checkpoint
@@ -143,7 +144,7 @@ def killed_and_resumed(
 
 
 @pytest.mark.fault("P5", "P11")
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mostly_slow(METHODS, fast=["sync", "hogwild"]))
 def test_a_run_that_is_killed_leaves_nothing_and_can_be_resumed(
     name: str, tmp_path: Path, launch: Launch, record_property: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +171,7 @@ def may_mount() -> bool:
 
 
 @pytest.mark.fault("P10")
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "sync"])
+@pytest.mark.parametrize("name", mostly_slow([name for name in METHODS if name != "sync"], fast=["actor-learner"]))
 def test_too_little_shared_memory_is_said_before_training(name: str, tmp_path: Path, launch: Launch) -> None:
     if not may_mount():
         pytest.skip("this user may not mount a small /dev/shm")

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from marks import mostly_slow
 
 import polyactor as pa
 from polyactor import checkpoint, machine, tally, telling, transport
@@ -353,7 +354,7 @@ def test_evaluations_go_on_beside_training_and_keep_the_best(tmp_path: Path) -> 
 
 
 @pytest.mark.fault("P6")
-@pytest.mark.parametrize("preset", ["a2c", "a3c"])
+@pytest.mark.parametrize("preset", mostly_slow(["a2c", "a3c"], fast=["a3c"]))
 def test_sigterm_saves_and_exits_75_and_resume_goes_on(tmp_path: Path, preset: str) -> None:
     out = tmp_path / "run"
     flags = f"--env polyactor/Chain-v0 --steps 1000000 --workers 1 --envs {B} --rollout {T} --quiet --out {out}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -18,6 +19,8 @@ GAMES = 100
 """A score is the mean of so many games."""
 ROWS = 200
 """Rows a run reports, evenly spaced in environment steps, besides one with each checkpoint."""
+WEIGH_EVERY = 1.0
+"""Seconds in which memory is measured once: it costs more than all else in a row."""
 
 
 TROUBLES = {
@@ -52,6 +55,7 @@ class Tally:
         self.confirmation: float | None = None
         self.started = time.monotonic() - float(before.get("wall_s", 0.0))
         self.ended: float | None = None
+        self.memory_mb, self.weighed = 0.0, -math.inf
         self.row_every = max(1, config.steps // ROWS)
         self.next_row = self._after(board.steps)
         self.last_row, self.rate = (self.wall, board.steps), 0.0
@@ -113,7 +117,9 @@ class Tally:
 
     def report(self, *, due: bool) -> dict[str, Any]:
         """The row to keep; one that was due by steps and not by the clock begins new means."""
-        row = self.row() | {"rss_mb": round(resident_mb(os.getpid()), 1)}
+        if time.monotonic() - self.weighed >= WEIGH_EVERY:
+            self.memory_mb, self.weighed = round(resident_mb(os.getpid()), 1), time.monotonic()
+        row = self.row() | {"rss_mb": self.memory_mb}
         self.last_row = row["wall_s"], row["agent_steps"]  # what the row says: workers may have gone on since
         if due:
             self.next_row = self._after(row["agent_steps"])

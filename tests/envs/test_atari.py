@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
+from marks import mostly_slow
 
 from polyactor.envs import AtariOptions, Step, VectorEnv, check_env, make_envs
 from polyactor.envs.snapshot import snapshot
@@ -47,9 +48,9 @@ def register(monkeypatch: pytest.MonkeyPatch, **kwargs: Any) -> str:
     ("env", "sticky", "expected"),
     [
         ("ALE/Breakout-v5", None, 0.25),
-        ("BreakoutNoFrameskip-v4", None, 0.0),
-        ("ALE/Breakout-v5", 0.0, 0.0),
         ("BreakoutNoFrameskip-v4", 0.25, 0.25),
+        pytest.param("BreakoutNoFrameskip-v4", None, 0.0, marks=pytest.mark.slow),
+        pytest.param("ALE/Breakout-v5", 0.0, 0.0, marks=pytest.mark.slow),
     ],
 )
 def test_sticky_actions_are_the_ids_own_unless_said_otherwise(env: str, sticky: float | None, expected: float) -> None:
@@ -290,7 +291,7 @@ def test_emulators_that_can_be_saved_show_the_same_games() -> None:
         assert ended >= 4
 
 
-@pytest.mark.parametrize("steps", [0, 30, 39, 40, 41])
+@pytest.mark.parametrize("steps", mostly_slow([0, 30, 39, 40, 41], fast=[30, 40]))
 def test_saved_games_go_on(steps: int) -> None:
     """With idle frames and sticky actions, in the middle, at the end and at the start of a game."""
     ours, theirs = (make_envs("ALE/Pong-v5", 2, max_episode_steps=40, **SAVED) for _ in range(2))

@@ -20,6 +20,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from marks import mostly_slow
 
 from polyactor import failpoints, processes, transport
 from polyactor.algorithms import A2C, ACER, PPO, VTrace
@@ -209,16 +210,16 @@ def test_nobody_waits_for_one_that_takes_long_to_come_back(
 
 
 @pytest.mark.fault("P1")
-def test_a_total_that_is_reached_with_a_loss_on_the_way_ends_the_run() -> None:
-    for name in SCHEMES:
-        with training(config_of(SCHEMES[name], steps=3_000)) as run:
-            run.until(lambda run=run: run.board.steps > 500)
-            os.kill(run.pid(1), signal.SIGKILL)
-            for _ in run.scheme:
-                pass
-            assert run.board.steps >= 3_000
-            assert len(run.events("worker_lost")) == 1
-            assert run.finite()
+@pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["server-mean", "learner"]))
+def test_a_total_that_is_reached_with_a_loss_on_the_way_ends_the_run(name: str) -> None:
+    with training(config_of(SCHEMES[name], steps=3_000)) as run:
+        run.until(lambda: run.board.steps > 500)
+        os.kill(run.pid(1), signal.SIGKILL)
+        for _ in run.scheme:
+            pass
+        assert run.board.steps >= 3_000
+        assert len(run.events("worker_lost")) == 1
+        assert run.finite()
 
 
 @pytest.mark.fault("P8")
@@ -240,14 +241,14 @@ def test_without_replacement_it_goes_on_with_those_that_are_left(name: str) -> N
 
 
 @pytest.mark.fault("P8")
-def test_without_replacement_the_rest_reaches_the_total() -> None:
-    for name in SCHEMES:
-        with training(config_of(SCHEMES[name], restarts=None, steps=3_000)) as run:
-            run.until(lambda run=run: run.board.steps > 500)
-            os.kill(run.pid(0), signal.SIGKILL)
-            for _ in run.scheme:
-                pass
-            assert run.board.steps >= 3_000
+@pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["hogwild", "learner-lag"]))
+def test_without_replacement_the_rest_reaches_the_total(name: str) -> None:
+    with training(config_of(SCHEMES[name], restarts=None, steps=3_000)) as run:
+        run.until(lambda: run.board.steps > 500)
+        os.kill(run.pid(0), signal.SIGKILL)
+        for _ in run.scheme:
+            pass
+        assert run.board.steps >= 3_000
 
 
 def test_more_losses_than_allowed_stop_the_run() -> None:
@@ -311,7 +312,9 @@ class Killed(Doomed):
 
 @pytest.mark.fault("P2", "P9")
 @pytest.mark.parametrize(("env", "kind", "why"), [
-    (Doomed, EnvironmentUnsupported, "ended with code 0 before its work was done"),
+    pytest.param(
+        Doomed, EnvironmentUnsupported, "ended with code 0 before its work was done", marks=pytest.mark.slow
+    ),
     (Killed, OutOfResources, r"killed by signal 9 \(out of memory\?\)"),
 ])  # fmt: skip
 def test_three_processes_that_get_nowhere_are_enough(env: Any, kind: Any, why: str, record_property: Record) -> None:
@@ -406,8 +409,17 @@ class Stubborn(Hanging):
 
 
 @pytest.mark.fault("P4")
-@pytest.mark.parametrize("name", ["hogwild", "server", "learner"])
-@pytest.mark.parametrize(("env", "most"), [(Hanging, 2.0), (Stubborn, 4.5)])
+@pytest.mark.parametrize(
+    ("name", "env", "most"),
+    [
+        ("hogwild", Stubborn, 4.5),
+        ("server", Hanging, 2.0),
+        ("learner", Hanging, 2.0),
+        pytest.param("hogwild", Hanging, 2.0, marks=pytest.mark.slow),
+        pytest.param("server", Stubborn, 4.5, marks=pytest.mark.slow),
+        pytest.param("learner", Stubborn, 4.5, marks=pytest.mark.slow),
+    ],
+)
 def test_an_environment_that_hangs_is_ended_and_named(
     name: str, env: Any, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
@@ -444,7 +456,7 @@ def test_one_that_hangs_in_the_runs_own_process_is_interrupted(
 
 
 @pytest.mark.fault("P7")
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["hogwild", "server-bounded", "learner"]))
 def test_a_worker_that_is_only_stopped_for_a_while_is_not_lost(name: str) -> None:
     with training(config_of(SCHEMES[name])) as run:
         run.at_work()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from marks import mostly_slow
 
 from polyactor import transport
 from polyactor.algorithms import A2C, ACER, PPO, VTrace
@@ -180,7 +181,7 @@ def assert_same(one: End, other: End) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", mostly_slow(MODELS, fast=["mlp", "lstm"]))
 @pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "hogwild-threads"])
 def test_one_worker_taking_turns_is_sync(scheme: str, model: str, algorithm: str) -> None:
     assert_same(sync_end(model, "adam", algorithm), end_under(scheme, "inline", model, "adam", algorithm))

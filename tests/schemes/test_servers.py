@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import mostly_slow
 
 import polyactor as pa
 from polyactor import transport
@@ -180,7 +181,7 @@ def test_ppo_takes_each_minibatch_at_the_parameters_the_last_one_left() -> None:
         assert lag / count == 1.5  # 0, 1, 2, 3
 
 
-@pytest.mark.parametrize("method", ["a3c-server", "appo"])
+@pytest.mark.parametrize("method", mostly_slow(["a3c-server", "appo"], fast=["appo"]))
 def test_a_run_is_saved_drawn_and_gone_on_with(method: str, tmp_path: Path) -> None:
     run = pa.train(method, env="CartPole-v1", workers=1, envs=2, steps=600, out=str(tmp_path / "run"), quiet=True)
     assert run.status == "done"

@@ -46,7 +46,10 @@ FAULTS: dict[str, tuple[str, str]] = {
     "P11": ("what a killed run leaves behind", "nothing: no process, no shared memory, no temporary file"),
     "D1": ("NaN or infinity in a reward or an observation", "as P3; it never reaches a rollout"),
     "D2": ("an answer of another shape or kind", "as P3, with what was expected and what came"),
-    "D3": ("a loss or gradient that is not finite", "skipped and counted, nothing moves; 20 in a row end the run (6)"),
+    "D3": (
+        "a loss or gradient that is not finite",
+        "skipped and counted, nothing moves; more than 20 in a row end the run (6)",
+    ),
     "D4": ("gradients or rollouts that are stale", "`--max-staleness` and `--max-lag` are never exceeded"),
     "D5": ("the same message twice, or out of order", "a slot is read once, in order: there is no other channel"),
     "D6": ("a learner that is slow", "queues are bounded: actors wait"),

@@ -39,7 +39,7 @@ def test_gradients_are_those_of_the_cpu(method: str, env: str) -> None:
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "polyactor/Catch-v0"])
 @pytest.mark.parametrize("scheme", ["sync", "actor-learner"])
-@pytest.mark.parametrize("method", ["a2c", "ppo", "vtrace"])
+@pytest.mark.parametrize("method", ["a2c", "ppo", "vtrace", "acer"])
 def test_training_moves_the_parameters(method: str, scheme: str, env: str) -> None:
     config = config_of(method, scheme, env)
     state, board = make_state(config), Board(config.workers, config.algorithm.metrics)

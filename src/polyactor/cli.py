@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from polyactor.errors import PolyactorError, UsageError, WorkerFailed, one_line, suggestion
-from polyactor.flags import read_config, small_flags, take, take_auto
+from polyactor.flags import HELP, read_config, small_flags, take, take_auto
 
 STOPPED_AND_SAVED = 75
 USAGE = """\
 usage: polyactor VERB ...
 
   train PRESET --env ID [flags]   train; `polyactor train a3c --env CartPole-v1 --help` lists the flags
-  resume RUN [--steps N] [--restart] [--trust-env]
+  resume RUN [--steps N] [--algorithm FILE:CLASS] [--restart] [--trust-env] [--quiet]
                                   go on with a run; N is the new total
-  evaluate RUN [--games N] [--trust-env]
+  evaluate RUN [--games N] [--seed S] [--tag best|last] [--trust-env]
                                   whole games with the trained policy, greedy and sampled
-  record RUN [--out FILE] [--trust-env]
+  record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last] [--trust-env]
                                   one game as an mp4
   plot RUN... [--out FILE]        learning curves over steps and over wall time
   compare RUN...                  the same, and a table
@@ -172,6 +172,8 @@ def _check(args: list[str]) -> int:
 def _bench(args: list[str]) -> int:
     from polyactor.schemes import SCHEMES
 
+    if HELP.intersection(args):
+        print("usage: polyactor bench [PRESET] [--env ID] [--seconds S] [--schemes A,B,…], and flags of train:\n")
     wanted, args = take_auto(args)
     seconds, args = take(args, "seconds")
     schemes, args = take(args, "schemes")

@@ -20,6 +20,7 @@ Read first, since they decide which flags there are:
 --env ID (any Gymnasium id, module:Env-v0 or module:callable), --scheme sync|hogwild|param-server|actor-learner,
 --optimizer sgd|rmsprop|adam.
 """
+HELP = frozenset({"--help", "-h"})
 SHORT = {"--max-lag": "--scheme.max-lag", "--max-staleness": "--scheme.max-staleness"}
 """Flags with a short name."""
 AUTO = ("workers", "envs")
@@ -35,6 +36,8 @@ def read_config(args: list[str]) -> Any:
     from polyactor.config import Config
     from polyactor.presets import base_config
 
+    if HELP.intersection(args):
+        args = _example(args)
     name, args = positional(
         args, "train needs a preset or an algorithm, such as: polyactor train a3c --env CartPole-v1"
     )
@@ -45,6 +48,15 @@ def read_config(args: list[str]) -> Any:
             first[flag] = first_value
     base = base_config(name, **first)
     return _parse(Config, base, args, f"polyactor train {name}", READ_FIRST)
+
+
+def _example(args: list[str]) -> list[str]:
+    """A whole command for who asks for help before there is one: A3C, and an environment where the name has none."""
+    from polyactor.presets import PRESETS
+
+    args = args if not args[0].startswith("-") else ["a3c", *args]
+    known = args[0] in PRESETS or any(arg.partition("=")[0] == "--env" for arg in args)
+    return args if known else [args[0], "--env", "CartPole-v1", *args[1:]]
 
 
 def _parse(cls: type[Any], default: Any, args: list[str], prog: str, description: str) -> Any:
@@ -165,7 +177,7 @@ def small_flags(
 ) -> dict[str, Any]:
     """Flags of the small verbs: ``--name value``, or ``--name`` alone for a bool; what is left are run directories."""
     options: dict[str, Any] = {}
-    if "--help" in args or "-h" in args:
+    if HELP.intersection(args):
         print(f"usage: polyactor {usage}")
         sys.exit(0)
     for name, kind in kinds.items():

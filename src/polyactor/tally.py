@@ -117,9 +117,10 @@ class Tally:
 
     def report(self, *, due: bool) -> dict[str, Any]:
         """The row to keep; one that was due by steps and not by the clock begins new means."""
+        row = self.row()
         if time.monotonic() - self.weighed >= WEIGH_EVERY:
             self.memory_mb, self.weighed = round(resident_mb(os.getpid()), 1), time.monotonic()
-        row = self.row() | {"rss_mb": self.memory_mb}
+        row |= {"rss_mb": self.memory_mb}
         self.last_row = row["wall_s"], row["agent_steps"]  # what the row says: workers may have gone on since
         if due:
             self.next_row = self._after(row["agent_steps"])

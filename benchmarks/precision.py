@@ -2,6 +2,7 @@
 
 python benchmarks/precision.py catch-a3c --seeds 5
 python benchmarks/precision.py pong-a3c --seeds 3
+python benchmarks/precision.py --pool catch-a3c pong-fast
 
 Pairs: every seed in both precisions, taking turns in who goes first. Compared are the steps and the seconds at which
 the mean of the last 100 games was first at the target; the interval is Student's, of the logarithm of the ratio.
@@ -9,6 +10,8 @@ the mean of the last 100 games was first at the target; the interval is Student'
 Gradients: one more run in fp32, as long as that of seed 1, its parameters noted at 10 points. At each of them one
 rollout is collected, or several, and the loss's gradient of it taken in both precisions; nothing is remembered from
 acting. Exits with 1 if any two have a cosine below 0.999.
+
+Pool: the interval of the ratios of steps of all pairs that are kept, whatever they learned.
 
 All of it is kept in ``results/precision-<preset>/``, and runs found there are not repeated.
 """
@@ -70,7 +73,11 @@ def main() -> int:
     parser.add_argument("--points", type=int, default=10, help="where gradients are compared; 0: pairs alone")
     parser.add_argument("--rollout", type=int, default=20, help=f"steps, in {ENVS} environments, of each comparison")
     parser.add_argument("--rollouts", type=int, default=1, help="gradients are the mean over so many")
+    parser.add_argument("--pool", nargs="+", choices=list(PRESETS), metavar="PRESET", help="only pool what is kept")
     options = parser.parse_args()
+    if options.pool:
+        pool(options.pool)
+        return 0
     target = base_config(options.preset).stop_at if options.target is None else options.target
     if target is None:
         parser.error(f"{options.preset} does not stop at a score, so --target is needed")
@@ -113,6 +120,17 @@ def pairs(preset: str, seeds: int, target: float, folder: Path) -> None:
         print(f"{name} to {target:g}, bf16 / fp32: {each} ({len(said['each'])} of {seeds} pairs reached it)")
         if said["mean"] is not None:
             print(f"  geometric mean {said['mean']:.3f}, 95 % interval {said['low']:.3f} to {said['high']:.3f}")
+
+
+def pool(presets: Sequence[str]) -> None:
+    """Print the interval over the kept pairs of all of them."""
+    each = [
+        json.loads((RESULTS / f"precision-{preset}" / "pairs.json").read_text())["steps"]["each"] for preset in presets
+    ]
+    said = ratio([(1.0, value) for found in each for value in found])
+    counts = ", ".join(f"{len(found)} of {preset}" for preset, found in zip(presets, each, strict=True))
+    print(f"steps, bf16 / fp32, {counts}: geometric mean {said['mean']:.3f}, ", end="")
+    print(f"95 % interval {said['low']:.3f} to {said['high']:.3f}")
 
 
 def one(preset: str, precision: str, seed: int, target: float, folder: Path) -> tuple[int | None, float | None]:

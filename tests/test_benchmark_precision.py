@@ -103,6 +103,19 @@ def test_the_ratio_is_a_geometric_mean_with_students_interval(precision: ModuleT
     assert precision.student(4) == pytest.approx(2.776, rel=0.005)
 
 
+def test_pairs_of_several_presets_are_pooled(
+    precision: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(precision, "RESULTS", tmp_path)
+    for preset, each in {"catch-a3c": [2.0, 0.5], "pong-fast": [1.0]}.items():
+        (tmp_path / f"precision-{preset}").mkdir()
+        (tmp_path / f"precision-{preset}" / "pairs.json").write_text(json.dumps({"steps": {"each": each}}))
+    monkeypatch.setattr(sys, "argv", ["precision.py", "--pool", "catch-a3c", "pong-fast"])
+    assert precision.main() == 0
+    said = capsys.readouterr().out
+    assert "2 of catch-a3c, 1 of pong-fast: geometric mean 1.000, 95 % interval 0.179 to 5.5" in said
+
+
 @pytest.mark.parametrize(("preset", "rollouts"), [("catch-a3c", 2), ("pong-appo", 1)])
 def test_gradients_are_compared_at_each_snapshot(
     precision: ModuleType, preset: str, rollouts: int, monkeypatch: pytest.MonkeyPatch

@@ -39,8 +39,9 @@ class SelfImitation(Algorithm):
         advantage_t, return_t = returns.n_step(x.reward, out.value.detach(), discount_t, x.mask)
         weight_t = advantage_t + self.imitation * advantage_t.clamp(min=0)
         entropy_t = pi_t.entropy()
-        policy = losses.reduce(losses.policy_gradient(pi_t.log_prob(x.action), weight_t), x.mask, "mean")
-        value = losses.reduce(losses.squared_error(v_t, return_t), x.mask, "mean")
-        entropy = losses.reduce(entropy_t, x.mask, "mean")
+        w_t = losses.weights(x.mask, "mean")
+        policy = losses.weighted(losses.policy_gradient(pi_t.log_prob(x.action), weight_t), w_t)
+        value = losses.weighted(losses.squared_error(v_t, return_t), w_t)
+        entropy = losses.weighted(entropy_t, w_t)
         total = policy + self.value_coef * value - self.entropy_coef * entropy
         return total, {"policy_loss": policy.detach(), "value_loss": value.detach(), "entropy": entropy.detach()}

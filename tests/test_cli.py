@@ -153,6 +153,16 @@ TRAIN = "train a2c --env CartPole-v1"
         ("resume run --steps many", "--steps many is not allowed: it must be a whole number"),
         ("resume run --stpes 5", "did you mean '--steps'?"),
         ("evaluate run --games -1", "--games -1 is not allowed"),
+        ("evaluate run --games 0", "--games 0 is not allowed: it must be above 0"),
+        ("bench cartpole-a2c --seconds 0", "--seconds 0 is not allowed: it must be above 0"),
+        (
+            "train a3c --env CartPole-v1 --per-worker algorithm.epochs=2,4",
+            "--per-worker algorithm.epochs does not exist",
+        ),
+        (
+            "train ppo --env CartPole-v1 --scheme hogwild --workers 2 --per-worker algorithm.epochs=2,2.5",
+            "--per-worker algorithm.epochs=2.5 is not allowed: it must be a whole number",
+        ),
         ("check", "check needs --env"),
         ("presets pong-a3", "there is no preset pong-a3 (did you mean 'pong-a3c'?)"),
         ("presets a2c a3c", "'a3c' is one word too many"),

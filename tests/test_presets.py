@@ -13,7 +13,7 @@ from polyactor import cli, flags
 from polyactor.compose import name_of
 from polyactor.config import Config, check
 from polyactor.models.spec import TorsoName
-from polyactor.presets import METHODS, PRESETS, base_config
+from polyactor.presets import METHODS, PRESETS, base_config, kind_of
 from polyactor.published import PUBLISHED
 
 PAGE = Path(__file__).parents[1] / "docs" / "presets.md"
@@ -231,3 +231,11 @@ def test_every_preset_trains(name: str, tmp_path: Path) -> None:
     run = train(replace(config, max_episode_steps=200, out=str(tmp_path / "run")))  # short games for a short film
     assert run.status == "done"
     assert run.summary["agent_steps"] >= 2_000
+
+
+@pytest.mark.parametrize("env", ["ALE/Pong-v5", "PongNoFrameskip-v4", "Pong-v4", "Pong-v0"])
+def test_atari_has_its_settings_however_its_id_is_written(env: str) -> None:
+    pytest.importorskip("ale_py")
+    assert kind_of(env) == "atari"
+    assert kind_of("CartPole-v1") == "discrete"
+    assert kind_of("Pendulum-v1") == "continuous"

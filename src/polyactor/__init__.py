@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from polyactor.plot import curve
     from polyactor.policy import Policy, load
     from polyactor.schemes import Hogwild, Sync
-    from polyactor.training import Run
+    from polyactor.training import Run, resume
     from polyactor.types import Algorithm, Batch, Rollout
 
 _HOMES = {

@@ -55,6 +55,7 @@ def bench(configs: Sequence[Config], *, seconds: float, rounds: int = 3) -> list
     configs = [replace(c, envs=c.envs * processes) if c.scheme.single else c for c in configs]
     v, first = versions(), configs[0]
     print(f"{cpu_name()}, {processes} processes, torch {v['torch']}, {first.env}")
+    names = [_name(config) for config in configs]
     alone = [environments_alone(first, processes, seconds)]
     trained: list[list[Trained]] = [[] for _ in configs]
     for _ in range(rounds):
@@ -64,16 +65,16 @@ def bench(configs: Sequence[Config], *, seconds: float, rounds: int = 3) -> list
     print(f"{'environments alone':<44}{_median(alone):>24} steps/s")
     around = [statistics.fmean(pair) for pair in pairwise(alone)]
     ratios = []
-    for own, config in zip(trained, configs, strict=True):
+    for own, name in zip(trained, names, strict=True):
         rates = [each.rate for each in own]
         ratios.append(tuple(rate / limit for rate, limit in zip(rates, around, strict=True)))
         low, middle, high = min(ratios[-1]), statistics.median(ratios[-1]), max(ratios[-1])
-        print(f"{_name(config):<44}{_median(rates):>24} steps/s   ratio {middle:.3f} [{low:.3f}–{high:.3f}]")
+        print(f"{name:<44}{_median(rates):>24} steps/s   ratio {middle:.3f} [{low:.3f}–{high:.3f}]")
     print("\nMicroseconds of workers' time per step")
     print(f"{'':<44}" + "".join(f"{part:>15}" for part in Part))
-    for own, config in zip(trained, configs, strict=True):
+    for own, name in zip(trained, names, strict=True):
         parts = {part: statistics.median(each.microseconds[part] for each in own) for part in Part}
-        print(f"{_name(config):<44}" + "".join(f"{parts[part]:>15,.0f}" for part in Part))
+        print(f"{name:<44}" + "".join(f"{parts[part]:>15,.0f}" for part in Part))
         print(f"  {advice(parts)}")
     return ratios
 

@@ -15,7 +15,7 @@ import torch
 from polyactor.actor import Actor, blank
 from polyactor.board import Board
 from polyactor.config import Config
-from polyactor.envs import VectorEnv, looks_atari, make_envs
+from polyactor.envs import VectorEnv, is_atari, make_envs
 from polyactor.errors import OutOfResources, UsageError
 from polyactor.learner import Learner, Replica
 from polyactor.models.actor_critic import ActorCritic, Precision
@@ -166,7 +166,7 @@ def make_actor(
         length=config.rollout,
         seed=streams.env,
         generator=streams.act,
-        gamma=float(getattr(config.algorithm, "gamma", 0.99)),
+        gamma=float(getattr(config.for_worker(worker).algorithm, "gamma", 0.99)),
         differentiated=not config.algorithm.reuses,
         behavior=config.algorithm.reads_behavior,
         on_game=partial(board.game, worker),
@@ -206,7 +206,7 @@ def ring_of(config: Config, envs: VectorEnv, model: ActorCritic) -> tuple[Rollou
     """What each learner's ring is made of: a rollout like those to come, how many of them, and frames of a stack."""
     columns = config.scheme.columns(config)
     rollouts = config.algorithm.remembers // (config.scheme.learners(config) * columns * config.rollout)
-    stacked = model.image and isinstance(config.env, str) and looks_atari(config.env)
+    stacked = model.image and is_atari(config.env)
     like = blank(config.rollout, envs, model, columns, behavior=True)
     return like, max(rollouts, LEAST_ROLLOUTS), config.atari.stack if stacked else 1
 
@@ -246,9 +246,16 @@ def make_updater(
     Args:
         applying: held while θ changes.
     """
-    rule = config.for_worker(worker).optimizer
-    averaging = config.algorithm.averaging
-    return Updater(state, rule, board, worker=worker, total_steps=config.steps, averaging=averaging, applying=applying)
+    own = config.for_worker(worker)
+    return Updater(
+        state,
+        own.optimizer,
+        board,
+        worker=worker,
+        total_steps=config.steps,
+        averaging=own.algorithm.averaging,
+        applying=applying,
+    )
 
 
 def make_rounds(config: Config, rounds: int, actors: int) -> list[Rollout]:

@@ -201,9 +201,13 @@ def with_value(config: Config, path: tuple[str, str], value: float) -> Any:
     group, name = path
     part = getattr(config, group)
     known = [f.name for f in fields(part)]
+    flag = f"{group}.{name}".replace("_", "-")
     if name not in known:
-        flag = f"{group}.{name}".replace("_", "-")
         raise UsageError(f"--per-worker {flag} does not exist{suggestion(name, known)}")
+    if isinstance(getattr(part, name), int):
+        if not value.is_integer():
+            raise UsageError(f"--per-worker {flag}={value:g} is not allowed: it must be a whole number")
+        value = int(value)
     return replace(config, **{group: replace(part, **{name: value})})
 
 

@@ -190,8 +190,10 @@ def small_flags(
                 options[name] = kind(value)
             except ValueError:
                 raise UsageError(f"--{name} {value} is not allowed: it must be {ARTICLES[kind]}") from None
-            if kind in (int, float) and not 0 <= options[name] < float("inf"):
-                raise UsageError(f"--{name} {value} is not allowed: it must be at least 0")
+            zero = name == "seed"  # of anything else none would be nothing
+            if kind in (int, float) and not (0 < options[name] < float("inf") or (zero and options[name] == 0)):
+                least = "at least" if zero else "above"
+                raise UsageError(f"--{name} {value} is not allowed: it must be {least} 0")
     for arg in args:
         if arg.startswith("-"):
             raise UsageError(f"there is no flag {arg}{suggestion(arg, [f'--{name}' for name in kinds])}: {usage}")

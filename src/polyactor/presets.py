@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from polyactor.compose import part
 from polyactor.config import Config
-from polyactor.envs import EnvFactory, looks_atari, make_envs
+from polyactor.envs import EnvFactory, is_atari, make_envs
 from polyactor.errors import UsageError, suggestion
 from polyactor.published import PUBLISHED, Preset, Values
 from polyactor.types import Algorithm
@@ -240,7 +240,7 @@ def kind_of(env: str | EnvFactory) -> Kind:
     Raises:
         EnvironmentUnsupported: as `make_envs`.
     """
-    if isinstance(env, str) and looks_atari(env):
+    if is_atari(env):
         return "atari"
     envs = make_envs(env, 1)
     try:

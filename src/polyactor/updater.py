@@ -95,6 +95,6 @@ class Updater:
         self.board.count(self.worker, Counter.SKIPPED_IN_A_ROW, 1)
         if self.board.counters[self.worker, Counter.SKIPPED_IN_A_ROW] > SKIPS_ALLOWED:
             raise Diverged(
-                f"{SKIPS_ALLOWED} gradients in a row were not finite, so the run stopped; "
+                f"more than {SKIPS_ALLOWED} gradients in a row were not finite, so the run stopped; "
                 "lower --optimizer.lr or look for NaN in the environment's rewards and observations"
             )

@@ -267,3 +267,9 @@ def test_log_probs_stored_while_acting_are_those_learned_from(env: str, core: An
         resets += int(x.is_first[1:].sum())
     assert resets > 0
     envs.close()
+
+
+def test_only_convolutions_are_computed_in_bf16() -> None:
+    pixels = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    assert make(pixels, precision="bf16").trunks[0].bf16
+    assert not make(spaces.Box(0, 255, (128,), np.uint8), precision="bf16").trunks[0].bf16

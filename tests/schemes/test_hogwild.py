@@ -26,9 +26,9 @@ import torch
 from gymnasium import spaces
 
 from polyactor import nursery, transport
-from polyactor.algorithms import A2C
+from polyactor.algorithms import A2C, ACER, PPO
 from polyactor.board import METRICS, Board, Counter
-from polyactor.build import make_state
+from polyactor.build import make_actor, make_state, make_updater
 from polyactor.channel import FileLock
 from polyactor.config import Config
 from polyactor.errors import Diverged, EnvironmentUnsupported, PolyactorError, UsageError, WorkerFailed
@@ -200,6 +200,20 @@ def test_per_worker_values_repeat_and_leave_the_rest_alone() -> None:
     assert [each.algorithm.entropy_coef for each in seen] == [0.01, 0.02, 0.01]  # type: ignore[attr-defined]
     assert [each.optimizer.lr for each in seen] == [1e-4] * 3
     assert [replace(each, algorithm=config.algorithm, optimizer=config.optimizer) for each in seen] == [config] * 3
+
+
+def test_every_part_of_a_worker_has_its_own_values() -> None:
+    config = config_of(
+        algorithm=ACER(), workers=2, per_worker=("algorithm.gamma=.5,.9", "algorithm.average-decay=.1,.2")
+    )
+    state, board = make_state(config), Board(2, config.algorithm.metrics)
+    actors = [make_actor(config, worker, state, board)[1] for worker in range(2)]
+    assert [actor.gamma for actor in actors] == [0.5, 0.9]
+    for actor in actors:
+        actor.envs.close()
+    assert [make_updater(config, worker, state, board).averaging for worker in range(2)] == [0.1, 0.2]
+    whole = config_of(algorithm=PPO(), per_worker=("algorithm.epochs=2,3",))
+    assert [repr(whole.for_worker(worker).algorithm.epochs) for worker in range(2)] == ["2", "3"]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("entry", ["lr=1", "optimizer.lr=fast", "optimizer.rl=1", "model.core_size=1", "optimizer.lr="])

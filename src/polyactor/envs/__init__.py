@@ -12,7 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from polyactor.envs import atari as _atari
 from polyactor.envs import diagnostic, gymnasium_env
-from polyactor.envs.atari import AtariOptions, looks_atari
+from polyactor.envs.atari import AtariOptions
 from polyactor.envs.gymnasium_env import EnvFactory
 from polyactor.envs.vector_env import ActionSpace, Listener, Step, VectorEnv
 from polyactor.errors import EnvironmentUnsupported
@@ -26,7 +26,7 @@ __all__ = [
     "VectorEnv",
     "check_env",
     "check_exact",
-    "looks_atari",
+    "is_atari",
     "make_envs",
 ]
 
@@ -74,6 +74,18 @@ def make_envs(
     return gymnasium_env.GymnasiumEnvs(
         source, num_envs, max_episode_steps=max_episode_steps, render=render, listener=listener
     )
+
+
+def is_atari(env: str | EnvFactory) -> bool:
+    """Whether it is one of ale-py's, however its id is written (Pong-v4, too).
+
+    Raises:
+        EnvironmentUnsupported: unknown, or not installed.
+    """
+    if isinstance(env, str) and _atari.looks_atari(env):
+        return True
+    source = gymnasium_env.find(env)
+    return isinstance(source, EnvSpec) and _atari.is_atari(source)
 
 
 PROOF_STEPS = 100

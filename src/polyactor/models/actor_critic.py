@@ -42,7 +42,7 @@ class Trunk(nn.Module):
         self.torso = make_torso(shape, dtype, spec)
         self.core = LSTM(self.torso.features, spec.core_size) if spec.core == "lstm" else Identity(self.torso.features)
         self.features = self.core.features
-        self.bf16 = precision == "bf16"
+        self.bf16 = precision == "bf16" and isinstance(self.torso, CNN)
 
     def see(self, x: Tensor, outputs: Sequence[Tensor] | None = None, *, known: bool = False) -> Tensor:
         """The torso's features ``[N, F]`` of ``x [N, ...]``; of a CNN, keeping or knowing what its layers give."""

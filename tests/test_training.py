@@ -332,6 +332,26 @@ def test_a_score_that_fresh_games_do_not_confirm_is_not_reached(
     assert events(run.path, "confirmation")[0]["evaluation_score"] == 14
 
 
+@pytest.mark.fault("P6")
+def test_a_signal_ends_the_games_that_would_confirm_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from polyactor import evaluate
+
+    original = evaluate.play
+
+    def asked(*given: Any, **more: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        found = original(*given, **more)
+        assert len(found.scores) < 50  # of 100: they have hardly begun
+        return found
+
+    monkeypatch.setattr(evaluate, "play", asked)
+    run = train(tmp_path / "run", stop_at=15.0)
+    assert run.status == "stopped"
+    assert not events(run.path, "confirmation")
+    monkeypatch.undo()
+    assert pa.resume(run.path, quiet=True).status == "reached"
+
+
 def test_a_score_out_of_reach_is_not_reached(tmp_path: Path) -> None:
     run = train(tmp_path / "run", env=Quiet, stop_at=11.0)
     assert run.summary["games"] >= 100

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from polyactor.checkpoint import replace_file, writing
 from polyactor.config import Config
 from polyactor.envs import VectorEnv, make_envs
 from polyactor.errors import EnvironmentUnsupported
+from polyactor.machine import torch_threads
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.policy import make_trained, read
 from polyactor.processes import Crew
@@ -67,6 +68,11 @@ class Evaluation:
         return f"{how}: {self.mean:.2f} ± {self.std:.2f} over {len(self.scores)} games, {spread}{cut}"
 
 
+def never() -> bool:
+    """Nobody asks for the end."""
+    return False
+
+
 @torch.inference_mode()
 def play(
     model: ActorCritic,
@@ -77,6 +83,7 @@ def play(
     seed: int,
     max_game_steps: int = MAX_GAME_STEPS,
     stuck_after: int = STUCK_AFTER,
+    stopped: Callable[[], bool] = never,
 ) -> Evaluation:
     """Play whole games, the same number in each environment, so that short games are not counted more often.
 
@@ -86,6 +93,7 @@ def play(
         games: at least this many in all (rounded up to a multiple of B).
         max_game_steps: a game longer than this is cut and its score so far counts; so does the next.
         stuck_after: a game in which neither reward nor observation changed for so many steps is cut.
+        stopped: looked at after every step; the games so far are all when it says so.
 
     Raises:
         EnvironmentUnsupported: an environment failed again and again, or more games were lost than were to be played.
@@ -98,7 +106,7 @@ def play(
     scores: list[float] = []
     lengths: list[int] = []
     stuck = capped = lost = 0
-    while left.any():
+    while left.any() and not stopped():
         params, state = model.step(torch.from_numpy(observation), state, torch.from_numpy(is_first))
         pi = model.distribution(params)
         action = pi.mode() if deterministic else pi.sample(streams.act)
@@ -135,6 +143,7 @@ def evaluate(
     deterministic: bool = False,
     seed: int = 0,
     threads: int = 1,
+    stopped: Callable[[], bool] = never,
 ) -> Evaluation:
     """Play with the parameters given, in fresh environments.
 
@@ -142,6 +151,7 @@ def evaluate(
         config: of the run.
         tensors: the model's parameters and buffers by name.
         threads: of the environments.
+        stopped: as `play` takes it.
     """
     envs = make_envs(
         config.env,
@@ -152,19 +162,18 @@ def evaluate(
     )
     try:
         model = make_trained(config, envs, tensors)
-        return play(model, envs, games=games, deterministic=deterministic, seed=seed)
+        return play(model, envs, games=games, deterministic=deterministic, seed=seed, stopped=stopped)
     finally:
         envs.close()
 
 
-def evaluate_on_all_cores(config: Config, tensors: Mapping[str, Tensor], *, games: int, seed: int) -> Evaluation:
+def evaluate_on_all_cores(
+    config: Config, tensors: Mapping[str, Tensor], *, games: int, seed: int, stopped: Callable[[], bool] = never
+) -> Evaluation:
     """As `evaluate`, while nobody else computes."""
-    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
-    torch.set_num_threads(cores)
-    try:
-        return evaluate(config, tensors, games=games, seed=seed, threads=cores)
-    finally:
-        torch.set_num_threads(threads)
+    cores = len(os.sched_getaffinity(0))
+    with torch_threads(cores):
+        return evaluate(config, tensors, games=games, seed=seed, threads=cores, stopped=stopped)
 
 
 class Evaluator:

@@ -191,6 +191,9 @@ class _Training:
         self._look()
         return "stopped" if self.stop.asked else "done"
 
+    def _stopped(self) -> bool:
+        return self.stop.asked
+
     def _say(self, line: str) -> None:
         self.progress.say(line)
 
@@ -250,7 +253,12 @@ class _Training:
         steps, wall = self.board.steps, tally.wall
         self.progress.say(f"mean of the last {GAMES} games is {mean:.2f}: playing {GAMES} fresh ones to confirm it")
         with transport.paused(self.config, self.board):
-            fresh = evaluate_on_all_cores(self.config, self.state.views(), games=GAMES, seed=self.config.seed + 1).mean
+            played = evaluate_on_all_cores(
+                self.config, self.state.views(), games=GAMES, seed=self.config.seed + 1, stopped=self._stopped
+            )
+        if self._stopped():
+            return False
+        fresh = played.mean
         self.log.event("confirmation", f"{GAMES} fresh games", agent_steps=steps, evaluation_score=fresh, wall_s=wall)
         if fresh < target:
             self.progress.say(f"they gave {fresh:.2f}, below {target:g}: training goes on")

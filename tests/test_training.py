@@ -209,6 +209,21 @@ def test_a_hogwild_run_leaves_the_same(tmp_path: Path) -> None:
     assert seconds < 4, "the end waits for workers that are gone"
 
 
+@pytest.mark.parametrize("trouble", [OSError("the encoder broke"), RuntimeError("no encoder"), BrokenPipeError()])
+def test_a_film_that_cannot_be_made_fails_no_run(
+    trouble: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_frames(*_: Any, **__: Any) -> Iterator[None]:
+        raise trouble
+        yield
+
+    monkeypatch.setattr("imageio_ffmpeg.write_frames", write_frames)
+    run = train(tmp_path / "run", steps=100)
+    assert run.status == "done"
+    assert events(run.path, "video_skipped")[0]["reason"] == (str(trouble) or "BrokenPipeError")
+    assert not events(run.path, "failed")
+
+
 # ---- going on ----------------------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ from gymnasium import spaces
 from marks import mostly_slow
 
 import polyactor as pa
-from polyactor import checkpoint, machine, tally, telling, transport
+from polyactor import checkpoint, cli, machine, tally, telling, transport
 from polyactor.actor import Actor
 from polyactor.board import Board, Counter
 from polyactor.build import PLAY, Streams, make_model, make_state
@@ -222,6 +222,32 @@ def test_a_film_that_cannot_be_made_fails_no_run(
     assert run.status == "done"
     assert events(run.path, "video_skipped")[0]["reason"] == (str(trouble) or "BrokenPipeError")
     assert not events(run.path, "failed")
+
+
+MINE = """
+from dataclasses import dataclass
+from polyactor.algorithms import A2C, ACER
+
+@dataclass(frozen=True)
+class SaysV(A2C):
+    pass
+
+@dataclass(frozen=True)
+class SaysQ(ACER):
+    pass
+"""
+
+
+@pytest.mark.parametrize("name", ["SaysV", "SaysQ"])
+def test_a_run_of_an_algorithm_from_a_file_ends_well_and_can_be_played(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    algorithm = f"{tmp_path / 'mine.py'}:{name}"
+    run = pa.train(algorithm, env="CartPole-v1", scheme="sync", steps=200, out=tmp_path / "run", quiet=True)
+    assert run.status == "done"
+    assert (run.path / "replay.mp4").is_file()
+    assert cli.run(["evaluate", str(run.path), "--games", "2"]) == 0
+    assert pa.load(run.path).act(np.zeros(4, np.float32)) in (0, 1)
+    assert pa.resume(run.path, steps=400, algorithm=algorithm, quiet=True).status == "done"
 
 
 # ---- going on ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -248,6 +249,17 @@ def test_a_run_of_an_algorithm_from_a_file_ends_well_and_can_be_played(name: str
     assert cli.run(["evaluate", str(run.path), "--games", "2"]) == 0
     assert pa.load(run.path).act(np.zeros(4, np.float32)) in (0, 1)
     assert pa.resume(run.path, steps=400, algorithm=algorithm, quiet=True).status == "done"
+
+
+def test_an_algorithms_file_takes_no_modules_place(tmp_path: Path) -> None:
+    (tmp_path / "statistics.py").write_text(MINE)
+    algorithm = f"{tmp_path / 'statistics.py'}:SaysV"
+    values = {"env": "polyactor/Chain-v0", "scheme": "hogwild", "workers": 1, "evaluate_every": 100, "quiet": True}
+    run = pa.train(algorithm, **values, steps=200, out=tmp_path / "run")  # workers are sent it, too
+    assert sys.modules["statistics"] is statistics
+    assert run.status == "done"
+    assert events(run.path, "evaluation")
+    assert checkpoint.load(run.path).meta["config"]["algorithm"]["name"] == algorithm
 
 
 # ---- going on ----------------------------------------------------------------------------------------------------

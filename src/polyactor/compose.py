@@ -190,7 +190,7 @@ def _from_file(name: str) -> type[Algorithm]:
     file = Path(path)
     if not file.is_file():
         raise UsageError(f"algorithm {name} does not exist: there is no file {path}")
-    module_name = file.stem
+    module_name = f"polyactor_file_{file.stem}"  # of its own: a file may be called like a module that others import
     spec = importlib.util.spec_from_file_location(module_name, file)
     if spec is None or spec.loader is None:
         raise UsageError(f"algorithm {name} does not exist: {path} is not a Python file")

@@ -65,6 +65,7 @@ def train(config: Config, reasons: Sequence[str] = ()) -> Run:
     check(config)
     failpoints.arm()
     directory = run_directory(config)
+    config = replace(config, out=str(directory))  # whoever remembers rollouts does so there
     tune_allocator()
     state = make_state(config)
     refuse_inexact(config)
@@ -111,7 +112,7 @@ def resume(
     with claimed(path):
         found = checkpoint.load(path)
         config = config_of(found, algorithm=algorithm, env=env, trust_env=trust_env)
-        config = replace(config, quiet=quiet, exact_resume=config.exact_resume and not restart)
+        config = replace(config, out=str(path), quiet=quiet, exact_resume=config.exact_resume and not restart)
         config = config if steps is None else replace(config, steps=steps)
         check(config)
         failpoints.arm()
@@ -153,10 +154,7 @@ class _Training:
             if self.resumed:
                 self.log.event("resumed", agent_steps=self.board.steps, rows_dropped=self.log.taken_back)
             try:
-                # Whoever remembers rollouts does so in the run's directory.
-                scheme = transport.run(
-                    replace(config, out=str(self.directory)), self.state, self.board, self.teller.tell
-                )
+                scheme = transport.run(config, self.state, self.board, self.teller.tell)
                 try:
                     status = self._watch(scheme)
                 finally:

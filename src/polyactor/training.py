@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
@@ -25,7 +24,7 @@ from polyactor.policy import start_from
 from polyactor.progress import Progress, banner, clock
 from polyactor.record import keepsakes
 from polyactor.restoring import config_of, refuse_inexact, restored
-from polyactor.rundir import claimed, refuse_taken, run_directory
+from polyactor.rundir import claimed, refuse_taken, run_directory, write_config
 from polyactor.saving import Saver, with_advice
 from polyactor.signals import stop_signals
 from polyactor.tally import GAMES, Tally
@@ -73,8 +72,7 @@ def train(config: Config, reasons: Sequence[str] = ()) -> Run:
         start_from(state, Path(config.init_from))
     with claimed(directory):
         refuse_taken(directory, mine=True)
-        with checkpoint.writing(directory):
-            checkpoint.replace_file(directory / "config.json", _json(to_json(config)))
+        write_config(directory, config)
         return _Training(config, directory, state, Board(config.workers, config.algorithm.metrics)).run(reasons)
 
 
@@ -118,6 +116,7 @@ def resume(
         failpoints.arm()
         tune_allocator()
         state, board = restored(config, found)
+        write_config(path, config)
         return _Training(config, path, state, board, found.meta).run()
 
 
@@ -276,7 +275,3 @@ class _Training:
         said = "–" if mean is None else f"{mean:.2f}"
         self.progress.say(f"{status}: score {said} after {self.board.steps:,} steps in {wall}")
         self.progress.say(f"curve, film, checkpoints and numbers are in {self.directory}")
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1) + "\n").encode()

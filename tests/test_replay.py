@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyactor import cli
+import polyactor as pa
+from polyactor import checkpoint, cli
 from polyactor.actor import blank
 from polyactor.build import make_model
 from polyactor.envs import VectorEnv, make_envs
@@ -213,6 +216,22 @@ def test_a_memory_larger_than_the_disk_is_refused_before_anything_is_reserved(
     assert "--algorithm.replay-capacity 900000000000 needs 6," in said
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_run_goes_on_where_its_own_memory_has_filled_the_disk(
+    moved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = "run" if moved else None
+    path = pa.train("acer", env="CartPole-v1", scheme="sync", steps=100, out=out, quiet=True).path
+    assert json.loads((path / "config.json").read_text())["out"] == str(path)
+    if moved:
+        path = path.rename("elsewhere")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    assert pa.resume(path, steps=200, quiet=True).status == "done"
+    assert checkpoint.load(path).meta["config"]["out"] == str(path)
+    assert {each.name for each in tmp_path.iterdir()} == {"elsewhere" if moved else "runs"}
 
 
 def test_the_size_known_beforehand_is_that_of_the_files(tmp_path: Path) -> None:

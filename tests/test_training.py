@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from gymnasium import spaces
 from marks import mostly_slow
 
 import polyactor as pa
-from polyactor import checkpoint, machine, tally, telling, transport
+from polyactor import checkpoint, cli, machine, tally, telling, transport
 from polyactor.actor import Actor
 from polyactor.board import Board, Counter
 from polyactor.build import PLAY, Streams, make_model, make_state
@@ -209,6 +210,58 @@ def test_a_hogwild_run_leaves_the_same(tmp_path: Path) -> None:
     assert seconds < 4, "the end waits for workers that are gone"
 
 
+@pytest.mark.parametrize("trouble", [OSError("the encoder broke"), RuntimeError("no encoder"), BrokenPipeError()])
+def test_a_film_that_cannot_be_made_fails_no_run(
+    trouble: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_frames(*_: Any, **__: Any) -> Iterator[None]:
+        raise trouble
+        yield
+
+    monkeypatch.setattr("imageio_ffmpeg.write_frames", write_frames)
+    run = train(tmp_path / "run", steps=100)
+    assert run.status == "done"
+    assert events(run.path, "video_skipped")[0]["reason"] == (str(trouble) or "BrokenPipeError")
+    assert not events(run.path, "failed")
+
+
+MINE = """
+from dataclasses import dataclass
+from polyactor.algorithms import A2C, ACER
+
+@dataclass(frozen=True)
+class SaysV(A2C):
+    pass
+
+@dataclass(frozen=True)
+class SaysQ(ACER):
+    pass
+"""
+
+
+@pytest.mark.parametrize("name", ["SaysV", "SaysQ"])
+def test_a_run_of_an_algorithm_from_a_file_ends_well_and_can_be_played(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    algorithm = f"{tmp_path / 'mine.py'}:{name}"
+    run = pa.train(algorithm, env="CartPole-v1", scheme="sync", steps=200, out=tmp_path / "run", quiet=True)
+    assert run.status == "done"
+    assert (run.path / "replay.mp4").is_file()
+    assert cli.run(["evaluate", str(run.path), "--games", "2"]) == 0
+    assert pa.load(run.path).act(np.zeros(4, np.float32)) in (0, 1)
+    assert pa.resume(run.path, steps=400, algorithm=algorithm, quiet=True).status == "done"
+
+
+def test_an_algorithms_file_takes_no_modules_place(tmp_path: Path) -> None:
+    (tmp_path / "statistics.py").write_text(MINE)
+    algorithm = f"{tmp_path / 'statistics.py'}:SaysV"
+    values = {"env": "polyactor/Chain-v0", "scheme": "hogwild", "workers": 1, "evaluate_every": 100, "quiet": True}
+    run = pa.train(algorithm, **values, steps=200, out=tmp_path / "run")  # workers are sent it, too
+    assert sys.modules["statistics"] is statistics
+    assert run.status == "done"
+    assert events(run.path, "evaluation")
+    assert checkpoint.load(run.path).meta["config"]["algorithm"]["name"] == algorithm
+
+
 # ---- going on ----------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +309,13 @@ def test_resume_starts_from_exactly_what_was_saved(copy: Path, starts: list[Any]
     assert 0 < new_games < 100
     assert after.meta["scores"][:-new_games] == saved.meta["scores"][new_games:]
     assert len(after.meta["scores"]) == 100
+
+
+def test_config_json_says_what_a_resumed_run_goes_on_with(copy: Path) -> None:
+    pa.resume(copy, steps=STEPS + 100, quiet=True)
+    config = json.loads((copy / "config.json").read_text())
+    assert config["steps"] == STEPS + 100
+    assert config == checkpoint.load(copy).meta["config"]
 
 
 def test_resume_of_a_run_that_is_over_changes_nothing(copy: Path) -> None:

@@ -9,9 +9,9 @@ import sys
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cloudpickle
 
@@ -30,6 +30,21 @@ SECTIONS: dict[str, type[Any]] = {"model": ModelSpec, "normalize": Normalize, "a
 """The parts every run has one kind of."""
 MOST_PIXELS = 1 << 24
 """Of an observation that a checkpoint may ask for: 600 times Atari's."""
+
+
+@dataclass(frozen=True)
+class StandIn(Algorithm):
+    """In place of an algorithm from a file, whose code a config does not bring: enough to play, not to train."""
+
+
+@dataclass(frozen=True)
+class StandInWithQ(StandIn):
+    """Of one whose critic says Q."""
+
+    outputs: ClassVar[tuple[str, ...]] = ("policy", "q")
+
+
+STAND_INS = (StandIn, StandInWithQ)
 
 
 def part(kind: str, name: str) -> type[Any]:
@@ -57,10 +72,12 @@ def name_of(kind: str, value: object) -> str:
 
 
 def to_json(config: Config) -> dict[str, Any]:
-    """Plain JSON; parts carry their name."""
+    """Plain JSON; parts carry their name, and an algorithm from a file its heads."""
     plain = dataclasses.asdict(config)
     for kind in PARTS:
         plain[kind] = {"name": name_of(kind, getattr(config, kind)), **plain[kind]}
+    if type(config.algorithm) not in ALGORITHMS.values():
+        plain["algorithm"]["outputs"] = list(config.algorithm.outputs)
     if not isinstance(config.env, str):
         plain["env"] = f"{config.env.__module__}:{getattr(config.env, '__qualname__', type(config.env).__name__)}"
     return plain
@@ -69,8 +86,8 @@ def to_json(config: Config) -> dict[str, Any]:
 def from_json(plain: Mapping[str, Any], *, trust_env: bool = False) -> Config:
     """The config `to_json` wrote, perhaps on somebody else's machine.
 
-    A config is data and imports no code: an algorithm from a file becomes the abstract `Algorithm`, which is enough to
-    play with the policy and not to train on.
+    A config is data and imports no code: an algorithm from a file becomes a `StandIn`, which is enough to play with
+    the policy and not to train on.
 
     Args:
         plain: as `to_json` gave it.
@@ -101,7 +118,7 @@ def from_json(plain: Mapping[str, Any], *, trust_env: bool = False) -> Config:
 
 
 def algorithm_from(name: str, options: Mapping[str, Any]) -> Algorithm:
-    """The algorithm of a file, with the values that a checkpoint has.
+    """The algorithm of a file, with the values that a checkpoint has; its heads are the file's.
 
     Raises:
         UsageError: there is no such algorithm.
@@ -109,7 +126,7 @@ def algorithm_from(name: str, options: Mapping[str, Any]) -> Algorithm:
     """
     cls = part("algorithm", name)
     try:
-        return typing.cast("Algorithm", _instance(cls, options))
+        return typing.cast("Algorithm", _instance(cls, {k: v for k, v in options.items() if k != "outputs"}))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the config does not fit the algorithm {name}: {error}") from None
 
@@ -119,7 +136,7 @@ def _from_json(values: dict[str, Any]) -> Config:
         options = dict(values[kind])
         name = options.pop("name")
         if kind == "algorithm" and ".py:" in name:
-            values[kind] = Algorithm()
+            values[kind] = _stand_in(options.get("outputs", list(Algorithm.outputs)))
             continue
         if name not in known:
             raise CheckpointError(
@@ -129,6 +146,13 @@ def _from_json(values: dict[str, Any]) -> Config:
     for section, cls in SECTIONS.items():
         values[section] = _instance(cls, values[section])
     return typing.cast("Config", _instance(Config, values))
+
+
+def _stand_in(outputs: object) -> Algorithm:
+    for cls in STAND_INS:
+        if list(cls.outputs) == outputs:
+            return cls()
+    raise ValueError(f"an algorithm's outputs are {one_line(repr(outputs), most=80)}")
 
 
 def _instance(cls: type[Any], options: Mapping[str, Any]) -> Any:
@@ -166,7 +190,7 @@ def _from_file(name: str) -> type[Algorithm]:
     file = Path(path)
     if not file.is_file():
         raise UsageError(f"algorithm {name} does not exist: there is no file {path}")
-    module_name = file.stem
+    module_name = f"polyactor_file_{file.stem}"  # of its own: a file may be called like a module that others import
     spec = importlib.util.spec_from_file_location(module_name, file)
     if spec is None or spec.loader is None:
         raise UsageError(f"algorithm {name} does not exist: {path} is not a Python file")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from polyactor.build import PLAY, Streams
 from polyactor.config import Config
 from polyactor.envs import make_envs
-from polyactor.errors import EnvironmentUnsupported
+from polyactor.errors import CheckpointError, EnvironmentUnsupported
 from polyactor.evaluate import MAX_GAME_STEPS, STUCK_AFTER
 from polyactor.plot import curve
 from polyactor.policy import make_trained, read
@@ -111,7 +110,7 @@ def keepsakes(config: Config, directory: Path, *, games: bool) -> Iterator[tuple
     else:
         yield "curve_skipped", "no game has finished"
     try:
-        found, tensors = read(directory, trust_env=True)
-        record(replace(found, env=config.env), tensors, directory / "replay.mp4", seed=config.seed)
-    except EnvironmentUnsupported as error:
-        yield "video_skipped", str(error)
+        _, tensors = read(directory, trust_env=True)
+        record(config, tensors, directory / "replay.mp4", seed=config.seed)
+    except (EnvironmentUnsupported, CheckpointError, OSError, RuntimeError) as error:  # the last two: of the encoder
+        yield "video_skipped", str(error) or type(error).__name__

@@ -9,13 +9,12 @@ from typing import Any
 from polyactor.board import Board, Counter
 from polyactor.build import make_state
 from polyactor.checkpoint import Checkpoint
-from polyactor.compose import algorithm_from, from_json
+from polyactor.compose import StandIn, algorithm_from, from_json
 from polyactor.config import Config
 from polyactor.envs import check_exact, make_envs
 from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError, one_line
 from polyactor.optim.flat import State
 from polyactor.policy import model_tensors, refuse_misfit, refuse_not_finite
-from polyactor.types import Algorithm
 
 MOST_COUNTED = 2**53
 
@@ -48,7 +47,7 @@ def config_of(found: Checkpoint, *, algorithm: str | None, env: Any, trust_env: 
     """
     config = from_json(found.meta.get("config", {}), trust_env=trust_env or env is not None)
     config = config if env is None else replace(config, env=env)
-    if type(config.algorithm) is not Algorithm:
+    if not isinstance(config.algorithm, StandIn):
         return config
     options = dict(found.meta["config"]["algorithm"])
     name = options.pop("name")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
@@ -25,7 +24,7 @@ from polyactor.policy import start_from
 from polyactor.progress import Progress, banner, clock
 from polyactor.record import keepsakes
 from polyactor.restoring import config_of, refuse_inexact, restored
-from polyactor.rundir import claimed, refuse_taken, run_directory
+from polyactor.rundir import claimed, refuse_taken, run_directory, write_config
 from polyactor.saving import Saver, with_advice
 from polyactor.signals import stop_signals
 from polyactor.tally import GAMES, Tally
@@ -65,6 +64,7 @@ def train(config: Config, reasons: Sequence[str] = ()) -> Run:
     check(config)
     failpoints.arm()
     directory = run_directory(config)
+    config = replace(config, out=str(directory))  # whoever remembers rollouts does so there
     tune_allocator()
     state = make_state(config)
     refuse_inexact(config)
@@ -72,8 +72,7 @@ def train(config: Config, reasons: Sequence[str] = ()) -> Run:
         start_from(state, Path(config.init_from))
     with claimed(directory):
         refuse_taken(directory, mine=True)
-        with checkpoint.writing(directory):
-            checkpoint.replace_file(directory / "config.json", _json(to_json(config)))
+        write_config(directory, config)
         return _Training(config, directory, state, Board(config.workers, config.algorithm.metrics)).run(reasons)
 
 
@@ -111,12 +110,13 @@ def resume(
     with claimed(path):
         found = checkpoint.load(path)
         config = config_of(found, algorithm=algorithm, env=env, trust_env=trust_env)
-        config = replace(config, quiet=quiet, exact_resume=config.exact_resume and not restart)
+        config = replace(config, out=str(path), quiet=quiet, exact_resume=config.exact_resume and not restart)
         config = config if steps is None else replace(config, steps=steps)
         check(config)
         failpoints.arm()
         tune_allocator()
         state, board = restored(config, found)
+        write_config(path, config)
         return _Training(config, path, state, board, found.meta).run()
 
 
@@ -153,10 +153,7 @@ class _Training:
             if self.resumed:
                 self.log.event("resumed", agent_steps=self.board.steps, rows_dropped=self.log.taken_back)
             try:
-                # Whoever remembers rollouts does so in the run's directory.
-                scheme = transport.run(
-                    replace(config, out=str(self.directory)), self.state, self.board, self.teller.tell
-                )
+                scheme = transport.run(config, self.state, self.board, self.teller.tell)
                 try:
                     status = self._watch(scheme)
                 finally:
@@ -286,7 +283,3 @@ class _Training:
         said = "–" if mean is None else f"{mean:.2f}"
         self.progress.say(f"{status}: score {said} after {self.board.steps:,} steps in {wall}")
         self.progress.say(f"curve, film, checkpoints and numbers are in {self.directory}")
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1) + "\n").encode()

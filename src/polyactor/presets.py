@@ -110,7 +110,7 @@ PRESETS: dict[str, Preset] = {
         "a3c",
         "PongNoFrameskip-v4",
         {**_TO_18, "steps": 2_000_000},
-        measured="18 after 773k–1.16M steps, 5.4–8.7 min (3 seeds)",
+        measured="18 after 773k–1.16M steps, 5.4–7.3 min, up to two more to confirm it (3 seeds)",
     ),
     "pong-a3c": Preset(
         "Pong to a mean score of 18 on a laptop",

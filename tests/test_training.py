@@ -311,6 +311,13 @@ def test_resume_starts_from_exactly_what_was_saved(copy: Path, starts: list[Any]
     assert len(after.meta["scores"]) == 100
 
 
+def test_config_json_says_what_a_resumed_run_goes_on_with(copy: Path) -> None:
+    pa.resume(copy, steps=STEPS + 100, quiet=True)
+    config = json.loads((copy / "config.json").read_text())
+    assert config["steps"] == STEPS + 100
+    assert config == checkpoint.load(copy).meta["config"]
+
+
 def test_resume_of_a_run_that_is_over_changes_nothing(copy: Path) -> None:
     saved = checkpoint.load(copy)
     run = pa.resume(copy, quiet=True)

@@ -12,12 +12,16 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from polyactor.checkpoint import writing
+from polyactor.checkpoint import replace_file, writing
+from polyactor.compose import to_json
 from polyactor.config import Config
 from polyactor.errors import RunDirectoryError, one_line
 
 LOCK = "run.lock"
 """Locked by the process that trains in a run directory, and says which that is; gone when that ends in order."""
+
+CONFIG = "config.json"
+"""What decided the run, for a person and for pictures; to go on, a run reads its checkpoint's."""
 
 
 def run_directory(config: Config) -> Path:
@@ -64,6 +68,16 @@ def refuse_taken(directory: Path, *, mine: bool = False) -> None:
     raise RunDirectoryError(
         f"--out {directory} is taken: choose another directory, or go on with: polyactor resume {directory}"
     )
+
+
+def write_config(directory: Path, config: Config) -> None:
+    """Say what decides the run from now on.
+
+    Raises:
+        OutOfResources, RunDirectoryError: it cannot be written; what was said before is untouched.
+    """
+    with writing(directory):
+        replace_file(directory / CONFIG, (json.dumps(to_json(config), indent=1) + "\n").encode())
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
@@ -25,7 +24,7 @@ from polyactor.policy import start_from
 from polyactor.progress import Progress, banner, clock
 from polyactor.record import keepsakes
 from polyactor.restoring import config_of, refuse_inexact, restored
-from polyactor.rundir import claimed, refuse_taken, run_directory
+from polyactor.rundir import claimed, refuse_taken, run_directory, write_config
 from polyactor.saving import Saver, with_advice
 from polyactor.signals import stop_signals
 from polyactor.tally import GAMES, Tally
@@ -73,8 +72,6 @@ def train(config: Config, reasons: Sequence[str] = ()) -> Run:
         start_from(state, Path(config.init_from))
     with claimed(directory):
         refuse_taken(directory, mine=True)
-        with checkpoint.writing(directory):
-            checkpoint.replace_file(directory / "config.json", _json(to_json(config)))
         return _Training(config, directory, state, Board(config.workers, config.algorithm.metrics)).run(reasons)
 
 
@@ -130,6 +127,7 @@ class _Training:
         before = before or {}
         self.config, self.directory, self.state, self.board = config, directory, state, board
         self.tally = Tally(config, board, before)
+        write_config(directory, config)  # nothing of what goes on is refused any more
         self.log = MetricsLog(directory, append=bool(before), steps=board.steps)
         self.saver = Saver(directory, self.log, self._say)
         self.teller = Teller(config, board, self.log, self._say)
@@ -276,7 +274,3 @@ class _Training:
         said = "–" if mean is None else f"{mean:.2f}"
         self.progress.say(f"{status}: score {said} after {self.board.steps:,} steps in {wall}")
         self.progress.say(f"curve, film, checkpoints and numbers are in {self.directory}")
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1) + "\n").encode()

@@ -311,6 +311,31 @@ def test_resume_starts_from_exactly_what_was_saved(copy: Path, starts: list[Any]
     assert len(after.meta["scores"]) == 100
 
 
+def test_a_checkpoint_that_an_error_advises_is_one_of_the_same_run(copy: Path) -> None:
+    good, rows = checkpoint.load(copy), read_rows(copy / "metrics.jsonl")
+    pa.resume(copy, steps=STEPS + 200, quiet=True)
+    (checkpoint.load(copy).path / checkpoint.META).write_text("damaged")
+    with pytest.raises(CheckpointError, match="newest good checkpoint") as caught:
+        pa.resume(copy)
+    advised = Path(str(caught.value).rpartition(": ")[2].rstrip(")"))
+    assert advised == good.path
+    files = {path.name for path in copy.iterdir() if not path.name.startswith("events.out")}
+    run = pa.resume(advised, steps=STEPS + 400, quiet=True)
+    assert (run.path, run.status) == (copy, "done")
+    assert events(copy, "resumed")[-1]["agent_steps"] == good.meta["agent_steps"]
+    steps = [row["agent_steps"] for row in read_rows(copy / "metrics.jsonl")]
+    assert steps[: len(rows)] == [row["agent_steps"] for row in rows]
+    assert steps == sorted(set(steps))
+    assert checkpoint.load(copy).meta["agent_steps"] >= STEPS + 400
+    assert {path.name for path in copy.iterdir() if not path.name.startswith("events.out")} == files
+
+
+def test_a_checkpoint_by_itself_is_where_it_goes_on(copy: Path, tmp_path: Path) -> None:
+    alone = Path(shutil.copytree(checkpoint.load(copy).path, tmp_path / "checkpoints" / "000000004000"))
+    assert pa.resume(alone, steps=STEPS + 100, quiet=True).path == alone
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "checkpoints"}
+
+
 def test_config_json_says_what_a_resumed_run_goes_on_with(copy: Path) -> None:
     pa.resume(copy, steps=STEPS + 100, quiet=True)
     config = json.loads((copy / "config.json").read_text())

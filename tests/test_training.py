@@ -9,11 +9,13 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -436,6 +438,40 @@ def test_evaluations_go_on_beside_training_and_keep_the_best(tmp_path: Path) -> 
     assert best.meta["agent_steps"] == winner["agent_steps"]
     policy = pa.load(run.path)
     assert torch.equal(policy.model.value.weight, best.tensors["model.value.weight"])
+
+
+def test_an_environment_that_no_checkpoint_can_name_is_evaluated_beside_training(tmp_path: Path) -> None:
+    games = partial(gymnasium.make, "polyactor/Chain-v0")
+    for i, env in enumerate((lambda: games(), games)):
+        run = train(tmp_path / f"run{i}", env=env, steps=2_000, evaluate_every=1_000)
+        assert events(run.path, "evaluation")
+        assert not events(run.path, "evaluation_failed")
+
+
+def test_an_evaluation_that_fails_is_told_of_and_training_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock, here = threading.Lock(), os.getpid()
+
+    def unsendable() -> Any:
+        with lock:
+            return Quiet()
+
+    def elsewhere() -> Any:
+        if os.getpid() != here:
+            raise ValueError("not here")
+        return Quiet()
+
+    for name, env, why in (("a", unsendable, "cannot pickle"), ("b", elsewhere, "not here")):
+        run = train(tmp_path / name, env=env, steps=2_000, evaluate_every=1_000, quiet=False)
+        failed = events(run.path, "evaluation_failed")
+        assert run.status == "done"
+        assert not events(run.path, "evaluation")
+        assert why in failed[0]["reason"]
+        assert failed[0]["agent_steps"] >= 1_000
+        said = " ".join(capsys.readouterr().out.split())
+        assert "evaluation failed: " in said
+        assert why in said
 
 
 @pytest.mark.fault("P6")

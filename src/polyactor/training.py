@@ -132,7 +132,7 @@ class _Training:
         self.log = MetricsLog(directory, append=bool(before), steps=board.steps)
         self.saver = Saver(directory, self.log, self._say)
         self.teller = Teller(config, board, self.log, self._say)
-        self.beside = Beside(config, self.saver, self.log, before.get("best_evaluation"), board.steps)
+        self.beside = Beside(config, self.saver, self.teller.tell, before.get("best_evaluation"), board.steps)
         self.next_checkpoint = time.monotonic() + config.checkpoint_every
         self.next_show = 0.0
         self.resumed = bool(before)

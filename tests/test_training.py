@@ -9,11 +9,13 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -311,6 +313,31 @@ def test_resume_starts_from_exactly_what_was_saved(copy: Path, starts: list[Any]
     assert len(after.meta["scores"]) == 100
 
 
+def test_a_checkpoint_that_an_error_advises_is_one_of_the_same_run(copy: Path) -> None:
+    good, rows = checkpoint.load(copy), read_rows(copy / "metrics.jsonl")
+    pa.resume(copy, steps=STEPS + 200, quiet=True)
+    (checkpoint.load(copy).path / checkpoint.META).write_text("damaged")
+    with pytest.raises(CheckpointError, match="newest good checkpoint") as caught:
+        pa.resume(copy)
+    advised = Path(str(caught.value).rpartition(": ")[2].rstrip(")"))
+    assert advised == good.path
+    files = {path.name for path in copy.iterdir() if not path.name.startswith("events.out")}
+    run = pa.resume(advised, steps=STEPS + 400, quiet=True)
+    assert (run.path, run.status) == (copy, "done")
+    assert events(copy, "resumed")[-1]["agent_steps"] == good.meta["agent_steps"]
+    steps = [row["agent_steps"] for row in read_rows(copy / "metrics.jsonl")]
+    assert steps[: len(rows)] == [row["agent_steps"] for row in rows]
+    assert steps == sorted(set(steps))
+    assert checkpoint.load(copy).meta["agent_steps"] >= STEPS + 400
+    assert {path.name for path in copy.iterdir() if not path.name.startswith("events.out")} == files
+
+
+def test_a_checkpoint_by_itself_is_where_it_goes_on(copy: Path, tmp_path: Path) -> None:
+    alone = Path(shutil.copytree(checkpoint.load(copy).path, tmp_path / "checkpoints" / "000000004000"))
+    assert pa.resume(alone, steps=STEPS + 100, quiet=True).path == alone
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "checkpoints"}
+
+
 def test_config_json_says_what_a_resumed_run_goes_on_with(copy: Path) -> None:
     pa.resume(copy, steps=STEPS + 100, quiet=True)
     config = json.loads((copy / "config.json").read_text())
@@ -431,6 +458,40 @@ def test_evaluations_go_on_beside_training_and_keep_the_best(tmp_path: Path) -> 
     assert best.meta["agent_steps"] == winner["agent_steps"]
     policy = pa.load(run.path)
     assert torch.equal(policy.model.value.weight, best.tensors["model.value.weight"])
+
+
+def test_an_environment_that_no_checkpoint_can_name_is_evaluated_beside_training(tmp_path: Path) -> None:
+    games = partial(gymnasium.make, "polyactor/Chain-v0")
+    for i, env in enumerate((lambda: games(), games)):
+        run = train(tmp_path / f"run{i}", env=env, steps=2_000, evaluate_every=1_000)
+        assert events(run.path, "evaluation")
+        assert not events(run.path, "evaluation_failed")
+
+
+def test_an_evaluation_that_fails_is_told_of_and_training_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock, here = threading.Lock(), os.getpid()
+
+    def unsendable() -> Any:
+        with lock:
+            return Quiet()
+
+    def elsewhere() -> Any:
+        if os.getpid() != here:
+            raise ValueError("not here")
+        return Quiet()
+
+    for name, env, why in (("a", unsendable, "cannot pickle"), ("b", elsewhere, "not here")):
+        run = train(tmp_path / name, env=env, steps=2_000, evaluate_every=1_000, quiet=False)
+        failed = events(run.path, "evaluation_failed")
+        assert run.status == "done"
+        assert not events(run.path, "evaluation")
+        assert why in failed[0]["reason"]
+        assert failed[0]["agent_steps"] >= 1_000
+        said = " ".join(capsys.readouterr().out.split())
+        assert "evaluation failed: " in said
+        assert why in said
 
 
 @pytest.mark.fault("P6")

@@ -8,8 +8,8 @@ from pathlib import Path
 from polyactor.config import Config
 from polyactor.errors import PolyactorError
 from polyactor.evaluate import Evaluator
-from polyactor.metrics import MetricsLog
 from polyactor.saving import Saver
+from polyactor.transport.watchdog import Tell
 
 GAMES = 20
 PATIENCE = 120.0
@@ -22,14 +22,14 @@ class Beside:
     Args:
         config: of the run; does nothing without ``evaluate_every``.
         saver: points `best`.
-        log: hears of every evaluation.
+        tell: hears of every evaluation, and says which failed.
         best: the best score so far.
         steps: environment steps so far.
     """
 
-    def __init__(self, config: Config, saver: Saver, log: MetricsLog, best: float | None, steps: int) -> None:
-        self.every, self.saver, self.log, self.best = config.evaluate_every, saver, log, best
-        self.evaluator = Evaluator(games=GAMES, seed=config.seed)
+    def __init__(self, config: Config, saver: Saver, tell: Tell, best: float | None, steps: int) -> None:
+        self.every, self.saver, self.tell, self.best = config.evaluate_every, saver, tell, best
+        self.evaluator = Evaluator(config, games=GAMES)
         self.next = steps + (self.every or 0)
 
     def look(self, steps: int, wall: float, save: Callable[[str], Path | None]) -> None:
@@ -47,21 +47,27 @@ class Beside:
             self.next = steps + self.every
             saved = save("candidate")
             if saved is not None:
-                self.evaluator.start(saved, steps)
+                try:
+                    self.evaluator.start(saved, steps)
+                except PolyactorError as error:
+                    self._failed(error)
 
     def hear(self, wall: float, *, to_the_end: bool = False) -> None:
         """Take in a result, if there is one; `to_the_end` waits for it."""
         try:
             score = self.evaluator.poll(timeout=PATIENCE if to_the_end else 0.0)
         except PolyactorError as error:
-            self.evaluator.close()
-            self.log.event("evaluation_failed", str(error), agent_steps=self.evaluator.steps)
+            self._failed(error)
             return
         if score is None:
             return
-        self.log.event("evaluation", agent_steps=self.evaluator.steps, wall_s=wall, evaluation_score=score)
+        self.tell("evaluation", agent_steps=self.evaluator.steps, wall_s=wall, evaluation_score=score)
         if (self.best is None or score > self.best) and self.saver.point("best", at="candidate"):
             self.best = score
+
+    def _failed(self, error: PolyactorError) -> None:
+        self.evaluator.close()
+        self.tell("evaluation_failed", str(error), agent_steps=self.evaluator.steps)
 
     def close(self) -> None:
         """End the one under way."""

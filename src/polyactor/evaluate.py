@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import cloudpickle
 import numpy as np
 import torch
 from torch import Tensor
@@ -180,12 +181,12 @@ class Evaluator:
     """Evaluates checkpoints in a process of its own while training goes on; one at a time.
 
     Args:
+        config: of the run.
         games: of each evaluation.
-        seed: of its environments.
     """
 
-    def __init__(self, games: int, seed: int) -> None:
-        self.games, self.seed = games, seed
+    def __init__(self, config: Config, games: int) -> None:
+        self.config, self.games = config, games
         self._crew: Crew | None = None
         self._result = Path()
         self.steps = 0
@@ -196,9 +197,18 @@ class Evaluator:
         return self._crew is not None
 
     def start(self, saved: Path, steps: int) -> None:
-        """Evaluate a checkpoint, taken after so many environment steps."""
+        """Evaluate a checkpoint, taken after so many environment steps.
+
+        Raises:
+            EnvironmentUnsupported: the environment or the algorithm cannot be sent to a process.
+            WorkerFailed: the process cannot be started.
+        """
         self.steps, self._result = steps, saved / "evaluation.json"
-        self._crew = Crew(_evaluate_checkpoint, 1, (str(saved), str(self._result), self.games, self.seed))
+        try:
+            pickled = cloudpickle.dumps(self.config)  # a checkpoint only names what is the user's own code
+        except Exception as error:  # of the user's own object
+            raise EnvironmentUnsupported(f"it cannot be sent to a process of its own: {error}") from error
+        self._crew = Crew(_evaluate_checkpoint, 1, (pickled, str(saved), str(self._result), self.games))
 
     def poll(self, timeout: float = 0.0) -> float | None:
         """The mean score once it is known; waits at most `timeout` seconds.
@@ -219,8 +229,9 @@ class Evaluator:
             self._crew = None
 
 
-def _evaluate_checkpoint(worker: int, saved: str, result: str, games: int, seed: int) -> None:
-    config, tensors = read(Path(saved), trust_env=True)  # the run's own, which has imported it already
-    found = evaluate(config, tensors, games=games, seed=seed)
+def _evaluate_checkpoint(worker: int, pickled: bytes, saved: str, result: str, games: int) -> None:
+    config: Config = cloudpickle.loads(pickled)
+    _, tensors = read(Path(saved), trust_env=True)  # only the parameters are used: no environment of it is made
+    found = evaluate(config, tensors, games=games, seed=config.seed)
     with writing(Path(result)):
         replace_file(Path(result), json.dumps({"mean": found.mean, "scores": found.scores}).encode())

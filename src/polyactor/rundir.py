@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from polyactor.checkpoint import replace_file, writing
+from polyactor.checkpoint import FOLDER, replace_file, writing
 from polyactor.compose import to_json
 from polyactor.config import Config
 from polyactor.errors import RunDirectoryError, one_line
@@ -68,6 +68,12 @@ def refuse_taken(directory: Path, *, mine: bool = False) -> None:
     raise RunDirectoryError(
         f"--out {directory} is taken: choose another directory, or go on with: polyactor resume {directory}"
     )
+
+
+def run_of(path: Path) -> Path:
+    """The run that a checkpoint is in; anything else is itself."""
+    folder = path.absolute().parent
+    return folder.parent if folder.name == FOLDER and (folder.parent / CONFIG).is_file() else path
 
 
 def write_config(directory: Path, config: Config) -> None:

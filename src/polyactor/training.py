@@ -24,7 +24,7 @@ from polyactor.policy import start_from
 from polyactor.progress import Progress, banner, clock
 from polyactor.record import keepsakes
 from polyactor.restoring import config_of, refuse_inexact, restored
-from polyactor.rundir import claimed, refuse_taken, run_directory, write_config
+from polyactor.rundir import claimed, refuse_taken, run_directory, run_of, write_config
 from polyactor.saving import Saver, with_advice
 from polyactor.signals import stop_signals
 from polyactor.tally import GAMES, Tally
@@ -72,7 +72,6 @@ def train(config: Config, reasons: Sequence[str] = ()) -> Run:
         start_from(state, Path(config.init_from))
     with claimed(directory):
         refuse_taken(directory, mine=True)
-        write_config(directory, config)
         return _Training(config, directory, state, Board(config.workers, config.algorithm.metrics)).run(reasons)
 
 
@@ -91,7 +90,7 @@ def resume(
     Environments and random streams begin anew, except in a run with ``exact_resume``: that one goes on to the bit.
 
     Args:
-        path: the run directory.
+        path: the run directory, or one of its checkpoints to go on from that one.
         steps: a new total.
         algorithm: ``file.py:Class``, where the run's algorithm came from a file; a config alone loads no code.
         restart: let environments begin anew in a run with ``exact_resume``, too, now and from now on.
@@ -107,8 +106,9 @@ def resume(
     path = Path(path)
     if not checkpoint.exists(path):
         checkpoint.load(path)  # says why; a directory that is no run is not claimed
+    asked, path = path, run_of(path)
     with claimed(path):
-        found = checkpoint.load(path)
+        found = checkpoint.load(asked)
         config = config_of(found, algorithm=algorithm, env=env, trust_env=trust_env)
         config = replace(config, out=str(path), quiet=quiet, exact_resume=config.exact_resume and not restart)
         config = config if steps is None else replace(config, steps=steps)
@@ -129,10 +129,11 @@ class _Training:
         before = before or {}
         self.config, self.directory, self.state, self.board = config, directory, state, board
         self.tally = Tally(config, board, before)
+        write_config(directory, config)  # nothing of what goes on is refused any more
         self.log = MetricsLog(directory, append=bool(before), steps=board.steps)
         self.saver = Saver(directory, self.log, self._say)
         self.teller = Teller(config, board, self.log, self._say)
-        self.beside = Beside(config, self.saver, self.log, before.get("best_evaluation"), board.steps)
+        self.beside = Beside(config, self.saver, self.teller.tell, before.get("best_evaluation"), board.steps)
         self.next_checkpoint = time.monotonic() + config.checkpoint_every
         self.next_show = 0.0
         self.resumed = bool(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -44,8 +45,8 @@ def play(cast: Cast, config: Config, state: State, board: Board, tell: Tell = un
                 yield
             return
         looked = time.monotonic()
-        with torch_threads(1):
-            for bell in cast.main:
+        with torch_threads(1), closing(cast.main) as main:
+            for bell in main:
                 if bell is not None:
                     supervisor.look(LOOK_EVERY, bell)
                 elif time.monotonic() - looked > LOOK_EVERY:

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
 from marks import mostly_slow
@@ -102,6 +104,19 @@ def test_a_run_that_is_closed_leaves_torch_its_threads(name: str, transported: A
             go_on(run, board, updates=3)
         del run
         assert torch.get_num_threads() == 2
+
+
+def test_threads_need_nothing_pickled() -> None:
+    lock = threading.Lock()
+
+    def make() -> Any:
+        with lock:
+            return gymnasium.make("CartPole-v1")
+
+    with training(config_of(SCHEMES["threads"], env=make)) as (run, _, board):
+        go_on(run, board, updates=3)
+    with training(config_of(Hogwild(), env=make)) as (run, _, board), pytest.raises(TypeError, match="pickle"):
+        next(run)
 
 
 @pytest.mark.fault("D4")

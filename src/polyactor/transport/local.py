@@ -35,8 +35,10 @@ def play(cast: Cast, config: Config, state: State, board: Board, tell: Tell = un
         board.pulse.begin(worker)
         board.leave(worker)  # until it enters
     crew_type = Threads if cast.threads else Crew
-    # cloudpickle, because an environment or algorithm may be defined in the user's own script.
-    crew = crew_type(perform, cast.workers, (cloudpickle.dumps((cast.work, config)), board, *cast.shared))
+    part: Any = (cast.work, config)
+    if not cast.threads:
+        part = cloudpickle.dumps(part)  # an environment or algorithm may be defined in the user's own script
+    crew = crew_type(perform, cast.workers, (part, board, *cast.shared))
     try:
         supervisor = Supervisor(crew, config, board, cast, tell)
         board.meanwhile = partial(supervisor.look, 0.0)
@@ -59,9 +61,9 @@ def play(cast: Cast, config: Config, state: State, board: Board, tell: Tell = un
         crew.stop()
 
 
-def perform(worker: int, pickled: bytes, board: Board, *shared: Any) -> None:
-    """A worker's life."""
-    work, config = cloudpickle.loads(pickled)
+def perform(worker: int, part: Any, board: Board, *shared: Any) -> None:
+    """A worker's life; to a process its part comes pickled."""
+    work, config = cloudpickle.loads(part) if isinstance(part, bytes) else part
     failpoints.arm(worker, spared=board.starts(worker) > 0)
     entered = False
     for bell in work(worker, config, *shared):

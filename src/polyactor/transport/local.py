@@ -34,11 +34,9 @@ def play(cast: Cast, config: Config, state: State, board: Board, tell: Tell = un
     for worker in range(cast.workers):
         board.pulse.begin(worker)
         board.leave(worker)  # until it enters
-    crew_type = Threads if cast.threads else Crew
-    part: Any = (cast.work, config)
-    if not cast.threads:
-        part = cloudpickle.dumps(part)  # an environment or algorithm may be defined in the user's own script
-    crew = crew_type(perform, cast.workers, (part, board, *cast.shared))
+    # cloudpickle, because an environment or algorithm may be defined in the user's own script.
+    part = (cast.work, config) if cast.threads else cloudpickle.dumps((cast.work, config))
+    crew = (Threads if cast.threads else Crew)(perform, cast.workers, (part, board, *cast.shared))
     try:
         supervisor = Supervisor(crew, config, board, cast, tell)
         board.meanwhile = partial(supervisor.look, 0.0)
@@ -65,18 +63,17 @@ def perform(worker: int, part: Any, board: Board, *shared: Any) -> None:
     """A worker's life; to a process its part comes pickled."""
     work, config = cloudpickle.loads(part) if isinstance(part, bytes) else part
     failpoints.arm(worker, spared=board.starts(worker) > 0)
-    entered = False
-    for bell in work(worker, config, *shared):
-        if not entered:
-            board.enter(worker)
-            entered = True
-        board.pulse.beat(worker)
-        if bell is not None:
-            watch = Watch(partial(board.spend, worker))
-            bell.wait(DEAF)
-            watch.lap(Part.WAIT)
-        else:
-            board.count(worker, Counter.TURNS, 1)
-        if not board.proceed(worker):
-            break
+    with closing(work(worker, config, *shared)) as role:
+        for turn, bell in enumerate(role):
+            if turn == 0:
+                board.enter(worker)
+            board.pulse.beat(worker)
+            if bell is not None:
+                watch = Watch(partial(board.spend, worker))
+                bell.wait(DEAF)
+                watch.lap(Part.WAIT)
+            else:
+                board.count(worker, Counter.TURNS, 1)
+            if not board.proceed(worker):
+                break
     board.leave(worker)

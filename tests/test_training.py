@@ -41,6 +41,7 @@ from polyactor.models.spec import ModelSpec
 from polyactor.optim.flat import State
 from polyactor.policy import Policy
 from polyactor.presets import PRESETS, base_config
+from polyactor.progress import Progress
 from polyactor.record import record
 
 SOURCE = Path(pa.__file__).parents[1]
@@ -514,6 +515,32 @@ def test_sigterm_saves_and_exits_75_and_resume_goes_on(tmp_path: Path, preset: s
     run = pa.resume(out, steps=summary["agent_steps"] + 200, quiet=True)
     assert run.status == "done"
     assert summary["agent_steps"] + 200 <= run.summary["agent_steps"] < summary["agent_steps"] + 200 + T * B
+
+
+def test_a_run_outlives_whoever_read_its_output(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = f"--env polyactor/Chain-v0 --steps 2000 --workers 1 --envs {B} --rollout {T} --out {out}"
+    with program("-m", "polyactor", "train", "a2c", *flags.split()) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (0, "")
+    assert json.loads((out / "summary.json").read_text())["status"] == "done"
+
+
+def test_lines_that_nobody_reads_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = dict.fromkeys(("agent_steps", "games", "steps_per_s"), 1) | dict.fromkeys(
+        ("score_mean100", "gradient_staleness")
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        progress = Progress("", 10, quiet=False)
+        progress.next_line = 0.0
+        progress.show(row, new=False)
+        progress.say("done")
+        monkeypatch.undo()
 
 
 STUBBORN = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -146,6 +147,13 @@ class Actor:
         for name, new in self._moments(x).items():
             x.moments[name].copy_(new)
         watch.lap(Part.STORE)
+
+    def close(self) -> None:
+        """Close the environments; what they have to say against it changes nothing any more."""
+        self.line.asked(ALL, None)
+        with suppress(Exception):
+            self.envs.close()
+        self.line.answered()
 
     def snapshot(self) -> dict[str, Tensor]:
         """Everything that `collect` goes on from, but the model's parameters."""

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from tempfile import NamedTemporaryFile
+from weakref import finalize
 
 import torch
 
@@ -132,6 +133,7 @@ class FileLock(AbstractContextManager[None]):
 
     def __init__(self, path: str, *, shared: bool = False) -> None:
         self.descriptor = os.open(path, os.O_RDWR)
+        finalize(self, os.close, self.descriptor)
         self.how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
 
     def __enter__(self) -> None:

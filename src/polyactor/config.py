@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from polyactor.optim.flat import State
 
 
-Role = Iterator["Bell | None"]
+Role = Generator["Bell | None", None, None]
 """What a process does, a turn per step: None when it did something, the bell it waits for when it could not."""
 
 

@@ -8,6 +8,7 @@ import multiprocessing.util
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -22,8 +23,7 @@ from polyactor.machine import settle
 from polyactor.nursery import WAYS, one_thread, open_nursery
 
 DONE = "done"
-"""A worker's last word where all is well: an exit code of 0 alone may be that of an environment that ended its process.
-"""
+"""A worker's last word where all is well: an environment that ends its process may do so with exit code 0, too."""
 LAST_WORDS = 6_000
 """Characters of an error's sentence and of its traceback: both fit a pipe (64 KiB) that nobody reads yet."""
 
@@ -59,11 +59,14 @@ def _enter(
     settle()
     try:
         target(*args)
-        pipe.send(DONE)
+        pipe.send(DONE)  # nobody hears what is said after that
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # skip the interpreter's teardown: an environment's own threads may never end
     except BaseException as error:
         kind = type(error).__name__ if isinstance(error, errors.PolyactorError) else ""
         pipe.send((kind, _shortened(str(error)), _shortened(traceback.format_exc())))
-        os._exit(1)  # skip the interpreter's teardown: an environment's own threads may never end
+        os._exit(1)
 
 
 def _shortened(text: str) -> str:

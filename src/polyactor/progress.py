@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +24,15 @@ LINE_EVERY = 15.0
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
+class Lasting(Console):
+    """Where nobody reads any more (`polyactor train … | head`) it falls silent, and training goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Write to nowhere from now on, but do not exit."""
+        with suppress(SystemExit):
+            super().on_broken_pipe()
+
+
 class Progress:
     """Shows the newest row of a run.
 
@@ -35,7 +44,7 @@ class Progress:
 
     def __init__(self, title: str, total_steps: int, *, quiet: bool) -> None:
         self.title, self.total_steps, self.quiet = title, total_steps, quiet
-        self.console = Console(stderr=False, highlight=False, markup=False)
+        self.console = Lasting(stderr=False, highlight=False, markup=False)
         self.live = Live(console=self.console, refresh_per_second=4) if self._on_terminal() else None
         self.curve: list[float] = []
         self.next_line = time.monotonic() + 2.0
@@ -71,7 +80,7 @@ class Progress:
             self.live.update(self._panel(row))
         elif not self.quiet and time.monotonic() >= self.next_line:
             self.next_line = time.monotonic() + LINE_EVERY
-            print(self._line(row), flush=True, file=sys.stdout)
+            self.console.out(self._line(row))
 
     def _line(self, row: Mapping[str, Any]) -> str:
         return (

@@ -116,7 +116,6 @@ def resume(
         failpoints.arm()
         tune_allocator()
         state, board = restored(config, found)
-        write_config(path, config)
         return _Training(config, path, state, board, found.meta).run()
 
 

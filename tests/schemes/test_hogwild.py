@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import multiprocessing
 import multiprocessing.util
 import os
@@ -518,6 +519,21 @@ def test_the_lock_excludes_and_a_dead_holder_lets_go(tmp_path: Path) -> None:
         assert not entered.wait(0.2)
         holder.send_signal(signal.SIGKILL)
         assert entered.wait(5.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are counted in /proc")
+def test_a_run_leaves_no_file_open() -> None:
+    config = config_of(transport="inline", scheme=Hogwild(lock="both"), steps=100)
+
+    def still_open() -> int:
+        with training(config) as (scheme, _, _):
+            for _ in scheme:
+                pass
+        del scheme
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    assert still_open() == still_open()
 
 
 def test_the_lock_makes_two_processes_take_turns(tmp_path: Path) -> None:

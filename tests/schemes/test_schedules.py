@@ -216,7 +216,7 @@ def test_what_is_chosen_leaves_everybody_time(arrived: dict[int, int], absent: l
 def test_everybody_waiting_for_everybody_is_an_error_and_not_a_hang() -> None:
     bell = Bell()
     config = config_of(Hogwild())
-    cast = Cast(workers=2, work=lambda worker, config: itertools.repeat(bell))
+    cast = Cast(workers=2, work=lambda worker, config: (bell for _ in itertools.count()))
     with pytest.raises(RuntimeError, match="every role waits for another"):
         list(inline.play(cast, config, make_state(config), Board(2)))
 

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
 from marks import mostly_slow
@@ -24,10 +26,11 @@ from polyactor.board import METRICS, Board, Counter
 from polyactor.build import make_state
 from polyactor.config import Config
 from polyactor.errors import EnvironmentUnsupported, WorkerFailed
+from polyactor.machine import torch_threads
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam
 from polyactor.optim.flat import State
-from polyactor.schemes import ActorLearner, Hogwild, ParamServer
+from polyactor.schemes import ActorLearner, Hogwild, ParamServer, Sync
 
 B, T, W = 2, 5, 2
 SCHEMES: dict[str, Any] = {
@@ -89,6 +92,31 @@ def test_it_ends_by_itself_and_counts_what_it_learned_from(name: str) -> None:
         assert (board.counters[:, Counter.GAMES] > 0).all()
         assert not board.counters[:, Counter.SKIPPED].any()
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("transported", ["local", "inline"])
+@pytest.mark.parametrize("name", ["sync", "server", "learner"])
+def test_a_run_that_is_closed_leaves_torch_its_threads(name: str, transported: Any) -> None:
+    schemes = {**SCHEMES, "sync": Sync()}
+    config = config_of(schemes[name], workers=1, transport=transported)
+    with torch_threads(2):
+        with training(config) as (run, _, board):
+            go_on(run, board, updates=3)
+        del run
+        assert torch.get_num_threads() == 2
+
+
+def test_threads_need_nothing_pickled() -> None:
+    lock = threading.Lock()
+
+    def make() -> Any:
+        with lock:
+            return gymnasium.make("CartPole-v1")
+
+    with training(config_of(SCHEMES["threads"], env=make)) as (run, _, board):
+        go_on(run, board, updates=3)
+    with training(config_of(Hogwild(), env=make)) as (run, _, board), pytest.raises(TypeError, match="pickle"):
+        next(run)
 
 
 @pytest.mark.fault("D4")

@@ -53,7 +53,7 @@ def make_envs(
         max_episode_steps: truncate a game after this many agent steps, in place of the id's own limit
             (of an environment a callable returns: besides its own).
         threads: emulator threads; only Atari ids read it.
-        saved: of a kind whose `snapshot` can be taken; only Atari ids read it.
+        saved: of a kind whose `snapshot` can be taken, also when they have been closed.
         render: make pictures of environment 0 available through `render`.
         listener: told what is asked of each environment; only those that are stepped one after the other tell it.
 
@@ -72,7 +72,7 @@ def make_envs(
             render=render,
         )
     return gymnasium_env.GymnasiumEnvs(
-        source, num_envs, max_episode_steps=max_episode_steps, render=render, listener=listener
+        source, num_envs, max_episode_steps=max_episode_steps, saved=saved, render=render, listener=listener
     )
 
 

@@ -86,6 +86,7 @@ class GymnasiumEnvs:
         source: what `find` returned.
         num_envs: B.
         max_episode_steps: truncate after this many steps.
+        saved: of a kind whose `snapshot` can be taken.
         render: make environment 0 draw itself.
         listener: of those that are stepped one after the other.
 
@@ -99,11 +100,13 @@ class GymnasiumEnvs:
         num_envs: int,
         *,
         max_episode_steps: int | None,
+        saved: bool = False,
         render: bool,
         listener: Listener | None = None,
     ) -> None:
         self._name = _name(source)
-        self._render = render
+        self._saved, self._render = saved, render
+        self._last: bytes | None = None
         self._envs: gymnasium.vector.VectorEnv[Any, Any, Any] | Each
         if (
             isinstance(source, EnvSpec)
@@ -162,6 +165,8 @@ class GymnasiumEnvs:
 
     def snapshot(self) -> bytes:
         """The attributes of every environment and its wrappers."""
+        if self._last is not None:
+            return self._last
         try:
             return snapshot.snapshot([self._restarting(), *self._layers()])
         except EnvironmentUnsupported as error:
@@ -183,7 +188,9 @@ class GymnasiumEnvs:
             yield from snapshot.layers(env)
 
     def close(self) -> None:
-        """Close the environments."""
+        """Close the environments, once they have been saved where they can be: a run's last checkpoint comes after."""
+        if self._saved:
+            self._last = self.snapshot()
         self._envs.close()
 
     def render(self) -> NDArray[np.uint8] | None:

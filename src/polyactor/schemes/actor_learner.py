@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -70,15 +70,16 @@ def act(worker: int, config: Config, state: State, board: Board, ring: Ring, rou
     assert isinstance(config.scheme, ActorLearner)
     batch = config.scheme.batch
     replica, actor = make_actor(config, worker, state, board, reading=FileLock(path, shared=True))
-    ring.arrive(worker)
-    while True:
-        while (slot := ring.free(worker)) is None:
-            yield ring.bells[worker]
-        replica.pull()  # θ' ← θ
-        block = worker * batch + slot % batch
-        actor.collect(replica.version, into=rounds[slot // batch].block(block, config.envs))
-        ring.put(worker)
-        yield None
+    with closing(actor):
+        ring.arrive(worker)
+        while True:
+            while (slot := ring.free(worker)) is None:
+                yield ring.bells[worker]
+            replica.pull()  # θ' ← θ
+            block = worker * batch + slot % batch
+            actor.collect(replica.version, into=rounds[slot // batch].block(block, config.envs))
+            ring.put(worker)
+            yield None
 
 
 def learn(config: Config, state: State, board: Board, ring: Ring, rounds: list[Rollout], path: str) -> Role:

@@ -7,7 +7,7 @@ With the A2C loss this is A3C (Mnih et al. 2016, Algorithm S3); without a lock t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -64,11 +64,12 @@ def work(worker: int, config: Config, state: State, board: Board, lock_path: str
     reading = FileLock(lock_path, shared=True) if lock == "both" else None
     applying = FileLock(lock_path) if lock != "none" else None
     replica, actor = make_actor(config, worker, state, board, reading=reading)
-    learner = make_learner(config, worker, replica)
-    updater = make_updater(config, worker, state, board, applying=applying)
-    while board.steps < config.steps:
-        replica.pull()  # θ' ← θ
-        rollout = actor.collect(replica.version)  # T steps in B environments with π(·; θ')
-        for gradients in learner.gradients(rollout):  # dθ'
-            yield None
-            updater.apply(gradients)  # θ ← θ + Δ(dθ'), in place
+    with closing(actor):
+        learner = make_learner(config, worker, replica)
+        updater = make_updater(config, worker, state, board, applying=applying)
+        while board.steps < config.steps:
+            replica.pull()  # θ' ← θ
+            rollout = actor.collect(replica.version)  # T steps in B environments with π(·; θ')
+            for gradients in learner.gradients(rollout):  # dθ'
+                yield None
+                updater.apply(gradients)  # θ ← θ + Δ(dθ'), in place

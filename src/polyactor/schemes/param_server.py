@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -95,32 +95,32 @@ def work(worker: int, config: Config, state: State, board: Board, ring: Ring, pa
     assert isinstance(config.scheme, ParamServer)
     scheme = config.scheme
     replica, actor = make_actor(config, worker, state, board, reading=FileLock(path, shared=True))
-    learner = make_learner(config, worker, replica)
-    ring.arrive(worker)
-    while (
-        ring.free(worker) is None
-    ):  # in place of one that was lost: until the server knows, and has done with its queue
-        yield ring.bells[worker]
-    for n in itertools.count():
-        if board.steps >= config.steps:
-            break
-        if n % scheme.pull_every == 0:
-            replica.pull()  # θ' ← θ
-        rollout = actor.collect(replica.version)  # T steps in B environments with π(·; θ')
-        for gradients in learner.gradients(rollout):  # dθ'
-            slot = ring.free(worker)
-            assert slot is not None, "a worker goes on only when it has a slot"
-            parcel = parcels[worker][slot]
-            if n % scheme.accumulate == 0:
-                parcel.put(gradients)
-            else:
-                parcel.add(gradients)
-            if (n + 1) % scheme.accumulate == 0:
-                ring.put(worker)
-            yield None
-            while ring.free(worker) is None:  # with a queue of 1: until it is applied
-                yield ring.bells[worker]
-    ring.leave(worker)
+    with closing(actor):
+        learner = make_learner(config, worker, replica)
+        ring.arrive(worker)
+        # In place of one that was lost: until the server knows, and has done with its queue.
+        while ring.free(worker) is None:
+            yield ring.bells[worker]
+        for n in itertools.count():
+            if board.steps >= config.steps:
+                break
+            if n % scheme.pull_every == 0:
+                replica.pull()  # θ' ← θ
+            rollout = actor.collect(replica.version)  # T steps in B environments with π(·; θ')
+            for gradients in learner.gradients(rollout):  # dθ'
+                slot = ring.free(worker)
+                assert slot is not None, "a worker goes on only when it has a slot"
+                parcel = parcels[worker][slot]
+                if n % scheme.accumulate == 0:
+                    parcel.put(gradients)
+                else:
+                    parcel.add(gradients)
+                if (n + 1) % scheme.accumulate == 0:
+                    ring.put(worker)
+                yield None
+                while ring.free(worker) is None:  # with a queue of 1: until it is applied
+                    yield ring.bells[worker]
+        ring.leave(worker)
 
 
 def serve(config: Config, state: State, board: Board, ring: Ring, parcels: Parcels, path: str) -> Role:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -41,16 +41,17 @@ def learn(config: Config, state: State, board: Board, threads: int) -> Role:
     threads = threads or (len(os.sched_getaffinity(0)) if state.layout.convolutional else 1)
     with torch_threads(threads):
         replica, actor = make_actor(config, 0, state, board, threads=threads)
-        device = config.learning_device
-        learning = replica if device == "cpu" else make_replica(config, state, board, device=device)
-        learner, updater = make_learner(config, 0, learning), make_updater(config, 0, state, board)
-        if config.exact_resume:
-            state.carry("actor", actor)
-            state.carry("learner", learner)
-        while board.steps < config.steps:
-            for each in {replica, learning}:
-                each.pull()  # θ' ← θ
-            rollout = actor.collect(replica.version)  # T steps in B environments with π(·; θ')
-            for gradients in learner.gradients(rollout):  # dθ'
-                updater.apply(gradients)  # θ ← θ + Δ(dθ')
-            yield None
+        with closing(actor):
+            device = config.learning_device
+            learning = replica if device == "cpu" else make_replica(config, state, board, device=device)
+            learner, updater = make_learner(config, 0, learning), make_updater(config, 0, state, board)
+            if config.exact_resume:
+                state.carry("actor", actor)
+                state.carry("learner", learner)
+            while board.steps < config.steps:
+                for each in {replica, learning}:
+                    each.pull()  # θ' ← θ
+                rollout = actor.collect(replica.version)  # T steps in B environments with π(·; θ')
+                for gradients in learner.gradients(rollout):  # dθ'
+                    updater.apply(gradients)  # θ ← θ + Δ(dθ')
+                yield None

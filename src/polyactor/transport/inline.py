@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Iterable
+from contextlib import ExitStack, closing
 
 from polyactor.board import Board
 from polyactor.config import Cast, Config, Role
@@ -32,7 +33,9 @@ def play(
         roles.append(main)
     over: set[int] = set()
     waits = 0
-    with torch_threads(1), watched(config, board, tell):
+    with torch_threads(1), watched(config, board, tell), ExitStack() as stack:
+        for role in roles:  # closed before this process has its threads again: a role leaves those it found
+            stack.enter_context(closing(role))
         for i in order or itertools.cycle(range(len(roles))):
             try:
                 waits = waits + 1 if next(roles[i]) is not None else 0

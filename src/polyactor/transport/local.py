@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -33,9 +34,9 @@ def play(cast: Cast, config: Config, state: State, board: Board, tell: Tell = un
     for worker in range(cast.workers):
         board.pulse.begin(worker)
         board.leave(worker)  # until it enters
-    crew_type = Threads if cast.threads else Crew
     # cloudpickle, because an environment or algorithm may be defined in the user's own script.
-    crew = crew_type(perform, cast.workers, (cloudpickle.dumps((cast.work, config)), board, *cast.shared))
+    part = (cast.work, config) if cast.threads else cloudpickle.dumps((cast.work, config))
+    crew = (Threads if cast.threads else Crew)(perform, cast.workers, (part, board, *cast.shared))
     try:
         supervisor = Supervisor(crew, config, board, cast, tell)
         board.meanwhile = partial(supervisor.look, 0.0)
@@ -44,8 +45,8 @@ def play(cast: Cast, config: Config, state: State, board: Board, tell: Tell = un
                 yield
             return
         looked = time.monotonic()
-        with torch_threads(1):
-            for bell in cast.main:
+        with torch_threads(1), closing(cast.main) as main:
+            for bell in main:
                 if bell is not None:
                     supervisor.look(LOOK_EVERY, bell)
                 elif time.monotonic() - looked > LOOK_EVERY:
@@ -58,22 +59,21 @@ def play(cast: Cast, config: Config, state: State, board: Board, tell: Tell = un
         crew.stop()
 
 
-def perform(worker: int, pickled: bytes, board: Board, *shared: Any) -> None:
-    """A worker's life."""
-    work, config = cloudpickle.loads(pickled)
+def perform(worker: int, part: Any, board: Board, *shared: Any) -> None:
+    """A worker's life; to a process its part comes pickled."""
+    work, config = cloudpickle.loads(part) if isinstance(part, bytes) else part
     failpoints.arm(worker, spared=board.starts(worker) > 0)
-    entered = False
-    for bell in work(worker, config, *shared):
-        if not entered:
-            board.enter(worker)
-            entered = True
-        board.pulse.beat(worker)
-        if bell is not None:
-            watch = Watch(partial(board.spend, worker))
-            bell.wait(DEAF)
-            watch.lap(Part.WAIT)
-        else:
-            board.count(worker, Counter.TURNS, 1)
-        if not board.proceed(worker):
-            break
+    with closing(work(worker, config, *shared)) as role:
+        for turn, bell in enumerate(role):
+            if turn == 0:
+                board.enter(worker)
+            board.pulse.beat(worker)
+            if bell is not None:
+                watch = Watch(partial(board.spend, worker))
+                bell.wait(DEAF)
+                watch.lap(Part.WAIT)
+            else:
+                board.count(worker, Counter.TURNS, 1)
+            if not board.proceed(worker):
+                break
     board.leave(worker)

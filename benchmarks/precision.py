@@ -237,7 +237,7 @@ def gradients(preset: str, points: int, span: int, rollout: int, rollouts: int, 
         print(f"{each['agent_steps']:>10} {each['cosine']:>10.6f} {each['length']:>8.4f}")
     agree = all(each["cosine"] >= LEAST_COSINE for each in found)
     sample = {"envs": ENVS, "rollout": rollout, "rollouts": rollouts}
-    keep(folder / "gradients.json", {"preset": preset, **sample, "points": found})
+    keep(folder / f"gradients-{rollouts}x{rollout}.json", {"preset": preset, **sample, "points": found})
     print(f"{'ok' if agree else 'FAIL'}: every cosine has to be at least {LEAST_COSINE}")
     return 0 if agree else 1
 

@@ -163,7 +163,7 @@ def test_one_gradient_that_points_elsewhere_fails(
     monkeypatch.setattr(precision, "compare", lambda *_: found)
     assert precision.gradients("catch-a3c", 3, 10, 20, 1, tmp_path) == code
     assert capsys.readouterr().out.splitlines()[-1].startswith(word)
-    assert np.isclose(json.loads((tmp_path / "gradients.json").read_text())["points"][0]["cosine"], 1)
+    assert np.isclose(json.loads((tmp_path / "gradients-1x20.json").read_text())["points"][0]["cosine"], 1)
 
 
 def test_snapshots_are_spread_over_the_run(precision: ModuleType) -> None:

@@ -131,7 +131,7 @@ def _read(path: Path) -> Run:
         raise UsageError(f"{path / ROWS} {'has no rows yet' if (path / ROWS).exists() else 'does not exist'}")
     if not any(_number(row, "score_mean100") is not None for row in rows):
         raise UsageError(f"{path / ROWS} has no score yet: no game has finished")
-    marked = [row for row in read_rows(path / EVENTS) if _number(row, "evaluation_score") is not None]
+    marked = [row for row in [*rows, *read_rows(path / EVENTS)] if _number(row, "evaluation_score") is not None]
     evaluations = [_with_wall_time(row, rows) for row in marked if _number(row, "agent_steps") is not None]
     return Run("", rows, evaluations, _config(path / "config.json"))
 
@@ -180,7 +180,7 @@ def _name(config: Mapping[str, Any], key: str) -> str:
     """The value of a key, whether it is plain or an object with a name; empty when there is none."""
     value = config.get(key)
     if isinstance(value, Mapping):
-        value = value.get("name")
+        value = value.get("name", value.get("id"))
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 

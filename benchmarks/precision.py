@@ -76,6 +76,9 @@ def main() -> int:
     parser.add_argument("--pool", nargs="+", choices=list(PRESETS), metavar="PRESET", help="only pool what is kept")
     options = parser.parse_args()
     if options.pool:
+        for preset in options.pool:
+            if not (file := RESULTS / f"precision-{preset}" / "pairs.json").exists():
+                parser.error(f"--pool {preset} is not allowed: {file} does not exist")
         pool(options.pool)
         return 0
     target = base_config(options.preset).stop_at if options.target is None else options.target

@@ -114,6 +114,11 @@ def test_pairs_of_several_presets_are_pooled(
     assert precision.main() == 0
     said = capsys.readouterr().out
     assert "2 of catch-a3c, 1 of pong-fast: geometric mean 1.000, 95 % interval 0.179 to 5.5" in said
+    monkeypatch.setattr(sys, "argv", ["precision.py", "--pool", "catch-a3c", "pong-a3c"])
+    with pytest.raises(SystemExit) as ended:
+        precision.main()
+    assert ended.value.code == 2
+    assert "--pool pong-a3c is not allowed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("preset", "rollouts"), [("catch-a3c", 2), ("pong-appo", 1)])

@@ -19,6 +19,17 @@ FOUND = pytest.StashKey[dict[str, Found]]()
 """What tests of faults have found in this session."""
 
 
+SLOW_MAY_TAKE = 3600
+"""Seconds, of a test that is marked slow; pyproject.toml says it for the others."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """More time for what learns or soaks."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(SLOW_MAY_TAKE))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Tensors here are small: more threads only make sums depend on the machine."""

@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import multiprocessing
 
 from polyactor.board import Board, Counter
-from polyactor.channel import Bell, Ring
+from polyactor.channel import Bell, Ring, SequenceLock
 from polyactor.parcel import Parcel, mean
 from polyactor.types import Gradients, Moments
 
@@ -148,3 +149,60 @@ def test_the_mean_of_several_workers() -> None:
     assert joined.vector.tolist() == [3.0] * 4
     assert (joined.version, joined.steps, joined.metrics) == (2, 9, {"entropy": 3.0})
     assert joined.moments["x"].count.tolist() == [2.0] * 3
+
+
+# ---- the lock that no reader holds ---------------------------------------------------------------------------------
+
+
+def test_what_is_written_meanwhile_is_read_again() -> None:
+    lock, rounds = SequenceLock(), 0
+    for rounds, _ in enumerate(lock.reading(), start=1):
+        if rounds < 3:
+            with lock:
+                pass
+    assert rounds == 3
+
+
+def test_nobody_reads_while_it_is_written_and_threads_write_in_turn() -> None:
+    lock, read = SequenceLock(), threading.Event()
+    reader = threading.Thread(target=lambda: (next(lock.reading()), read.set()))
+    writer = threading.Thread(target=lambda: lock.__enter__())
+    with lock:
+        reader.start()
+        writer.start()
+        assert not read.wait(0.2)
+        assert int(lock.written[0]) == 1
+    writer.join(5.0)
+    assert not read.is_set() or int(lock.written[0]) == 2
+    lock.__exit__()
+    assert read.wait(5.0)
+    reader.join()
+
+
+def read_pairs(lock: SequenceLock, pair: torch.Tensor, found: torch.Tensor) -> None:
+    """Count what was read, and what was half of one write and half of another."""
+    while int(pair[-1]) >= 0:
+        for _ in lock.reading():
+            both = pair[:2].clone()
+        found[int(both[0] != both[1])] += 1
+
+
+def test_another_process_never_reads_half_of_a_write() -> None:
+    lock = SequenceLock()
+    pair, found = (torch.zeros(3, dtype=torch.int64).share_memory_() for _ in range(2))
+    reader = multiprocessing.get_context("spawn").Process(target=read_pairs, args=(lock, pair, found))
+    reader.start()
+    try:
+        while int(found[0]) < 2_000:
+            assert reader.is_alive()
+            with lock:
+                pair[0] += 1
+                time.sleep(1e-5)
+                pair[1] += 1
+            time.sleep(1e-4)
+        pair[2] = -1
+        reader.join(10.0)
+    finally:
+        reader.kill()
+    assert reader.exitcode == 0
+    assert int(found[1]) == 0

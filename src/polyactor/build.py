@@ -14,6 +14,7 @@ import torch
 
 from polyactor.actor import Actor, blank
 from polyactor.board import Board
+from polyactor.channel import Reading, once
 from polyactor.config import Config
 from polyactor.envs import VectorEnv, is_atari, make_envs
 from polyactor.errors import OutOfResources, UsageError
@@ -117,14 +118,14 @@ def make_replica(
     board: Board,
     *,
     envs: VectorEnv | None = None,
-    reading: AbstractContextManager[object] | None = None,
+    reading: Reading = once,
     device: str = "cpu",
 ) -> Replica:
     """A model on a private copy of the state.
 
     Args:
         envs: what it acts in; by default made for a moment, to know their spaces.
-        reading: held while the copy is made.
+        reading: gives a loop in whose body the copy is made.
         device: where the copy lives.
     """
     with nullcontext(envs) if envs else closing(make_envs(config.env, 1, atari=config.atari)) as spaces:
@@ -138,13 +139,13 @@ def make_actor(
     board: Board,
     *,
     threads: int = 1,
-    reading: AbstractContextManager[object] | None = None,
+    reading: Reading = once,
 ) -> tuple[Replica, Actor]:
     """Who collects, and the replica it acts with.
 
     Args:
         threads: of the environments, where those can use several.
-        reading: held while the copy of θ is made.
+        reading: gives a loop in whose body θ is copied.
     """
     streams = Streams.of(config.seed, worker, board.version, again=board.starts(worker))
     line = board.pulse.line(worker)

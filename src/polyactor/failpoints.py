@@ -15,9 +15,9 @@ from collections.abc import Callable
 from polyactor.errors import UsageError
 
 VARIABLE = "POLYACTOR_FAIL"
-PLACES = ("rollout", "gradient", "update", "update.inside", "send", "save")
-"""Before a rollout, before a gradient is taken, before θ changes, after θ and before anything else does, before what is
-for another process is handed over, before a checkpoint gets its name."""
+PLACES = ("read", "rollout", "gradient", "update", "update.inside", "send", "save")
+"""While θ is copied, before a rollout, before a gradient is taken, before θ changes, after θ and before anything else
+does, before what is for another process is handed over, before a checkpoint gets its name."""
 
 
 def _raise() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from polyactor.board import Board, Part, Watch, unwatched
+from polyactor.channel import Reading, once
 from polyactor.compiled import compiled
 from polyactor.failpoints import hit
 from polyactor.models.actor_critic import ActorCritic
@@ -24,7 +24,7 @@ class Replica:
         model: re-pointed at the copy; what computes in bf16 gets a rounded copy of its own beside the exact one.
         state: what `pull` copies.
         board: tells its version.
-        reading: held while the copy is made.
+        reading: gives a loop in whose body the copy is made.
         device: where the copy lives.
     """
 
@@ -34,11 +34,11 @@ class Replica:
         state: State,
         board: Board,
         *,
-        reading: AbstractContextManager[object] | None = None,
+        reading: Reading = once,
         device: str = "cpu",
     ) -> None:
         self.model, self.state, self.board = model, state, board
-        self.reading = reading or nullcontext()
+        self.reading = reading
         self.device = device
         self.vector = torch.empty_like(state.vector, device=device)
         layout = bind(model, self.vector)
@@ -51,9 +51,10 @@ class Replica:
     def pull(self, *, running: bool = True) -> None:
         """θ' ← θ, and unless told otherwise the running statistics."""
         size = len(self.vector) if running else self.state.layout.theta
-        with self.reading:
+        for _ in self.reading():
             self.version = self.board.version
             self.vector[:size].copy_(self.state.vector[:size])
+            hit("read")
         with torch.no_grad():
             for parameter, place in self.lowered:
                 parameter.copy_(place)

@@ -17,7 +17,7 @@ from polyactor.types import Allowed, Rollout
 
 if TYPE_CHECKING:
     from polyactor.board import Board
-    from polyactor.channel import Ring
+    from polyactor.channel import Ring, SequenceLock
     from polyactor.optim.flat import State
 
 
@@ -52,24 +52,24 @@ class ActorLearner(Scheme):
     def cast(self, config: Config, state: State, board: Board) -> Iterator[Cast]:
         """Actors, and the learner as the run's own role."""
         from polyactor.build import make_rounds
-        from polyactor.channel import Ring, lock_file
+        from polyactor.channel import Ring, SequenceLock
 
         lag = self.lag(config)
         rounds = make_rounds(config, lag + 1, config.workers * self.batch)
         ring = Ring(config.workers, (lag + 1) * self.batch)
-        with lock_file() as path:
-            shared = (state, board, ring, rounds, path)
-            yield Cast(config.workers, act, shared, main=learn(config, *shared), lost=ring.lost)
+        shared = (state, board, ring, rounds, SequenceLock())
+        yield Cast(config.workers, act, shared, main=learn(config, *shared), lost=ring.lost)
 
 
-def act(worker: int, config: Config, state: State, board: Board, ring: Ring, rounds: list[Rollout], path: str) -> Role:
+def act(
+    worker: int, config: Config, state: State, board: Board, ring: Ring, rounds: list[Rollout], lock: SequenceLock
+) -> Role:
     """An actor's life."""
     from polyactor.build import make_actor
-    from polyactor.channel import FileLock
 
     assert isinstance(config.scheme, ActorLearner)
     batch = config.scheme.batch
-    replica, actor = make_actor(config, worker, state, board, reading=FileLock(path, shared=True))
+    replica, actor = make_actor(config, worker, state, board, reading=lock.reading)
     with closing(actor):
         ring.arrive(worker)
         while True:
@@ -82,10 +82,9 @@ def act(worker: int, config: Config, state: State, board: Board, ring: Ring, rou
             yield None
 
 
-def learn(config: Config, state: State, board: Board, ring: Ring, rounds: list[Rollout], path: str) -> Role:
+def learn(config: Config, state: State, board: Board, ring: Ring, rounds: list[Rollout], lock: SequenceLock) -> Role:
     """The learner's life: a round is one batch of all actors."""
     from polyactor.build import make_learner, make_replica, make_updater
-    from polyactor.channel import FileLock
     from polyactor.machine import torch_threads
 
     assert isinstance(config.scheme, ActorLearner)
@@ -94,7 +93,7 @@ def learn(config: Config, state: State, board: Board, ring: Ring, rounds: list[R
     threads = scheme.threads or (len(os.sched_getaffinity(0)) if idle else 1)
     replica = make_replica(config, state, board, device=config.learning_device)
     learner = make_learner(config, 0, replica)
-    updater = make_updater(config, 0, state, board, applying=FileLock(path))
+    updater = make_updater(config, 0, state, board, applying=lock)
     with torch_threads(threads):
         while board.steps < config.steps:
             while not ready(config, board, ring, rounds, scheme.batch):

@@ -57,11 +57,11 @@ class Hogwild(Scheme):
 def work(worker: int, config: Config, state: State, board: Board, lock_path: str) -> Role:
     """A worker's life, line for line Algorithm S3."""
     from polyactor.build import make_actor, make_learner, make_updater
-    from polyactor.channel import FileLock
+    from polyactor.channel import FileLock, once
 
     assert isinstance(config.scheme, Hogwild)
     lock = config.scheme.lock
-    reading = FileLock(lock_path, shared=True) if lock == "both" else None
+    reading = FileLock(lock_path, shared=True).reading if lock == "both" else once
     applying = FileLock(lock_path) if lock != "none" else None
     replica, actor = make_actor(config, worker, state, board, reading=reading)
     with closing(actor):

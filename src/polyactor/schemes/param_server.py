@@ -18,7 +18,7 @@ from polyactor.types import Allowed
 
 if TYPE_CHECKING:
     from polyactor.board import Board
-    from polyactor.channel import Ring
+    from polyactor.channel import Ring, SequenceLock
     from polyactor.optim.flat import State
     from polyactor.parcel import Parcel
 
@@ -78,23 +78,23 @@ class ParamServer(Scheme):
     def cast(self, config: Config, state: State, board: Board) -> Iterator[Cast]:
         """Workers, and the server as the run's own role."""
         from polyactor.build import make_parcels
-        from polyactor.channel import Ring, lock_file
+        from polyactor.channel import Ring, SequenceLock
 
         ring = Ring(config.workers, self.queue)
         parcels = make_parcels(config, state, board, self.queue, self.accumulate)
-        with lock_file() as path:
-            shared = (state, board, ring, parcels, path)
-            yield Cast(config.workers, work, shared, main=serve(config, *shared), lost=ring.lost)
+        shared = (state, board, ring, parcels, SequenceLock())
+        yield Cast(config.workers, work, shared, main=serve(config, *shared), lost=ring.lost)
 
 
-def work(worker: int, config: Config, state: State, board: Board, ring: Ring, parcels: Parcels, path: str) -> Role:
+def work(
+    worker: int, config: Config, state: State, board: Board, ring: Ring, parcels: Parcels, lock: SequenceLock
+) -> Role:
     """A worker's life."""
     from polyactor.build import make_actor, make_learner
-    from polyactor.channel import FileLock
 
     assert isinstance(config.scheme, ParamServer)
     scheme = config.scheme
-    replica, actor = make_actor(config, worker, state, board, reading=FileLock(path, shared=True))
+    replica, actor = make_actor(config, worker, state, board, reading=lock.reading)
     with closing(actor):
         learner = make_learner(config, worker, replica)
         ring.arrive(worker)
@@ -123,16 +123,15 @@ def work(worker: int, config: Config, state: State, board: Board, ring: Ring, pa
         ring.leave(worker)
 
 
-def serve(config: Config, state: State, board: Board, ring: Ring, parcels: Parcels, path: str) -> Role:
+def serve(config: Config, state: State, board: Board, ring: Ring, parcels: Parcels, lock: SequenceLock) -> Role:
     """The server's life."""
     from polyactor.board import Counter
     from polyactor.build import make_updater
-    from polyactor.channel import FileLock
     from polyactor.parcel import mean
 
     assert isinstance(config.scheme, ParamServer)
     scheme, workers = config.scheme, range(config.workers)
-    updaters = [make_updater(config, i, state, board, applying=FileLock(path)) for i in workers]
+    updaters = [make_updater(config, i, state, board, applying=lock) for i in workers]
     since = [board.version] * config.workers  # what a worker is differentiating was pulled at this version or later
     with ThreadPoolExecutor(scheme.updaters) as pool:
         while any(ring.playing(i) for i in workers):

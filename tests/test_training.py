@@ -35,7 +35,7 @@ from polyactor.build import PLAY, Streams, make_model, make_state
 from polyactor.config import Config
 from polyactor.envs import make_envs
 from polyactor.errors import CheckpointError, EnvironmentUnsupported
-from polyactor.evaluate import play
+from polyactor.evaluate import Evaluator, play
 from polyactor.metrics import read_rows
 from polyactor.models.spec import ModelSpec
 from polyactor.optim.flat import State
@@ -413,7 +413,7 @@ def test_a_score_that_fresh_games_do_not_confirm_is_not_reached(
     from polyactor.evaluate import Evaluation
 
     worse = Evaluation((14.0,) * 100, (14,) * 100, 0, 0, False)
-    monkeypatch.setattr("polyactor.training.evaluate_on_all_cores", lambda *_, **__: worse)
+    monkeypatch.setattr("polyactor.goal.evaluate_on_all_cores", lambda *_, **__: worse)
     run = train(tmp_path / "run", stop_at=15.0)
     assert run.status == "done"
     assert run.summary["reached_at_steps"] is None
@@ -438,6 +438,80 @@ def test_a_signal_ends_the_games_that_would_confirm_a_score(tmp_path: Path, monk
     assert not events(run.path, "confirmation")
     monkeypatch.undo()
     assert pa.resume(run.path, quiet=True).status == "reached"
+
+
+class Sleeper(Quiet):
+    """Sleeps in the step after somebody has said so."""
+
+    tired = False
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if Sleeper.tired:
+            Sleeper.tired = False
+            time.sleep(60.0)
+        return super().step(action)
+
+
+@pytest.mark.fault("P4")
+def test_an_environment_that_hangs_while_a_score_is_confirmed_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polyactor import evaluate
+
+    original, found = evaluate.play, []
+
+    def disturbed(*given: Any, **more: Any) -> Any:
+        Sleeper.tired = True
+        found.append(original(*given, **more))
+        return found[-1]
+
+    monkeypatch.setattr(evaluate, "play", disturbed)
+    began = time.monotonic()
+    run = train(tmp_path / "run", env=Sleeper, stop_at=8.0, env_timeout=0.5)
+    assert run.status == "reached"
+    assert found[-1].lost == 1
+    assert time.monotonic() - began < 30.0
+
+
+@pytest.mark.fault("P6")
+def test_a_signal_ends_the_wait_for_the_last_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never_done(self: Evaluator, timeout: float = 0.0) -> None:
+        if timeout > 0:  # so the run is over, and waits
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Evaluator, "poll", never_done)
+    began = time.monotonic()
+    run = train(tmp_path / "run", env=Quiet, evaluate_every=1_000)
+    assert run.status == "done"
+    assert checkpoint.load(run.path).meta["agent_steps"] == run.summary["agent_steps"] >= STEPS
+    assert time.monotonic() - began < 30.0
+
+
+def test_workers_wait_while_the_state_is_copied_and_not_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boards: list[Board] = []
+    words: dict[str, list[int]] = {"copied": [], "written": []}
+
+    def noted(moment: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **more: Any) -> Any:
+            words[moment].append(int(boards[0]._word[0]))
+            return original(*given, **more)
+
+        return call
+
+    def board(*given: Any) -> Board:
+        boards.append(Board(*given))
+        return boards[0]
+
+    monkeypatch.setattr("polyactor.training.Board", board)
+    monkeypatch.setattr(State, "tensors", noted("copied", State.tensors))
+    monkeypatch.setattr("polyactor.saving.checkpoint.save", noted("written", checkpoint.save))
+    config = {"env": Quiet, "scheme": "hogwild", "workers": 2, "steps": 30_000, "checkpoint_every": 0.2}
+    train(tmp_path / "run", **config)
+    assert len(words["written"]) > 2
+    assert words["copied"][0] > 0  # the number of a pause
+    assert words["written"][0] == 0
 
 
 def test_a_score_out_of_reach_is_not_reached(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from polyactor.transport.watchdog import Tell
 GAMES = 20
 PATIENCE = 120.0
 """Seconds in which the evaluation under way may end when the run has."""
+LOOK_EVERY = 0.2
+"""Seconds between two looks whether somebody asked for the end meanwhile."""
 
 
 class Beside:
@@ -52,10 +55,13 @@ class Beside:
                 except PolyactorError as error:
                     self._failed(error)
 
-    def hear(self, wall: float, *, to_the_end: bool = False) -> None:
-        """Take in a result, if there is one; `to_the_end` waits for it."""
+    def hear(self, wall: float, *, unless: Callable[[], bool] | None = None) -> None:
+        """Take in a result, if there is one; with `unless` wait for the one under way, unless that says not to."""
+        end = time.monotonic() + PATIENCE
         try:
-            score = self.evaluator.poll(timeout=PATIENCE if to_the_end else 0.0)
+            score = self.evaluator.poll()
+            while unless is not None and self.evaluator.busy and not unless() and time.monotonic() < end:
+                score = self.evaluator.poll(timeout=LOOK_EVERY)
         except PolyactorError as error:
             self._failed(error)
             return

@@ -6,6 +6,7 @@ import json
 import os
 import statistics
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polyactor.board import Board
 from polyactor.build import PLAY, Streams
 from polyactor.checkpoint import replace_file, writing
 from polyactor.config import Config
@@ -23,6 +25,8 @@ from polyactor.machine import torch_threads
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.policy import make_trained, read
 from polyactor.processes import Crew
+from polyactor.pulse import ALL
+from polyactor.transport.watchdog import Tell, untold, watched
 
 MAX_GAME_STEPS = 27_000
 """Agent steps after which a game is cut: 108,000 emulator frames, half an hour of play."""
@@ -145,36 +149,48 @@ def evaluate(
     seed: int = 0,
     threads: int = 1,
     stopped: Callable[[], bool] = never,
+    tell: Tell = untold,
 ) -> Evaluation:
-    """Play with the parameters given, in fresh environments.
+    """Play with the parameters given, in fresh environments; one that does not answer in time counts as failed.
 
     Args:
         config: of the run.
         tensors: the model's parameters and buffers by name.
         threads: of the environments.
         stopped: as `play` takes it.
+        tell: as `watched` takes it.
     """
-    envs = make_envs(
-        config.env,
-        min(games, 50),
-        atari=config.atari,
-        max_episode_steps=config.max_episode_steps,
-        threads=threads,
-    )
-    try:
-        model = make_trained(config, envs, tensors)
-        return play(model, envs, games=games, deterministic=deterministic, seed=seed, stopped=stopped)
-    finally:
-        envs.close()
+    board = Board(1)
+    line = board.pulse.line(0)
+    line.asked(ALL, None)
+    with watched(config, board, tell):
+        envs = make_envs(
+            config.env,
+            min(games, 50),
+            atari=config.atari,
+            max_episode_steps=config.max_episode_steps,
+            threads=threads,
+            listener=line,
+        )
+        line.answered()
+        with closing(envs):
+            model = make_trained(config, envs, tensors)
+            return play(model, envs, games=games, deterministic=deterministic, seed=seed, stopped=stopped)
 
 
 def evaluate_on_all_cores(
-    config: Config, tensors: Mapping[str, Tensor], *, games: int, seed: int, stopped: Callable[[], bool] = never
+    config: Config,
+    tensors: Mapping[str, Tensor],
+    *,
+    games: int,
+    seed: int,
+    stopped: Callable[[], bool] = never,
+    tell: Tell = untold,
 ) -> Evaluation:
     """As `evaluate`, while nobody else computes."""
     cores = len(os.sched_getaffinity(0))
     with torch_threads(cores):
-        return evaluate(config, tensors, games=games, seed=seed, threads=cores, stopped=stopped)
+        return evaluate(config, tensors, games=games, seed=seed, threads=cores, stopped=stopped, tell=tell)
 
 
 class Evaluator:

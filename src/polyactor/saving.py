@@ -43,7 +43,7 @@ class Saver:
         """Save, as `checkpoint.save` does.
 
         Args:
-            tensors: of the state; copied first, so what is checked is what is saved.
+            tensors: copies that nobody else writes, so what is checked is what is saved.
             meta: plain JSON.
             steps: agent steps so far.
             tags: the pointers to move.
@@ -57,8 +57,7 @@ class Saver:
             Diverged: the last save of the run, and a number is not finite.
             OutOfResources, RunDirectoryError: it could not be written, as the two before, or it is the last.
         """
-        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-        bad = checkpoint.not_finite(copies)
+        bad = checkpoint.not_finite(tensors)
         if bad:
             what = f"{bad[0]}{f' and {len(bad) - 1} more' * (len(bad) > 1)} is not finite after {steps:,} steps"
             self.log.event("checkpoint_refused", what, tags=list(tags))
@@ -67,7 +66,7 @@ class Saver:
             self.say(f"not saved: {what}")
             return None
         try:
-            saved = checkpoint.save(self.directory, copies, meta, steps, tags=tags)
+            saved = checkpoint.save(self.directory, tensors, meta, steps, tags=tags)
         except (OutOfResources, RunDirectoryError) as error:
             self._failed(error, final=final)
             return None

@@ -16,7 +16,7 @@ from polyactor.build import make_state, precision
 from polyactor.compose import to_json
 from polyactor.config import Config, check
 from polyactor.errors import PolyactorError
-from polyactor.evaluate import evaluate_on_all_cores
+from polyactor.goal import Goal
 from polyactor.machine import tune_allocator
 from polyactor.metrics import MetricsLog
 from polyactor.optim.flat import State
@@ -27,7 +27,7 @@ from polyactor.restoring import config_of, refuse_inexact, restored
 from polyactor.rundir import claimed, refuse_taken, run_directory, run_of, write_config
 from polyactor.saving import Saver, with_advice
 from polyactor.signals import stop_signals
-from polyactor.tally import GAMES, Tally
+from polyactor.tally import Tally
 from polyactor.telling import Teller
 
 SHOW_EVERY = 0.25
@@ -133,6 +133,7 @@ class _Training:
         self.saver = Saver(directory, self.log, self._say)
         self.teller = Teller(config, board, self.log, self._say)
         self.beside = Beside(config, self.saver, self.teller.tell, before.get("best_evaluation"), board.steps)
+        self.goal = Goal(config, state, board, self.tally, self.teller)
         self.next_checkpoint = time.monotonic() + config.checkpoint_every
         self.next_show = 0.0
         self.resumed = bool(before)
@@ -209,7 +210,7 @@ class _Training:
             self.next_checkpoint = now + self.config.checkpoint_every
             self._save()
         self.beside.look(self.board.steps, tally.wall, self._save)
-        return self._is_reached()
+        return self.goal.reached(self._stopped)
 
     def _report(self, *, due: bool) -> None:
         row = self.tally.report(due=due)
@@ -223,53 +224,20 @@ class _Training:
         """Save a checkpoint, point `last` and these tags at it; None where that could not be, and may be later."""
         tags = tuple(dict.fromkeys(("last", *tags, *["best"] * self.best_is_unsaved)))
         with transport.still(self.config, self.board) as consistent:
-            meta = self.tally.summary("running") | {
-                "consistent": consistent,
-                "config": to_json(self.config),
-                "best_evaluation": self.beside.best,
-                **self.tally.kept(),
-            }
-            reason = "" if consistent else "a worker did not pause in time, so it may hold half of an update"
+            meta, steps = self.tally.summary("running") | self.tally.kept(), self.board.steps
             tensors = self.state.tensors() | self.board.tensors()
-            saved = self.saver.save(tensors, meta, self.board.steps, tags=tags, reason=reason, final=final)
+            copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        meta |= {"consistent": consistent, "config": to_json(self.config), "best_evaluation": self.beside.best}
+        reason = "" if consistent else "a worker did not pause in time, so it may hold half of an update"
+        saved = self.saver.save(copies, meta, steps, tags=tags, reason=reason, final=final)
         self.best_is_unsaved = self.best_is_unsaved and saved is None
         return saved
-
-    def _is_reached(self) -> bool:
-        """The last 100 games reach the score asked for, and 100 fresh ones confirm it.
-
-        The first of many noisy means to reach it is high by chance; games that had no part in that choice are not.
-        """
-        tally, target = self.tally, self.config.stop_at
-        if target is None or not tally.whole or tally.games_needed > 0:
-            return False
-        mean = tally.mean100
-        assert mean is not None
-        if mean < target:
-            return False
-        steps, wall = self.board.steps, tally.wall
-        self.progress.say(f"mean of the last {GAMES} games is {mean:.2f}: playing {GAMES} fresh ones to confirm it")
-        with transport.paused(self.config, self.board):
-            played = evaluate_on_all_cores(
-                self.config, self.state.views(), games=GAMES, seed=self.config.seed + 1, stopped=self._stopped
-            )
-        if self._stopped():
-            return False
-        fresh = played.mean
-        self.log.event("confirmation", f"{GAMES} fresh games", agent_steps=steps, evaluation_score=fresh, wall_s=wall)
-        if fresh < target:
-            self.progress.say(f"they gave {fresh:.2f}, below {target:g}: training goes on")
-            tally.games_needed = GAMES
-            return False
-        self.progress.say(f"they gave {fresh:.2f}: reached after {steps:,} steps")
-        tally.reached, tally.confirmation = (steps, round(wall, 3)), fresh
-        return True
 
     def _finish(self, status: str) -> None:
         """What a run leaves behind: the last row and checkpoint, a picture, a film."""
         reason = {"stopped": "a signal asked for it", "reached": "the score asked for", "done": "all steps are done"}
         self.log.event("stopping", reason[status])
-        self.beside.hear(self.tally.wall, to_the_end=status != "stopped")
+        self.beside.hear(self.tally.wall, unless=self._stopped)
         if self.tally.moved:
             self._report(due=status != "stopped")  # one that goes on has its rows where it would have had them
         best = status == "reached" or not checkpoint.exists(self.directory, tag="best")

@@ -524,6 +524,14 @@ def test_nothing_that_is_not_finite_reaches_a_rollout(places: list[tuple[int, st
     assert ended.shape == (B,)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_where_one_cannot_be_made_those_before_it_are_closed(number: int) -> None:
+    arcade = Arcade({number: ValueError("no more of these")})
+    with pytest.raises(EnvironmentUnsupported, match="no more of these"):
+        make_envs(arcade, B)
+    assert [game.closed for game in arcade.made[:number]] == [1] * number
+
+
 def test_evaluation_plays_a_lost_game_again() -> None:
     arcade = Arcade({1: {("step", 4): raises(BOOM)}, 2: {("reset", 1): raises(BOOM)}})
     envs = make_envs(arcade, B)

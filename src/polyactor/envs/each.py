@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,13 +62,16 @@ class Each:
         assert isinstance(space, gymnasium.spaces.Box), f"{name} was not flattened"
         self.single_observation_space, self.shape, self.dtype = space, space.shape, np.dtype(space.dtype)
         self.result = np.dtype(np.uint8 if self.dtype == np.uint8 else np.float32)
-        try:
+        with ExitStack() as made:
+            made.callback(self.close)
             for i in range(1, b):
                 if listener is not None:
                     listener.asked(i, None)
-                self.envs.append(self._made(i))
-        except Unsound as error:
-            raise EnvironmentUnsupported(f"{name} {error}.") from error
+                try:
+                    self.envs.append(self._made(i))
+                except Unsound as error:
+                    raise EnvironmentUnsupported(f"{name} {error}.") from error
+            made.pop_all()
         self.over = [False] * b
         """Whose next step starts a game."""
         self.castable = {self.dtype}

@@ -331,6 +331,21 @@ def test_flags_are_judged_without_torch(here: Path, arguments: str, code: int) -
     assert len(found.stderr.splitlines()) == (code != 0)
 
 
+@pytest.mark.parametrize("arguments", ["presets", "--help", "presets pong-fast"])
+def test_who_has_read_enough_may_leave(here: Path, arguments: str) -> None:
+    command = [sys.executable, "-m", "polyactor", *arguments.split()]
+    reading, writing = os.pipe()
+    os.close(reading)  # before a line is written
+    try:
+        found = subprocess.run(
+            command, cwd=here, env=os.environ | {"PYTHONPATH": str(SOURCE)}, stdout=writing, stderr=-1, timeout=60
+        )
+    finally:
+        os.close(writing)
+    assert found.returncode == 0
+    assert found.stderr == b""
+
+
 def test_the_module_is_the_command(here: Path) -> None:
     start = time.perf_counter()
     command = [sys.executable, "-m", "polyactor", *TRAIN.split(), "--workers", "0"]

@@ -407,6 +407,18 @@ def test_a_score_that_is_reached_is_confirmed(tmp_path: Path) -> None:
     assert checkpoint.load(run.path, tag="best").path == checkpoint.load(run.path).path
 
 
+def test_time_spent_on_fresh_games_is_no_part_of_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, board = [1_000.0], Board(1)
+    monkeypatch.setattr(tally.time, "monotonic", lambda: now[0])
+    known = tally.Tally(base_config("a2c", env="CartPole-v1"), board, {})
+    for seconds, apart in ((10.0, 0.0), (40.0, 30.0)):
+        board.count(0, Counter.STEPS, 1_000)
+        now[0] += seconds
+        known.apart(apart)
+        assert known.report(due=True)["steps_per_s"] == 100.0
+    assert known.wall == 50.0
+
+
 def test_a_score_that_fresh_games_do_not_confirm_is_not_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

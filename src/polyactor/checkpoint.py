@@ -26,17 +26,18 @@ import os
 import re
 import shutil
 import stat
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyactor.errors import CheckpointError, OutOfResources, PolyactorError, RunDirectoryError
+from polyactor.errors import CheckpointError, RunDirectoryError
 from polyactor.failpoints import hit
+from polyactor.files import HALF, replace_file, sync_directory, write_new, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Mapping
 
     from torch import Tensor
 
@@ -54,8 +55,6 @@ _NAME = re.compile(r"([0-9]{12,20})(?:\.([0-9]{1,6}))?")
 """Agent steps, and a count where the same step was saved again. No separator, no dots alone: never a way out."""
 _TAG = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _TEMPORARY = ".saving-"
-_HALF = (".", ".tmp")
-"""Around the name of a file that is being written."""
 
 
 @dataclass(frozen=True)
@@ -109,15 +108,15 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
         if folder.is_symlink():  # a run directory from elsewhere must not choose where we write
             raise RunDirectoryError(f"cannot write {folder}: it is a symbolic link")
-        _sync_directory(folder.parent)
+        sync_directory(folder.parent)
         for leftover in folder.glob(f"{_TEMPORARY}*"):  # of a save that was killed: make room first
             _remove(leftover)
-        for leftover in folder.glob(f"{_HALF[0]}*{_HALF[1]}"):
+        for leftover in folder.glob(f"{HALF[0]}*{HALF[1]}"):
             leftover.unlink()
         previous = _named_or_none(folder, "last")
         target = _write_directory(folder, steps, contents)
         try:
-            _sync_directory(folder)
+            sync_directory(folder)
             for tag in tags:
                 replace_file(_pointer(folder, tag), _dump({"checkpoint": target.name}))
         except BaseException:
@@ -199,38 +198,6 @@ def newest_good(root: Path) -> Path | None:
 # ---- writing ---------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an `OSError` met while writing ``path`` into one sentence.
-
-    Raises:
-        OutOfResources: no space or no quota left.
-        RunDirectoryError: anything else: read-only, not a directory, no permission.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        kind: type[PolyactorError] = RunDirectoryError
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            kind = OutOfResources
-        raise kind(f"cannot write {path}: {reason}") from error
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, finds the old one or the new one; raises `OSError`."""
-    temporary = path.with_name(f"{_HALF[0]}{path.name}{_HALF[1]}")
-    try:
-        temporary.unlink(missing_ok=True)  # of a write that was killed, or a link that somebody else has put there
-        _write(temporary, data)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_directory(path.parent)
-
-
 def _contents(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict[str, bytes]:
     """The three files of a checkpoint, the manifest last."""
     import torch
@@ -278,8 +245,8 @@ def _write_directory(folder: Path, steps: int, contents: Mapping[str, bytes]) ->
     try:
         temporary.mkdir()
         for name, data in contents.items():
-            _write(temporary / name, data)
-        _sync_directory(temporary)
+            write_new(temporary / name, data)
+        sync_directory(temporary)
         target = _free_name(folder, steps)
         hit("save")
         os.rename(temporary, target)
@@ -293,24 +260,6 @@ def _free_name(folder: Path, steps: int) -> Path:
     """A directory cannot be replaced in one step, so a step saved again gets a name and number of its own."""
     taken = [_order(directory)[1] for directory in _directories(folder) if _order(directory)[0] == steps]
     return folder / (f"{steps:012d}.{max(taken) + 1}" if taken else f"{steps:012d}")
-
-
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "xb") as file:  # a new file: no link is followed
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network filesystems cannot, and need not
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _prune(folder: Path, keep: Collection[str | None]) -> None:

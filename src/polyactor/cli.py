@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     # Before torch is loaded: its threads would spin between two passes, on the cores that the emulators need then.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        sys.exit(run(args))
+        code = run(args)
+        sys.stdout.flush()
+        sys.exit(code)
     except PolyactorError as error:
         for note in getattr(error, "__notes__", ()):  # where a worker raised it
             print(note, file=sys.stderr)
@@ -47,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
+    except BrokenPipeError:  # whoever read has read enough; what is left must not be tried again at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from polyactor.config import Config
+from polyactor.console import Lasting
 from polyactor.errors import UsageError
 
 RESAMPLES = 10_000
@@ -53,7 +53,7 @@ def compare(runs: Sequence[Path]) -> None:
     for key, summaries in groups.items():
         cells = [_cell([summary.get(name) for summary in summaries]) for name in FIGURES.values()]
         table.add_row(labels[key], str(len(summaries)), *cells)
-    Console().print(table)
+    Lasting().print(table)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from polyactor.board import Board
 from polyactor.build import PLAY, Streams
-from polyactor.checkpoint import replace_file, writing
 from polyactor.config import Config
 from polyactor.envs import VectorEnv, make_envs
 from polyactor.errors import EnvironmentUnsupported
+from polyactor.files import replace_file, writing
 from polyactor.machine import torch_threads
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.policy import make_trained, read

@@ -50,6 +50,7 @@ class Goal:
                 stopped=stopped,
                 tell=self.teller.tell,
             )
+        tally.apart(tally.wall - wall)
         if stopped():
             return False
         fresh = played.mean

@@ -24,8 +24,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from polyactor.checkpoint import replace_file, writing
 from polyactor.errors import RunDirectoryError
+from polyactor.files import replace_file, writing
 
 ROWS, EVENTS, SUMMARY = "metrics.jsonl", "events.jsonl", "summary.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)

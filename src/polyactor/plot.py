@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyactor.checkpoint import replace_file, writing
 from polyactor.errors import UsageError
+from polyactor.files import replace_file, writing
 from polyactor.metrics import EVENTS, ROWS, read_rows
 
 if TYPE_CHECKING:

@@ -313,9 +313,9 @@ def show(name: str | None = None) -> None:
     Raises:
         UsageError: no such name.
     """
-    from rich.console import Console
+    from polyactor.console import Lasting
 
-    console = Console(highlight=False, markup=False)
+    console = Lasting(highlight=False, markup=False)
 
     def say(text: str, indent: int = 0, style: str = "") -> None:
         lines = textwrap.wrap(text, console.width - indent, break_on_hyphens=False, break_long_words=False)

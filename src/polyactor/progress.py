@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from polyactor.config import Config
+from polyactor.console import Lasting
 from polyactor.presets import PRESETS
 from polyactor.tally import TROUBLES
 
 LINE_EVERY = 15.0
 """Seconds between lines where there is no terminal."""
 SPARKS = "▁▂▃▄▅▆▇█"
-
-
-class Lasting(Console):
-    """Where nobody reads any more (`polyactor train … | head`) it falls silent, and training goes on."""
-
-    def on_broken_pipe(self) -> None:
-        """Write to nowhere from now on, but do not exit."""
-        with suppress(SystemExit):
-            super().on_broken_pipe()
 
 
 class Progress:

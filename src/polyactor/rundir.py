@@ -12,10 +12,11 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from polyactor.checkpoint import FOLDER, replace_file, writing
+from polyactor.checkpoint import FOLDER
 from polyactor.compose import to_json
 from polyactor.config import Config
 from polyactor.errors import RunDirectoryError, one_line
+from polyactor.files import replace_file, writing
 
 LOCK = "run.lock"
 """Locked by the process that trains in a run directory, and says which that is; gone when that ends in order."""

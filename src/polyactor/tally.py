@@ -92,6 +92,11 @@ class Tally:
             self.lengths.append(game.length)
             self.games_needed -= 1
 
+    def apart(self, seconds: float) -> None:
+        """So much of the time since the last row was no training, and is no part of its rate."""
+        wall, steps = self.last_row
+        self.last_row = wall + seconds, steps
+
     def row(self) -> dict[str, Any]:
         """Everything as it is now."""
         counters = self.board.counters

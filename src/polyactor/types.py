@@ -157,6 +157,10 @@ class Rollout:
         """``[T, B]`` float: 1 for a real transition, 0 for the fake one after an episode's end."""
         return (~self.is_first[1:]).to(self.reward.dtype)
 
+    def discount(self, gamma: float) -> Tensor:
+        """``[T, B]`` γ_t = γ (1 − terminated_t)."""
+        return gamma * (~self.terminated).to(self.reward.dtype)
+
     def replace(self, **changes: object) -> Rollout:
         """A copy with some fields replaced; with other observations the memo is no longer theirs."""
         if "observation" in changes:

@@ -48,7 +48,7 @@ class A2C(Algorithm):
         out = model.unroll(x)
         pi_t = model.distribution(out.policy[:-1])
         v_t = out.value[:-1]
-        discount_t = self.gamma * (~x.terminated).to(x.reward.dtype)
+        discount_t = x.discount(self.gamma)
 
         advantage_t, return_t = returns.gae(x.reward, out.value.detach(), discount_t, mask_t, self.gae_lambda)
         if self.normalize_advantage:

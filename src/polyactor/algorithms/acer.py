@@ -320,7 +320,7 @@ class ACER(Algorithm):
 
     def retrace(self, x: Rollout, v: Tensor, q_taken_t: Tensor, trace_t: Tensor) -> Tensor:
         """Q^ret_t, ``[T, B]``."""
-        discount_t = self.gamma * (~x.terminated).to(x.reward.dtype)
+        discount_t = x.discount(self.gamma)
         return returns.retrace(x.reward, v, q_taken_t.detach(), discount_t, x.mask, self.trace_lambda * trace_t)
 
     def nearby(

@@ -80,7 +80,7 @@ class PPO(Algorithm):
         x = rollout
         out = model.unroll(x)
         v_t = out.value.detach()
-        discount_t = self.gamma * (~x.terminated).to(x.reward.dtype)
+        discount_t = x.discount(self.gamma)
         if self.estimator == "gae":
             advantage_t, return_t = returns.gae(x.reward, v_t, discount_t, x.mask, self.gae_lambda)
         else:

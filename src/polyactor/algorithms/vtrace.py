@@ -58,7 +58,7 @@ class VTrace(Algorithm):
         mask_t = x.mask
         out = model.unroll(x)
         pi_t, v_t = model.distribution(out.policy[:-1]), out.value[:-1]
-        discount_t = self.gamma * (~x.terminated).to(x.reward.dtype)
+        discount_t = x.discount(self.gamma)
         log_pi_t = pi_t.log_prob(x.action)
         rho_t = (log_pi_t.detach() - x.behavior_log_prob).exp()
 

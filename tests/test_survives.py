@@ -73,6 +73,10 @@ def steps(run: Path) -> int:
     return rows[-1]["agent_steps"] if rows else 0
 
 
+def resumed(run: Path) -> int:
+    return sum(event["event"] == "resumed" for event in read_rows(run / "events.jsonl"))
+
+
 def family(run: Path) -> list[int]:
     """Processes of this run: those that name it on their command line, and those they started."""
     found = []
@@ -126,8 +130,10 @@ def killed_and_resumed(
         assert lost < every + 1.0  # a save takes a moment, too
         assert not checkpoint.not_finite(kept.tensors)
         counters = kept.tensors["board.counters"]
+        times_resumed = resumed(run)
         process = launch("resume", run, "--quiet")
-        first = until(lambda last=last: steps(run) > last or saved(run) > last)
+        # The rows after the checkpoint are gone only when it says that it goes on.
+        first = until(lambda n=times_resumed, last=last: resumed(run) > n and (steps(run) > last or saved(run) > last))
         record("first update after resuming, s", first)
         assert first < 15.0
         until(lambda last=last: saved(run) > last)

@@ -56,6 +56,7 @@ def test_bandit_policy_is_the_softmax_of_rewards_over_beta(golden: Golden, regio
     np.testing.assert_allclose(q[0], x["r"], rtol=0, atol=0.02)
 
 
+@pytest.mark.slow
 def test_chain_greedy_policy_goes_right_from_every_state(golden: Golden) -> None:
     x, answer = golden("chain5")
     acer = ACER(gamma=x["gamma"], entropy_coef=0.05, entropy_coef_end=0.0, replay_capacity=10_000, replay_start=400)

@@ -51,8 +51,8 @@ RUNS: dict[str, dict[str, Any]] = {
         "algorithm": {"replay_capacity": 400, "replay_start": 100, "replay_ratio": 0.5, "on_policy": False},
     },
     "a2c, Atari": {
-        "preset": "a2c", "env": "ALE/Breakout-v5", "envs": 2, "rollout": 5, "steps": 500, "max_episode_steps": 60,
-        "model": {"torso": "a3c-cnn", "hidden": (16,)}, "atari": {"frame_size": 44},
+        "preset": "a2c", "env": "ALE/Breakout-v5", "envs": 2, "rollout": 5, "steps": 500, "max_episode_steps": 120,
+        "model": {"torso": "a3c-cnn", "hidden": (16,)}, "atari": {"frame_size": 44, "noop_max": 3},
     },
 }  # fmt: skip
 """ACER's memories are overwritten before, and after, where these runs are stopped."""
@@ -109,7 +109,7 @@ def same(ours: Path, theirs: Path) -> None:
     assert len(resumed) == len(straight) + 1
 
 
-SLOW = ("ppo, continuous", "acer, continuous", "acer, recurrent")
+SLOW = ("ppo, continuous", "acer, continuous", "acer, recurrent", "a2c, Atari")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RUNS])
@@ -180,6 +180,7 @@ def test_replay_that_has_gone_on_since_is_refused_unless_environments_may_restar
     assert pa.resume(tmp_path / "run", restart=True, quiet=True).status == "done"
 
 
+@pytest.mark.slow
 def test_replay_that_was_never_full_is_wound_back(tmp_path: Path, stop_at: Any) -> None:
     what = RUNS["acer"] | {"algorithm": {"replay_capacity": 100_000, "replay_start": 200}}
     straight = train(tmp_path / "straight", what)

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import polyactor as pa
-from polyactor import checkpoint, cli, rundir, training
+from polyactor import checkpoint, cli, files, rundir, training
 from polyactor.checkpoint import MANIFEST, META, STATE, load, point, save
 from polyactor.errors import CheckpointError, Diverged, OutOfResources, RunDirectoryError, UsageError
 from polyactor.metrics import MetricsLog, read_rows
@@ -42,7 +42,7 @@ class Crash(BaseException):
 
 
 class Disk:
-    """Stands between `checkpoint` and the system, and dies at the k-th call.
+    """Stands between `files` and the system, and dies at the k-th call.
 
     Args:
         crash_at: k; 0 never.
@@ -101,7 +101,7 @@ class Disk:
             patch.setattr(os, name, simple(name))
         for name, own in {"fsync": fsync, "rename": rename, "replace": replace_}.items():
             patch.setattr(os, name, own)
-        patch.setattr(checkpoint, "open", open_, raising=False)
+        patch.setattr(files, "open", open_, raising=False)
         patch.setattr(Path, "write_bytes", write_bytes)
         try:
             action()

@@ -150,7 +150,7 @@ def killed_and_resumed(
 
 
 @pytest.mark.fault("P5", "P11")
-@pytest.mark.parametrize("name", mostly_slow(METHODS, fast=["sync", "hogwild"]))
+@pytest.mark.parametrize("name", mostly_slow(METHODS, fast=["hogwild"]))
 def test_a_run_that_is_killed_leaves_nothing_and_can_be_resumed(
     name: str, tmp_path: Path, launch: Launch, record_property: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -537,7 +537,7 @@ def test_a_run_leaves_no_file_open() -> None:
 
 
 def test_the_lock_makes_two_processes_take_turns(tmp_path: Path) -> None:
-    path, number, times = tmp_path / "lock", tmp_path / "number", 2000
+    path, number, times = tmp_path / "lock", tmp_path / "number", 500
     path.touch()
     number.write_text("0")
     with program(tmp_path / "counter.py", COUNTER, path, number, times) as other:

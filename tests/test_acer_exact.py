@@ -43,9 +43,8 @@ def config(env: Any, algorithm: Algorithm, **changes: Any) -> Config:
 # -- discrete ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "region", ["params", pytest.param("probs", marks=pytest.mark.slow), pytest.param("none", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("region", ["params", "probs", "none"])
 def test_bandit_policy_is_the_softmax_of_rewards_over_beta(golden: Golden, region: Any) -> None:
     x, answer = golden("bandit_entropy")
     acer = ACER(gamma=0.9, entropy_coef=x["beta"], trust_region=region, replay_capacity=4_000, replay_start=200)

@@ -418,10 +418,9 @@ def save_and_die_at(k: int, root: Path, steps: int) -> bool:
     return code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F1")
-@pytest.mark.parametrize(
-    "steps", [pytest.param(2, id="next step"), pytest.param(1, id="same step again", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("steps", [pytest.param(2, id="next step"), pytest.param(1, id="same step again")])
 def test_killed_at_any_call_of_a_save_leaves_the_old_or_the_new(tmp_path: Path, steps: int) -> None:
     torch.set_num_threads(1)  # a forked child must not look for its parent's thread pool
     outcomes, finished, k = [], False, 0

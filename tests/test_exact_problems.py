@@ -126,10 +126,11 @@ def test_chain_critic_is_exact_where_every_transition_counts_once(golden: Golden
     np.testing.assert_allclose(value, answer["V_uniform_random"], rtol=0, atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "envs", "lr", "tolerance"),
     # A return's deviation is about 4, so it takes this many episodes to see the second decimal.
-    [(150_000, 32, 1e-2, 0.3), pytest.param(3_000_000, 128, 3e-3, 0.05, marks=pytest.mark.slow)],
+    [(150_000, 32, 1e-2, 0.3), (3_000_000, 128, 3e-3, 0.05)],
 )
 def test_chain_critic_finds_the_values_of_the_uniform_policy(
     golden: Golden, steps: int, envs: int, lr: float, tolerance: float

@@ -11,7 +11,7 @@ import polyactor as pa
 EXAMPLE = Path(__file__).parents[1] / "examples" / "self_imitation.py"
 
 
-@pytest.mark.parametrize("scheme", ["sync", "hogwild"])
+@pytest.mark.parametrize("scheme", ["sync", pytest.param("hogwild", marks=pytest.mark.slow)])
 def test_the_example_learns(scheme: str, tmp_path: Path) -> None:
     run = pa.train(
         f"{EXAMPLE}:SelfImitation", env="CartPole-v1", scheme=scheme, steps=20_000, quiet=True, out=tmp_path / "run"

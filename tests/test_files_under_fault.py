@@ -256,9 +256,10 @@ class Store(RuleBasedStateMachine):
 
 
 @pytest.mark.fault("F1")
-def test_any_order_of_saves_and_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stories", [15, pytest.param(60, marks=pytest.mark.slow)])
+def test_any_order_of_saves_and_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stories: int) -> None:
     monkeypatch.setenv("POLYACTOR_TEST_STORE", str(tmp_path))
-    Store.TestCase.settings = settings(max_examples=60, stateful_step_count=12, deadline=None, derandomize=True)
+    Store.TestCase.settings = settings(max_examples=stories, stateful_step_count=12, deadline=None, derandomize=True)
     Store.TestCase().runTest()
 
 

@@ -149,8 +149,9 @@ def killed_and_resumed(
     assert not [path for path in run.rglob("*") if path.suffix == ".tmp" or path.name.startswith(".saving")]
 
 
+@pytest.mark.slow
 @pytest.mark.fault("P5", "P11")
-@pytest.mark.parametrize("name", mostly_slow(METHODS, fast=["hogwild"]))
+@pytest.mark.parametrize("name", METHODS)
 def test_a_run_that_is_killed_leaves_nothing_and_can_be_resumed(
     name: str, tmp_path: Path, launch: Launch, record_property: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

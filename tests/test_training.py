@@ -653,7 +653,9 @@ class Env(gymnasium.Env):
 
 
 @pytest.mark.fault("P6")
-@pytest.mark.parametrize(("second", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("second", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_second_signal_ends_it_at_once(tmp_path: Path, second: signal.Signals, code: int) -> None:
     (tmp_path / "stubborn.py").write_text(STUBBORN)
     beats = tmp_path / "beats"

@@ -48,7 +48,7 @@ def register(monkeypatch: pytest.MonkeyPatch, **kwargs: Any) -> str:
     ("env", "sticky", "expected"),
     [
         ("ALE/Breakout-v5", None, 0.25),
-        ("BreakoutNoFrameskip-v4", 0.25, 0.25),
+        pytest.param("BreakoutNoFrameskip-v4", 0.25, 0.25, marks=pytest.mark.slow),
         pytest.param("BreakoutNoFrameskip-v4", None, 0.0, marks=pytest.mark.slow),
         pytest.param("ALE/Breakout-v5", 0.0, 0.0, marks=pytest.mark.slow),
     ],
@@ -241,6 +241,7 @@ def test_returned_arrays_are_the_callers_to_keep() -> None:
     assert not any(np.shares_memory(a, b) for a, b in zip(kept[1::4], kept[5::4], strict=False))
 
 
+@pytest.mark.slow
 def test_render_stays_in_step_with_environment_zero() -> None:
     envs: Any = make_envs("ALE/Breakout-v5", 2, atari=AtariOptions(life_loss=True), render=True)
     silent = make_envs("ALE/Breakout-v5", 2)
@@ -291,7 +292,7 @@ def test_emulators_that_can_be_saved_show_the_same_games() -> None:
         assert ended >= 4
 
 
-@pytest.mark.parametrize("steps", mostly_slow([0, 30, 39, 40, 41], fast=[30, 40]))
+@pytest.mark.parametrize("steps", mostly_slow([0, 30, 39, 40, 41], fast=[40]))
 def test_saved_games_go_on(steps: int) -> None:
     """With idle frames and sticky actions, in the middle, at the end and at the start of a game."""
     ours, theirs = (make_envs("ALE/Pong-v5", 2, max_episode_steps=40, **SAVED) for _ in range(2))

@@ -417,7 +417,7 @@ class Stubborn(Hanging):
     [
         ("hogwild", Stubborn, 4.5),
         ("server", Hanging, 2.0),
-        ("learner", Hanging, 2.0),
+        pytest.param("learner", Hanging, 2.0, marks=pytest.mark.slow),
         pytest.param("hogwild", Hanging, 2.0, marks=pytest.mark.slow),
         pytest.param("server", Stubborn, 4.5, marks=pytest.mark.slow),
         pytest.param("learner", Stubborn, 4.5, marks=pytest.mark.slow),
@@ -459,7 +459,7 @@ def test_one_that_hangs_in_the_runs_own_process_is_interrupted(
 
 
 @pytest.mark.fault("P7")
-@pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["hogwild", "server-bounded", "learner"]))
+@pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["hogwild"]))
 def test_a_worker_that_is_only_stopped_for_a_while_is_not_lost(name: str) -> None:
     with training(config_of(SCHEMES[name])) as run:
         run.at_work()
@@ -474,7 +474,10 @@ def test_a_worker_that_is_only_stopped_for_a_while_is_not_lost(name: str) -> Non
 
 @pytest.mark.skipif(sys.platform != "linux", reason="whether a process is stopped is read in /proc")
 @pytest.mark.fault("P7")
-@pytest.mark.parametrize("name", ["hogwild", "server", "server-mean", "learner", "learner-lag"])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(["hogwild", "server", "server-mean", "learner", "learner-lag"], fast=["server", "learner"]),
+)
 def test_one_that_is_stopped_while_it_reads_the_parameters_holds_up_nobody(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

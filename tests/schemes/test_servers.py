@@ -134,7 +134,7 @@ def test_a_bound_on_staleness_holds_among_processes() -> None:
 
 
 @pytest.mark.fault("D4", "D6")
-@pytest.mark.parametrize(("lag", "least"), [(0, 0.0), (3, 1.0)])
+@pytest.mark.parametrize(("lag", "least"), [(0, 0.0), pytest.param(3, 1.0, marks=pytest.mark.slow)])
 def test_lag_is_bounded_by_the_slots_among_processes(lag: int, least: float) -> None:
     config = config_of(ActorLearner(max_lag=lag), algorithm=VTrace())
     with training(config) as (run, _, board):

@@ -35,11 +35,12 @@ from polyactor.build import PLAY, Streams, make_model, make_state
 from polyactor.config import Config
 from polyactor.envs import make_envs
 from polyactor.errors import CheckpointError, EnvironmentUnsupported
-from polyactor.evaluate import Evaluator, play
+from polyactor.evaluate import Evaluator, evaluate, play
 from polyactor.metrics import read_rows
+from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim.flat import State
-from polyactor.policy import Policy
+from polyactor.policy import Policy, make_trained
 from polyactor.presets import PRESETS, base_config
 from polyactor.progress import Progress
 from polyactor.record import record
@@ -434,9 +435,9 @@ def test_a_score_that_fresh_games_do_not_confirm_is_not_reached(
 
 @pytest.mark.fault("P6")
 def test_a_signal_ends_the_games_that_would_confirm_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from polyactor import evaluate
+    from polyactor import evaluate as evaluation
 
-    original = evaluate.play
+    original = evaluation.play
 
     def asked(*given: Any, **more: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -444,7 +445,7 @@ def test_a_signal_ends_the_games_that_would_confirm_a_score(tmp_path: Path, monk
         assert len(found.scores) < 50  # of 100: they have hardly begun
         return found
 
-    monkeypatch.setattr(evaluate, "play", asked)
+    monkeypatch.setattr(evaluation, "play", asked)
     run = train(tmp_path / "run", stop_at=15.0)
     assert run.status == "stopped"
     assert not events(run.path, "confirmation")
@@ -453,36 +454,70 @@ def test_a_signal_ends_the_games_that_would_confirm_a_score(tmp_path: Path, monk
 
 
 class Sleeper(Quiet):
-    """Sleeps in the step after somebody has said so."""
+    """Sleeps in the step after somebody has said so, and once more when it is closed for that."""
 
     tired = False
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if Sleeper.tired:
-            Sleeper.tired = False
+            Sleeper.tired, self.slept = False, True
             time.sleep(60.0)
         return super().step(action)
+
+    def close(self) -> None:
+        if getattr(self, "slept", False):
+            time.sleep(60.0)
 
 
 @pytest.mark.fault("P4")
 def test_an_environment_that_hangs_while_a_score_is_confirmed_is_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from polyactor import evaluate
+    from polyactor import evaluate as evaluation
 
-    original, found = evaluate.play, []
+    original, found = evaluation.play, []
 
     def disturbed(*given: Any, **more: Any) -> Any:
         Sleeper.tired = True
         found.append(original(*given, **more))
         return found[-1]
 
-    monkeypatch.setattr(evaluate, "play", disturbed)
+    monkeypatch.setattr(evaluation, "play", disturbed)
     began = time.monotonic()
     run = train(tmp_path / "run", env=Sleeper, stop_at=8.0, env_timeout=0.5)
     assert run.status == "reached"
     assert found[-1].lost == 1
     assert time.monotonic() - began < 30.0
+
+
+def test_an_environment_does_not_hang_while_the_policy_thinks(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, step, steps = base_config("a2c", env=Quiet), ActorCritic.step, count()
+
+    def slow(*given: Any) -> Any:
+        time.sleep(0.7 if next(steps) == 3 else 0.0)
+        return step(*given)
+
+    monkeypatch.setattr(ActorCritic, "step", slow)
+    tensors = make_state(config).views()
+    found = evaluate(replace(config, env_timeout=0.3), tensors, games=2, seed=0)
+    assert len(found.scores) == 2
+    assert not found.lost
+
+
+@pytest.mark.fault("P6")
+def test_a_signal_ends_the_film_of_a_run_that_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = make_trained
+
+    def asked(*given: Any) -> Any:
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "done"
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*given)
+
+    monkeypatch.setattr("polyactor.record.make_trained", asked)
+    run = train(tmp_path / "run", steps=500)
+    assert run.status == "done"
+    assert events(run.path, "video_skipped")[0]["reason"] == "a signal asked for the end"
+    assert not (run.path / "replay.mp4").exists()
 
 
 @pytest.mark.fault("P6")

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import numpy as np
 import torch
 from torch import Tensor
 
-from polyactor.board import Board
+from polyactor.board import Board, nothing
 from polyactor.build import PLAY, Streams
 from polyactor.config import Config
 from polyactor.envs import VectorEnv, make_envs
@@ -89,6 +90,7 @@ def play(
     max_game_steps: int = MAX_GAME_STEPS,
     stuck_after: int = STUCK_AFTER,
     stopped: Callable[[], bool] = never,
+    answered: Callable[[], object] = nothing,
 ) -> Evaluation:
     """Play whole games, the same number in each environment, so that short games are not counted more often.
 
@@ -99,6 +101,7 @@ def play(
         max_game_steps: a game longer than this is cut and its score so far counts; so does the next.
         stuck_after: a game in which neither reward nor observation changed for so many steps is cut.
         stopped: looked at after every step; the games so far are all when it says so.
+        answered: called when the environments have.
 
     Raises:
         EnvironmentUnsupported: an environment failed again and again, or more games were lost than were to be played.
@@ -106,6 +109,7 @@ def play(
     b, per_env = envs.num_envs, -(-games // envs.num_envs)
     streams = Streams.of(seed, PLAY)
     observation, state = envs.reset(streams.env), model.initial_state(b)
+    answered()
     is_first, ended = np.ones(b, dtype=bool), np.zeros(b, dtype=bool)
     score, length, still, left = np.zeros(b), np.zeros(b, int), np.zeros(b, int), np.full(b, per_env)
     scores: list[float] = []
@@ -117,6 +121,7 @@ def play(
         action = pi.mode() if deterministic else pi.sample(streams.act)
         before = observation
         step = envs.step(action.numpy())
+        answered()
         observation, reward, done = step.observation, step.reward, step.done
         score, length = score + reward, length + ~ended
         if step.why:
@@ -140,6 +145,39 @@ def play(
     return Evaluation(tuple(scores), tuple(lengths), stuck, capped, deterministic, lost)
 
 
+@contextmanager
+def fresh_envs(
+    config: Config, count: int, tell: Tell = untold, **options: Any
+) -> Iterator[tuple[VectorEnv, Callable[[], object]]]:
+    """Environments for whole games in this process, watched; and what is called whenever they have answered.
+
+    Args:
+        config: of the run.
+        count: how many.
+        tell: as `watched` takes it.
+        options: more for `make_envs`.
+    """
+    board = Board(1)
+    line = board.pulse.line(0)
+    line.asked(ALL, None)
+    with watched(config, board, tell):
+        envs = make_envs(
+            config.env,
+            count,
+            atari=config.atari,
+            max_episode_steps=config.max_episode_steps,
+            listener=line,
+            **options,
+        )
+        line.answered()
+        try:
+            yield envs, line.answered
+        finally:
+            line.asked(ALL, None)
+            envs.close()
+            line.answered()
+
+
 def evaluate(
     config: Config,
     tensors: Mapping[str, Tensor],
@@ -160,22 +198,10 @@ def evaluate(
         stopped: as `play` takes it.
         tell: as `watched` takes it.
     """
-    board = Board(1)
-    line = board.pulse.line(0)
-    line.asked(ALL, None)
-    with watched(config, board, tell):
-        envs = make_envs(
-            config.env,
-            min(games, 50),
-            atari=config.atari,
-            max_episode_steps=config.max_episode_steps,
-            threads=threads,
-            listener=line,
-        )
-        line.answered()
-        with closing(envs):
-            model = make_trained(config, envs, tensors)
-            return play(model, envs, games=games, deterministic=deterministic, seed=seed, stopped=stopped)
+    with fresh_envs(config, min(games, 50), tell, threads=threads) as (envs, answered):
+        model = make_trained(config, envs, tensors)
+        how: dict[str, Any] = {"deterministic": deterministic, "seed": seed, "stopped": stopped, "answered": answered}
+        return play(model, envs, games=games, **how)
 
 
 def evaluate_on_all_cores(

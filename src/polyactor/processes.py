@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -24,6 +25,8 @@ from polyactor.nursery import WAYS, one_thread, open_nursery
 
 DONE = "done"
 """A worker's last word where all is well: an environment that ends its process may do so with exit code 0, too."""
+UNKNOWN = 255
+"""What multiprocessing says of a process whose server is gone: it may be alive."""
 LAST_WORDS = 6_000
 """Characters of an error's sentence and of its traceback: both fit a pipe (64 KiB) that nobody reads yet."""
 
@@ -163,6 +166,9 @@ class Crew:
                 raise EOFError
             words = pipe.recv()
         except (EOFError, OSError):
+            if code == UNKNOWN:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
             killed = f"was killed by signal {-code}" + " (out of memory?)" * (code == -signal.SIGKILL)
             reason = killed if code < 0 else f"ended with code {code}"
             return errors.Loss(i, errors.WorkerFailed(f"worker {i} {reason} before its work was done"), reason)

@@ -83,6 +83,10 @@ class Pulse:
         row[:] = 0.0
         row[BEAT] = monotonic()
 
+    def again(self, worker: int) -> None:
+        """What this worker has asked for it is given as much time once more."""
+        self.tensor.numpy()[worker, SINCE] = monotonic()
+
     def hanging(self, worker: int, timeout: float) -> str | None:
         """Which environment this worker hangs in, in words, or None while all is well.
 

@@ -161,6 +161,9 @@ class _Training:
                     self.tally.ended = time.monotonic()
                     scheme.close()
                 self._finish(status)
+                summary = self.tally.summary(status)
+                self.log.summary(summary)
+                self._look_back(status)
             except Exception as error:
                 self._advise(error)
                 with suppress(PolyactorError):  # what stopped the run is what a person must read
@@ -169,8 +172,6 @@ class _Training:
                 raise
             finally:
                 self.beside.close()
-            summary = self.tally.summary(status)
-            self.log.summary(summary)
         return Run(self.directory, status, summary)
 
     def _advise(self, error: Exception) -> None:
@@ -234,7 +235,7 @@ class _Training:
         return saved
 
     def _finish(self, status: str) -> None:
-        """What a run leaves behind: the last row and checkpoint, a picture, a film."""
+        """The last row and checkpoint."""
         reason = {"stopped": "a signal asked for it", "reached": "the score asked for", "done": "all steps are done"}
         self.log.event("stopping", reason[status])
         self.beside.hear(self.tally.wall, unless=self._stopped)
@@ -242,10 +243,13 @@ class _Training:
             self._report(due=status != "stopped")  # one that goes on has its rows where it would have had them
         best = status == "reached" or not checkpoint.exists(self.directory, tag="best")
         self._save(*["best"] * best, final=True)
+
+    def _look_back(self, status: str) -> None:
+        """A picture, a film, and the last words."""
         if status == "stopped":
             self.progress.say(f"stopped and saved; go on with: polyactor resume {self.directory}")
             return
-        for event, why in keepsakes(self.config, self.directory, games=bool(self.tally.scores)):
+        for event, why in keepsakes(self.config, self.directory, games=bool(self.tally.scores), stopped=self._stopped):
             self.log.event(event, why)
         mean, wall = self.tally.mean100, clock(self.tally.wall)
         said = "–" if mean is None else f"{mean:.2f}"

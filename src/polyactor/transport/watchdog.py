@@ -40,17 +40,16 @@ def watched(config: Config, board: Board, tell: Tell) -> Iterator[None]:
     """
     env, over = str(getattr(config.env, "__qualname__", config.env)), threading.Event()
 
-    def hanging() -> EnvironmentUnsupported | None:
+    def hanging() -> tuple[int, EnvironmentUnsupported] | None:
         for worker in range(board.workers):
             hang = board.pulse.hanging(worker, config.env_timeout)
             if hang is not None:
-                return EnvironmentUnsupported(f"worker {worker}, {env}: {hang}")
+                return worker, EnvironmentUnsupported(f"worker {worker}, {env}: {hang}")
         return None
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if hanging() is not None:  # asked by whoever plays itself, so it cannot have been answered meanwhile
-            for worker in range(board.workers):
-                board.pulse.line(worker)  # begins anew: what has been interrupted hangs no more
+        if (found := hanging()) is not None:  # asked by who plays itself, so it cannot have been answered meanwhile
+            board.pulse.again(found[0])  # it is closed next, and may hang in that, too
             raise Unanswered(f"{env} gave no answer within {config.env_timeout:g} s")
 
     def watch() -> None:
@@ -60,20 +59,19 @@ def watched(config: Config, board: Board, tell: Tell) -> Iterator[None]:
             gap, looked = monotonic() - looked, monotonic()
             if gap > PATIENCE:  # the whole process was stopped
                 trusted = looked + min(gap, config.env_timeout)
-            error = hanging() if looked >= trusted else None
-            if error is None:
+            found = hanging() if looked >= trusted else None
+            if found is None:
                 knocked = None
             elif knocked is None:
                 knocked = monotonic()
                 if mine:
                     signal.pthread_kill(player, KNOCK)
                 else:
-                    tell("env_hangs", str(error))
+                    tell("env_hangs", str(found[1]))
             elif mine and monotonic() > knocked + PATIENCE:
-                tell("failed", str(error))
-                print(
-                    f"polyactor: {error}; it cannot be interrupted, so the run has ended", file=sys.stderr, flush=True
-                )
+                tell("failed", str(found[1]))
+                sentence = f"polyactor: {found[1]}; it cannot be interrupted, so this process has ended"
+                print(sentence, file=sys.stderr, flush=True)
                 os._exit(EnvironmentUnsupported.exit_code)
 
     player = threading.get_ident()

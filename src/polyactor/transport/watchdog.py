@@ -77,10 +77,12 @@ def watched(config: Config, board: Board, tell: Tell) -> Iterator[None]:
     player = threading.get_ident()
     mine = threading.current_thread() is threading.main_thread()
     before = signal.signal(KNOCK, interrupt) if mine else None
-    threading.Thread(target=watch, name="polyactor-watchdog", daemon=True).start()
+    watcher = threading.Thread(target=watch, name="polyactor-watchdog", daemon=True)
+    watcher.start()
     try:
         yield
     finally:
         over.set()
+        watcher.join(PATIENCE)  # the interpreter may end next, and a thread that wakes in that aborts the process
         if mine:
             signal.signal(KNOCK, before)

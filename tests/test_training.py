@@ -44,6 +44,7 @@ from polyactor.policy import Policy, make_trained
 from polyactor.presets import PRESETS, base_config
 from polyactor.progress import Progress
 from polyactor.record import record
+from polyactor.transport.watchdog import untold, watched
 
 SOURCE = Path(pa.__file__).parents[1]
 ROW = [
@@ -488,6 +489,14 @@ def test_an_environment_that_hangs_while_a_score_is_confirmed_is_interrupted(
     assert run.status == "reached"
     assert found[-1].lost == 1
     assert time.monotonic() - began < 30.0
+
+
+def test_nobody_watches_any_more_when_the_games_are_over() -> None:
+    """A thread that wakes while the interpreter ends would abort the process."""
+    for _ in range(20):
+        with watched(base_config("a2c", env=Quiet), Board(1), untold):
+            pass
+        assert "polyactor-watchdog" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_an_environment_does_not_hang_while_the_policy_thinks(monkeypatch: pytest.MonkeyPatch) -> None:

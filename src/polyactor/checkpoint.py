@@ -203,7 +203,7 @@ def _contents(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict[st
     import torch
     from safetensors.torch import save as serialize
 
-    # safetensors refuses tensors that share memory, and a Hogwild run's may change while they are written.
+    # safetensors refuses tensors that share memory, as views of one vector do.
     copies = {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()

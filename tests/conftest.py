@@ -23,8 +23,11 @@ SLOW_MAY_TAKE = 3600
 """Seconds, of a test that is marked slow; pyproject.toml says it for the others."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """More time for what learns or soaks."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """More time for what learns or soaks; and a page about all faults is not written of some tests."""
+    everywhere = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.getoption("keyword")
+    if config.getoption("--write-faults") and not everywhere:
+        raise pytest.UsageError("--write-faults writes the page of all faults: give it no paths and no -k")
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(SLOW_MAY_TAKE))
@@ -106,6 +109,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
     return report
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if session.config.getoption("--write-faults"):
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    whole = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not session.config.option.collectonly
+    if session.config.getoption("--write-faults") and whole:
         write(Path(__file__).parents[1] / "docs" / "faults.md", session.config.stash.get(FOUND, {}))

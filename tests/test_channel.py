@@ -77,6 +77,12 @@ def test_a_worker_that_just_woke_is_not_taken_for_one_that_waits() -> None:
     assert board.pause(deadline=0.05) is False
 
 
+def test_a_pause_that_nobody_heeds_is_given_up_where_something_else_is_asked() -> None:
+    start = time.monotonic()
+    assert Board(1).pause(unless=lambda: time.monotonic() > start + 0.05) is False
+    assert time.monotonic() < start + 5.0
+
+
 def test_pausing_often_loses_no_worker() -> None:
     """A word read twice could change in between, and a worker would take a pause for the end."""
     board, over = Board(2), threading.Event()

@@ -96,7 +96,7 @@ class SlowInOne(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 @pytest.mark.fault("P7")
 @pytest.mark.parametrize(
-    "name, steps, options",
+    ("name", "steps", "options"),
     [
         ("impala", 200, {"scheme": {"max_lag": 0}}),  # in lockstep half of the steps are the slow one's: 2 s
         ("a3c", 2_000, {}),  # nearly all are the other's: 2 s

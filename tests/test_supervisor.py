@@ -17,7 +17,7 @@ from polyactor.errors import EnvironmentUnsupported, Loss, WorkerFailed
 from polyactor.presets import base_config
 from polyactor.pulse import ALL, LIFELESS, Pulse
 from polyactor.transport import supervisor as module
-from polyactor.transport.supervisor import WINDOW, Supervisor
+from polyactor.transport.supervisor import SPARED, WINDOW, Supervisor
 from polyactor.transport.watchdog import PATIENCE
 
 
@@ -217,6 +217,41 @@ def test_three_that_hang_and_are_killed_are_no_lack_of_memory(monkeypatch: pytes
         hang()
 
 
+def test_of_several_that_are_silent_the_longest_silent_is_ended_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others may only wait for a lock that it holds."""
+    stage = Stage(monkeypatch)
+    stage.look(0.5)
+    stage.board.pulse.beat(0)  # 0.5 s after the other
+
+    def wait(seconds: float) -> None:
+        for _ in range(int(seconds)):
+            stage.look(1.0)
+
+    wait(LIFELESS - 1)
+    assert not stage.crew.asked
+    wait(PATIENCE + 2)
+    assert stage.crew.asked[0] == (1, False)
+    assert stage.crew.asked[-1] == (1, True)
+    stage.lose(1)
+    wait(SPARED - PATIENCE - 4)
+    assert {worker for worker, _ in stage.crew.asked} == {1}
+    wait(5)
+    assert {worker for worker, _ in stage.crew.asked} == {0, 1}  # it was silent all the same
+
+
+def test_who_was_only_waiting_for_one_that_is_silent_is_spared(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch)
+    stage.look(0.5)
+    stage.board.pulse.beat(0)
+    for _ in range(int(LIFELESS + PATIENCE + 3)):
+        stage.look(1.0)
+    stage.lose(1)
+    stage.board.pulse.beat(0)  # now it gets the lock
+    for _ in range(int(SPARED) + 5):
+        stage.look(1.0)
+    assert {worker for worker, _ in stage.crew.asked} == {1}
+
+
 def test_a_pulse_tells_what_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("polyactor.pulse.monotonic", lambda: now[0])
@@ -237,13 +272,15 @@ def test_a_pulse_tells_what_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found is not None
     assert found.endswith("in step 1, after the action 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")
     line.answered()
-    now[0] += LIFELESS - 1
-    assert pulse.lifeless(0) is None
-    now[0] += 2
-    assert pulse.lifeless(0) == "it has shown no sign of life for 601 s"
+    now[0] += 7.0
+    assert pulse.silence(0) == 7.0
     assert pulse.hanging(0, 1.0) is None  # that is no environment's fault
+    line.asked(ALL, None)
+    assert pulse.silence(0) == 0.0  # the environment's deadline is another
+    line.answered()
+    now[0] += 7.0
     pulse.beat(0)
-    assert pulse.lifeless(0) is None
+    assert pulse.silence(0) == 0.0
 
 
 def test_who_comes_back_has_streams_of_its_own() -> None:

@@ -454,6 +454,30 @@ def test_a_signal_ends_the_games_that_would_confirm_a_score(tmp_path: Path, monk
     assert pa.resume(run.path, quiet=True).status == "reached"
 
 
+@pytest.mark.fault("P6")
+def test_a_signal_ends_the_wait_for_workers_before_games_that_would_confirm_a_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, waited = transport.paused, []
+
+    @contextmanager
+    def paused(*given: Any, **more: Any) -> Iterator[bool]:
+        pid = events(tmp_path / "run", "worker_started")[0]["pid"]
+        os.kill(pid, signal.SIGSTOP)  # so that it does not heed the pause
+        os.kill(os.getpid(), signal.SIGTERM)
+        start = time.monotonic()
+        with original(*given, **more) as heeded:
+            waited.append(time.monotonic() - start)
+            os.kill(pid, signal.SIGCONT)
+            yield heeded
+
+    monkeypatch.setattr(transport, "paused", paused)
+    run = train(tmp_path / "run", env=Quiet, scheme="hogwild", workers=2, stop_at=8.0, steps=1_000_000)
+    assert run.status == "stopped"
+    assert len(waited) == 1
+    assert waited[0] < 5.0  # of 30
+
+
 class Sleeper(Quiet):
     """Sleeps in the step after somebody has said so, and once more when it is closed for that."""
 

@@ -78,6 +78,11 @@ def nothing() -> None:
     """There is nothing else to do."""
 
 
+def never() -> bool:
+    """Nobody asks for that."""
+    return False
+
+
 RUN, STOP = 0, -1
 """What the run tells its workers; a number above 0 is a pause, each with a number of its own."""
 LEFT = -1
@@ -247,8 +252,10 @@ class Board:
             self._errors_read[worker] = last
         return found
 
-    def pause(self, deadline: float = 30.0) -> bool:
+    def pause(self, deadline: float = 30.0, unless: Callable[[], bool] = never) -> bool:
         """Ask workers to wait between updates; True when all do so within the deadline (seconds), or have stopped.
+
+        They are waited for no longer when `unless` says so.
 
         Each pause has a number, which a worker repeats when it heeds it: one that is only just waking from the pause
         before cannot be mistaken for one that waits.
@@ -261,7 +268,7 @@ class Board:
         paused = self.counters[:, Counter.PAUSED]
         while not ((paused == self._pauses) | (paused == LEFT)).all():
             self.meanwhile()  # one that dies never heeds it
-            if time.monotonic() > end:
+            if time.monotonic() > end or unless():
                 return False
             time.sleep(0.001)
         return True
@@ -271,10 +278,10 @@ class Board:
         return self.__dict__ | {"meanwhile": nothing}
 
     @contextmanager
-    def paused(self, deadline: float = 30.0) -> Iterator[bool]:
+    def paused(self, deadline: float = 30.0, unless: Callable[[], bool] = never) -> Iterator[bool]:
         """All workers wait inside; gives what `pause` says."""
         try:
-            yield self.pause(deadline)
+            yield self.pause(deadline, unless)
         finally:
             self.resume()
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyactor.board import Board, nothing
+from polyactor.board import Board, never, nothing
 from polyactor.build import PLAY, Streams
 from polyactor.config import Config
 from polyactor.envs import VectorEnv, make_envs
@@ -72,11 +72,6 @@ class Evaluation:
         cut += f", {self.lost} lost to failures and played again" * bool(self.lost)
         spread = f"from {min(self.scores):g} to {max(self.scores):g}"
         return f"{how}: {self.mean:.2f} ± {self.std:.2f} over {len(self.scores)} games, {spread}{cut}"
-
-
-def never() -> bool:
-    """Nobody asks for the end."""
-    return False
 
 
 @torch.inference_mode()

@@ -41,7 +41,7 @@ class Goal:
             return False
         steps, wall = self.board.steps, tally.wall
         say(f"mean of the last {GAMES} games is {mean:.2f}: playing {GAMES} fresh ones to confirm it")
-        with transport.paused(self.config, self.board):
+        with transport.paused(self.config, self.board, unless=stopped):
             played = evaluate_on_all_cores(
                 self.config,
                 self.state.views(),

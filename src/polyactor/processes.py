@@ -187,16 +187,13 @@ class Crew:
         return errors.Loss(i, errors.WorkerFailed(f"worker {i} {reason}\n{trace}"), reason, raised=True)
 
     def stop(self, grace: float = 10.0) -> None:
-        """Join with a deadline (seconds), then terminate, then kill."""
-        end = time.monotonic() + grace
-        left = list(self.processes.values())
-        for process in left:
-            process.join(max(0.0, end - time.monotonic()))
-        for ask in ("terminate", "kill"):
-            stubborn = [process for process in left if process.exitcode is None]
-            for process in stubborn:
+        """Join with a deadline (seconds), then terminate, then kill; each with one deadline for all."""
+        for ask, seconds in (("", grace), ("terminate", 2.0), ("kill", 2.0)):
+            left = [process for process in self.processes.values() if process.exitcode is None]
+            for process in left if ask else []:
                 getattr(process, ask)()
-            for process in stubborn:
-                process.join(2.0)
+            end = time.monotonic() + seconds
+            for process in left:
+                process.join(max(0.0, end - time.monotonic()))
         for pipe in self.pipes.values():
             pipe.close()

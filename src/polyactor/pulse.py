@@ -21,8 +21,8 @@ ALL = -1
 RESET_FACTOR = 5
 """A reset may take so many times as long as a step."""
 LIFELESS = 600.0
-"""Seconds without any sign of life, environments aside, after which a worker counts as hanging: a gradient may be long,
-and its compilation longer."""
+"""Seconds of silence, environments aside, after which a worker counts as hanging: a gradient may be long, and its
+compilation longer."""
 
 
 class Line:
@@ -102,12 +102,10 @@ class Pulse:
             return f"{_who(row)} not answered for {waited:.0f} s, {_where(row)}"
         return None
 
-    def lifeless(self, worker: int) -> str | None:
-        """That this worker has done nothing for very long, outside its environments, too; None while all is well."""
-        row, now = self.tensor.numpy()[worker].copy(), monotonic()
-        if row[SINCE] == 0 and 0 < row[BEAT] < now - LIFELESS:
-            return f"it has shown no sign of life for {now - row[BEAT]:.0f} s"
-        return None
+    def silence(self, worker: int) -> float:
+        """Seconds since its last sign of life; 0 while an environment is asked, which has a deadline of its own."""
+        row = self.tensor.numpy()[worker].copy()
+        return monotonic() - float(row[BEAT]) if row[SINCE] == 0 < row[BEAT] else 0.0
 
     def asked(self, worker: int) -> str | None:
         """Which environment of this worker has not answered yet, in words; None where all have."""

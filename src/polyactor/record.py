@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from polyactor.board import never
 from polyactor.build import PLAY, Streams
 from polyactor.config import Config
 from polyactor.errors import CheckpointError, EnvironmentUnsupported
-from polyactor.evaluate import MAX_GAME_STEPS, STUCK_AFTER, fresh_envs, never
+from polyactor.evaluate import MAX_GAME_STEPS, STUCK_AFTER, fresh_envs
 from polyactor.plot import curve
 from polyactor.policy import make_trained, read
 

@@ -460,6 +460,22 @@ def hold(worker: int, there: torch.Tensor) -> None:
     time.sleep(60)
 
 
+def ignore(worker: int, there: torch.Tensor) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    hold(worker, there[worker : worker + 1])
+
+
+@pytest.mark.fault("P4")
+def test_many_that_do_not_end_when_asked_are_waited_for_together() -> None:
+    there = torch.zeros(4).share_memory_()
+    crew = Crew(ignore, 4, (there,))
+    until(lambda: bool(there.all()), nap)
+    processes, start = list(crew.processes.values()), time.monotonic()
+    crew.stop(grace=0.0)
+    assert time.monotonic() - start < 5.0  # 2 s from asking to killing
+    assert [process.exitcode for process in processes] == [-signal.SIGKILL] * 4
+
+
 def private_mib(pid: int) -> float:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:")) / 2**10

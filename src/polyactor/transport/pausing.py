@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-from polyactor.board import Board
+from polyactor.board import Board, never
 from polyactor.config import Config
 
 HEED_WITHIN = 0.75
@@ -20,7 +21,10 @@ def still(config: Config, board: Board) -> AbstractContextManager[bool]:
     return board.paused(HEED_WITHIN) if elsewhere else nullcontext(True)
 
 
-def paused(config: Config, board: Board) -> AbstractContextManager[bool]:
-    """All workers wait inside, so that all cores are free; gives False when one did not heed that in time."""
+def paused(config: Config, board: Board, unless: Callable[[], bool] = never) -> AbstractContextManager[bool]:
+    """All workers wait inside, so that all cores are free; gives False when one did not heed that in time.
+
+    They are waited for no longer when `unless` says so.
+    """
     elsewhere = config.transport == "local" and not config.scheme.single
-    return board.paused() if elsewhere else nullcontext(True)
+    return board.paused(unless=unless) if elsewhere else nullcontext(True)

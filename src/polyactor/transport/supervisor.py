@@ -10,6 +10,7 @@ from polyactor.board import Board, Counter
 from polyactor.channel import Bell
 from polyactor.config import Cast, Config
 from polyactor.errors import EnvironmentUnsupported, Loss, OutOfResources, PolyactorError, WorkerFailed
+from polyactor.pulse import LIFELESS
 from polyactor.transport.watchdog import PATIENCE, Tell
 
 WINDOW = 3600.0
@@ -17,6 +18,8 @@ WINDOW = 3600.0
 FRUITLESS = 3
 """Processes of one worker in a row that end before they have done anything, after which the run stops. Before each next
 one as many seconds pass as there have been of them; a worker that had done something is replaced at once."""
+SPARED = 10.0
+"""Seconds in which no other worker is ended for its silence: it may only have waited for a lock that this one held."""
 OUT_OF_MEMORY = "killed by signal 9"
 
 
@@ -63,7 +66,7 @@ class Supervisor:
         """Lost for good."""
         self.hangs: dict[int, tuple[float, str]] = {}
         """Workers asked to end: when, and what they hang in."""
-        self.looked, self.trusted = now, now
+        self.looked, self.trusted, self.spared = now, now, now
         for i in workers:
             tell("worker_started", worker=i, pid=crew.pid(i))
 
@@ -147,16 +150,23 @@ class Supervisor:
             self.trusted = max(self.trusted, now + min(gap, self.config.env_timeout))
         if now < self.trusted:
             return
-        for i in range(self.crew.workers):
-            if i in self.due or i in self.gone or i in self.crew.done:
-                continue
+        pulse = self.board.pulse
+        at_work = [i for i in range(self.crew.workers) if not (i in self.due or i in self.gone or i in self.crew.done)]
+        for i in at_work:
             if i in self.hangs:
                 asked, _ = self.hangs[i]
                 if now > asked + PATIENCE:
                     self.crew.ask(i, kill=True)
-            elif hang := self.board.pulse.hanging(i, self.config.env_timeout) or self.board.pulse.lifeless(i):
-                self.hangs[i] = now, hang
-                self.crew.ask(i, kill=False)
+            elif hang := pulse.hanging(i, self.config.env_timeout):
+                self._end(i, hang)
+        silence, i = max(((pulse.silence(i), i) for i in at_work if i not in self.hangs), default=(0.0, 0))
+        if silence > LIFELESS and now > self.spared:
+            self.spared = now + SPARED
+            self._end(i, f"it has shown no sign of life for {silence:.0f} s")
+
+    def _end(self, i: int, hang: str) -> None:
+        self.hangs[i] = time.monotonic(), hang
+        self.crew.ask(i, kill=False)
 
     def _turns(self, i: int) -> int:
         return int(self.board.counters[i, Counter.TURNS])

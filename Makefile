@@ -10,7 +10,8 @@ train: setup  ## A3C on Pong, until the mean of the last 100 games is 18
 	$(BIN)/polyactor train pong-fast
 
 test: $(ORACLES)  ## the fast suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 -m "not slow and not alone"
+	$(BIN)/python -m pytest -m "alone and not slow"
 
 test-slow: $(ORACLES)  ## learning curves and other minutes-long tests
 	$(BIN)/python -m pytest -m slow

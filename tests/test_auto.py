@@ -16,6 +16,8 @@ from polyactor.config import Config
 from polyactor.errors import UsageError
 from polyactor.flags import read_config
 
+pytestmark = pytest.mark.alone
+
 CORES = 3
 
 

@@ -13,6 +13,8 @@ from polyactor.board import Board, Part, Watch
 from polyactor.presets import base_config
 from polyactor.schemes import SCHEMES
 
+pytestmark = pytest.mark.alone
+
 
 def test_a_watch_gives_each_lap_to_its_part() -> None:
     board = Board(2)

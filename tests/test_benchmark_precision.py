@@ -22,6 +22,8 @@ from polyactor.learner import Learner
 from polyactor.presets import base_config
 from polyactor.types import Rollout
 
+pytestmark = pytest.mark.alone
+
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 

@@ -17,6 +17,8 @@ from polyactor.channel import Bell, Ring, SequenceLock
 from polyactor.parcel import Parcel, mean
 from polyactor.types import Gradients, Moments
 
+pytestmark = pytest.mark.alone
+
 
 @settings(deadline=None)
 @given(st.integers(1, 4), st.lists(st.sampled_from(["put", "release"]), max_size=40))

@@ -304,6 +304,7 @@ except SystemExit as stop:
 """
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

@@ -16,6 +16,8 @@ from polyactor import pace
 from polyactor.board import Board, Counter, Part
 from polyactor.pace import Pace
 
+pytestmark = pytest.mark.alone
+
 
 class Clock:
     now = 0.0

@@ -20,6 +20,8 @@ import polyactor as pa
 from polyactor import checkpoint
 from polyactor.metrics import read_rows
 
+pytestmark = pytest.mark.alone
+
 METHODS = {
     "sync": ["a2c"],
     "hogwild": ["a3c", "--workers", "2"],

@@ -46,6 +46,8 @@ from polyactor.progress import Progress
 from polyactor.record import record
 from polyactor.transport.watchdog import untold, watched
 
+pytestmark = pytest.mark.alone
+
 SOURCE = Path(pa.__file__).parents[1]
 ROW = [
     "agent_steps", "updates", "games", "games_per_worker", "wall_s", "steps_per_s", "score_mean100", "score_last",

@@ -27,6 +27,8 @@ from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam
 from polyactor.schemes import ActorLearner, Hogwild, ParamServer, Sync
 
+pytestmark = pytest.mark.alone
+
 B, T, W = 2, 5, 2
 SCHEMES: dict[str, Any] = {
     "sync": Sync(),

@@ -40,6 +40,8 @@ from polyactor.processes import Crew
 from polyactor.schemes import Hogwild
 from polyactor.schemes.hogwild import Lock
 
+pytestmark = pytest.mark.alone
+
 SOURCE = Path(__file__).parents[2] / "src"
 FOR_EVER = 10**9
 STARTED = 90.0

@@ -33,6 +33,8 @@ from polyactor.optim.flat import State
 from polyactor.presets import base_config
 from polyactor.schemes import ActorLearner, Hogwild, ParamServer
 
+pytestmark = pytest.mark.alone
+
 W, T, B = 2, 5, 2
 Record = Callable[[str, object], None]
 SCHEMES: dict[str, Scheme] = {

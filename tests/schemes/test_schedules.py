@@ -25,6 +25,8 @@ from polyactor.schemes.param_server import choose
 from polyactor.transport import inline
 from polyactor.types import Algorithm, Batch, Metrics
 
+pytestmark = pytest.mark.alone
+
 Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
 T, B = 2, 1
 

@@ -32,6 +32,8 @@ from polyactor.optim import Adam
 from polyactor.optim.flat import State
 from polyactor.schemes import ActorLearner, Hogwild, ParamServer, Sync
 
+pytestmark = pytest.mark.alone
+
 B, T, W = 2, 5, 2
 SCHEMES: dict[str, Any] = {
     "server": ParamServer(),

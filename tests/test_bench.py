@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from polyactor import cli
-from polyactor.bench import ADVICE, advice, bench
+from polyactor.bench import ADVICE, Trained, advice, bench, training_rate
 from polyactor.board import Board, Part, Watch
+from polyactor.config import Config
 from polyactor.presets import base_config
 from polyactor.schemes import SCHEMES
 
@@ -31,7 +32,16 @@ def test_a_watch_gives_each_lap_to_its_part() -> None:
     assert spent[Part.WAIT] == 0
 
 
-def test_every_scheme_accounts_for_its_time(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_scheme_accounts_for_its_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Trained] = []
+
+    def noted(config: Config, seconds: float) -> Trained:
+        measured.append(training_rate(config, seconds))
+        return measured[-1]
+
+    monkeypatch.setattr("polyactor.bench.training_rate", noted)
     config = replace(base_config("a2c", env="CartPole-v1"), envs=4)
     configs = [
         replace(config, scheme=scheme(), workers=1 if scheme.single else 2, preset="") for scheme in SCHEMES.values()
@@ -41,11 +51,11 @@ def test_every_scheme_accounts_for_its_time(capsys: pytest.CaptureFixture[str]) 
     assert all(0 < ratio < 1 for (ratio,) in ratios)
     head, *lines = capsys.readouterr().out.split("Microseconds")[1].splitlines()[1:]
     assert head.split() == [part.value for part in Part]
-    for name, table, hint in zip(SCHEMES, lines[::2], lines[1::2], strict=True):
+    for name, table, hint, one in zip(SCHEMES, lines[::2], lines[1::2], measured, strict=True):
         assert table.split()[0] == name
-        numbers = map(float, table.replace(",", "").split()[-len(Part) :])
-        parts = dict(zip(Part, numbers, strict=True))
-        assert all(parts[part] > 0 for part in Part if part is not Part.WAIT)
+        numbers = [float(number) for number in table.replace(",", "").split()[-len(Part) :]]
+        assert numbers == pytest.approx([one.microseconds[part] for part in Part], abs=0.51)
+        assert all(one.microseconds[part] > 0 for part in Part if part is not Part.WAIT)
         assert hint.strip()
 
 

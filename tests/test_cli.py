@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,18 +292,16 @@ def test_help_and_lists(here: Path, capsys: pytest.CaptureFixture[str], argument
     assert snapshot(here) == {}
 
 
-TIMED = """
-import sys, time
-start = time.perf_counter()
+JUDGED = """
+import sys
 from polyactor.cli import main
 try:
     main(sys.argv[1:])
 except SystemExit as stop:
-    print(stop.code, "torch" in sys.modules, time.perf_counter() - start)
+    print(stop.code, "torch" in sys.modules)
 """
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -321,14 +318,12 @@ except SystemExit as stop:
     ],
 )
 def test_flags_are_judged_without_torch(here: Path, arguments: str, code: int) -> None:
-    command = [sys.executable, "-c", TIMED, *arguments.split()]
+    command = [sys.executable, "-c", JUDGED, *arguments.split()]
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
     found = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=60)
-    got, torch_too, seconds = found.stdout.splitlines()[-1].split()
-    print(f"{arguments}: {float(seconds):.2f} s")
+    got, torch_too = found.stdout.splitlines()[-1].split()
     assert int(got) == code
     assert torch_too == "False"
-    assert float(seconds) < 5  # under 2 on a quiet machine
     assert len(found.stderr.splitlines()) == (code != 0)
 
 
@@ -348,12 +343,10 @@ def test_who_has_read_enough_may_leave(here: Path, arguments: str) -> None:
 
 
 def test_the_module_is_the_command(here: Path) -> None:
-    start = time.perf_counter()
     command = [sys.executable, "-m", "polyactor", *TRAIN.split(), "--workers", "0"]
     found = subprocess.run(
         command, cwd=here, env=os.environ | {"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, timeout=60
     )
-    print(f"{time.perf_counter() - start:.2f} s")
     assert found.returncode == USAGE
     assert found.stdout == ""
     assert found.stderr == "polyactor: --workers 0 is not allowed: it must be a number of at least 1\n"

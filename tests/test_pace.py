@@ -100,14 +100,14 @@ class SlowInOne(gymnasium.Wrapper[Any, Any, Any, Any]):
 @pytest.mark.parametrize(
     ("name", "steps", "options"),
     [
-        ("impala", 200, {"scheme": {"max_lag": 0}}),  # in lockstep half of the steps are the slow one's: 2 s
-        ("a3c", 2_000, {}),  # nearly all are the other's: 2 s
+        ("impala", 120, {"scheme": {"max_lag": 0}}),  # in lockstep half of the steps are the slow one's: 1.2 s
+        ("a3c", 1_200, {}),  # nearly all are the other's: 1.2 s
     ],
 )
 def test_a_run_tells_of_a_slow_worker(
     name: str, steps: int, options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pace, "EVERY", 0.5)
+    monkeypatch.setattr(pace, "EVERY", 0.25)
     run = pa.train(
         name, env=lambda: SlowInOne(gymnasium.make("CartPole-v1")), workers=2, envs=1, steps=steps, quiet=True,
         out=tmp_path / "run", **options,

@@ -22,8 +22,6 @@ from polyactor.presets import base_config
 from polyactor.replay import STEP_FIELDS, Ring
 from polyactor.types import Rollout
 
-pytestmark = pytest.mark.alone
-
 T, B, SLOTS = 4, 3, 5
 
 

@@ -46,8 +46,6 @@ from polyactor.progress import Progress
 from polyactor.record import record
 from polyactor.transport.watchdog import untold, watched
 
-pytestmark = pytest.mark.alone
-
 SOURCE = Path(pa.__file__).parents[1]
 ROW = [
     "agent_steps", "updates", "games", "games_per_worker", "wall_s", "steps_per_s", "score_mean100", "score_last",
@@ -212,9 +210,7 @@ def test_a_hogwild_run_leaves_the_same(tmp_path: Path) -> None:
     assert run.status == "done"
     assert 400 <= run.summary["agent_steps"] < 400 + T * B
     assert events(run.path, "video_skipped")
-    stopping, saved = events(run.path, "stopping")[0]["time"], events(run.path, "checkpoint_saved")[-1]["time"]
-    seconds = (np.datetime64(saved[:-6]) - np.datetime64(stopping[:-6])) / np.timedelta64(1, "s")
-    assert seconds < 4, "the end waits for workers that are gone"
+    assert events(run.path, "checkpoint_saved")[-1]["reason"] == "", "a worker that is gone was waited for"
 
 
 @pytest.mark.parametrize("trouble", [OSError("the encoder broke"), RuntimeError("no encoder"), BrokenPipeError()])
@@ -578,6 +574,8 @@ def test_workers_wait_while_the_state_is_copied_and_not_while_it_is_written(
     def noted(moment: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any, **more: Any) -> Any:
             words[moment].append(int(boards[0]._word[0]))
+            if moment == "written" and len(words[moment]) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
             return original(*given, **more)
 
         return call
@@ -589,9 +587,9 @@ def test_workers_wait_while_the_state_is_copied_and_not_while_it_is_written(
     monkeypatch.setattr("polyactor.training.Board", board)
     monkeypatch.setattr(State, "tensors", noted("copied", State.tensors))
     monkeypatch.setattr("polyactor.saving.checkpoint.save", noted("written", checkpoint.save))
-    config = {"env": Quiet, "scheme": "hogwild", "workers": 2, "steps": 30_000, "checkpoint_every": 0.2}
-    train(tmp_path / "run", **config)
-    assert len(words["written"]) > 2
+    config = {"env": Quiet, "scheme": "hogwild", "workers": 2, "steps": 10**9, "checkpoint_every": 0.2}
+    assert train(tmp_path / "run", **config).status == "stopped"
+    assert len(words["written"]) >= 2
     assert words["copied"][0] > 0  # the number of a pause
     assert words["written"][0] == 0
 

@@ -353,7 +353,7 @@ def test_workers_die_with_the_parent_however_it_dies(tmp_path: Path) -> None:
         assert all(alive(pid) for pid in pids)
         parent.kill()
         try:
-            until(lambda: not any(alive(pid) for pid in pids), nap, deadline=2.0)
+            until(lambda: not any(alive(pid) for pid in pids), nap)
         finally:
             for pid in filter(alive, pids):
                 os.kill(pid, signal.SIGKILL)

@@ -32,6 +32,7 @@ from polyactor.errors import EnvironmentUnsupported, OutOfResources, UsageError,
 from polyactor.optim.flat import State
 from polyactor.presets import base_config
 from polyactor.schemes import ActorLearner, Hogwild, ParamServer
+from polyactor.transport import pausing
 
 pytestmark = pytest.mark.alone
 
@@ -157,17 +158,18 @@ def test_wherever_it_is_killed(name: str, place: str, monkeypatch: pytest.Monkey
 
 @pytest.mark.fault("P1")
 @pytest.mark.parametrize("name", SCHEMES)
-def test_a_pause_does_not_wait_for_one_that_dies_meanwhile(name: str) -> None:
+def test_a_pause_does_not_wait_for_one_that_dies_meanwhile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pausing, "HEED_WITHIN", 30.0)
     with training(config_of(SCHEMES[name])) as run:
-        for pausing in (transport.still, transport.paused):
+        for pause in (transport.still, transport.paused):
             run.at_work()
             pid = run.pid(1)
             os.kill(pid, signal.SIGSTOP)  # so that it does not heed the pause before it dies
             threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()
             began, version = time.monotonic(), run.board.version
-            with pausing(run.config, run.board) as heeded:
+            with pause(run.config, run.board) as heeded:
                 assert heeded
-            assert time.monotonic() - began < 1.0
+            assert time.monotonic() - began < 10.0  # of 30
             run.until(lambda version=version: run.board.version > version + 5)
             run.until(lambda run=run: not run.board.counters[1, Counter.PAUSED] < 0)
         assert len(run.events("worker_lost")) == 2
@@ -183,7 +185,7 @@ def test_a_checkpoint_does_not_wait_for_one_that_hangs(name: str) -> None:
         began = time.monotonic()
         with transport.still(run.config, run.board) as heeded:
             assert heeded == (not run.config.scheme.applies_apart)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 10.0  # another pause waits for 30
         os.kill(pid, signal.SIGCONT)
         run.at_work()
 
@@ -247,13 +249,13 @@ def test_without_replacement_it_goes_on_with_those_that_are_left(name: str) -> N
 
 @pytest.mark.fault("P8")
 @pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["hogwild", "learner-lag"]))
-def test_without_replacement_the_rest_reaches_the_total(name: str) -> None:
-    with training(config_of(SCHEMES[name], restarts=None, steps=3_000)) as run:
-        run.until(lambda: run.board.steps > 500)
-        os.kill(run.pid(0), signal.SIGKILL)
+def test_without_replacement_the_rest_reaches_the_total(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(failpoints.VARIABLE, "rollout=kill@3/0")
+    with training(config_of(SCHEMES[name], restarts=None, steps=5_000)) as run:
         for _ in run.scheme:
             pass
-        assert run.board.steps >= 3_000
+        assert run.board.steps >= 5_000
+        assert len(run.events("worker_lost")) == 1
 
 
 def test_more_losses_than_allowed_stop_the_run() -> None:
@@ -276,7 +278,7 @@ def test_a_worker_that_comes_back_plays_other_games_and_the_pause_does_not_wait_
         began = time.monotonic()
         with transport.paused(run.config, run.board) as heeded:
             assert heeded
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 10.0  # of 30
         turns = run.turns(0)
         run.until(lambda: run.turns(0) > turns + 3)
         assert run.board.counters[0, Counter.PAUSED] >= 0  # from now on it is waited for
@@ -440,7 +442,7 @@ def test_an_environment_that_hangs_is_ended_and_named(
         assert fields["worker"] in (0, 1)
         kind = env.__name__
         assert reason.startswith(f"worker {fields['worker']} was ended: {kind}: ")
-        assert re.search(r"not answered for 1 s, in step \d+, after the action [01]", reason)
+        assert re.search(r"not answered for \d+ s, in step \d+, after the action [01]", reason)
         run.at_work(5)
 
 

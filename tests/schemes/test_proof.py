@@ -27,8 +27,6 @@ from polyactor.optim import Adam, RMSprop
 from polyactor.schemes import ActorLearner, Hogwild, ParamServer, Sync
 from polyactor.types import Algorithm
 
-pytestmark = pytest.mark.alone
-
 UPDATES, T, B = 50, 5, 8
 
 

@@ -25,8 +25,6 @@ from polyactor.schemes.param_server import choose
 from polyactor.transport import inline
 from polyactor.types import Algorithm, Batch, Metrics
 
-pytestmark = pytest.mark.alone
-
 Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
 T, B = 2, 1
 
@@ -199,6 +197,7 @@ def test_a_bound_on_staleness_is_kept_in_any_order(turns: list[int], bound: int,
     assert max(seen.staleness, default=0) <= bound
 
 
+@settings(deadline=None)
 @given(
     arrived=st.dictionaries(st.integers(0, 5), st.integers(0, 9)),
     absent=st.lists(st.integers(0, 9), max_size=3),

@@ -91,7 +91,8 @@ def test_it_ends_by_itself_and_counts_what_it_learned_from(name: str) -> None:
         # A round of a learner is W rollouts; workers under a server each finish what they had begun.
         assert 2_000 <= board.steps <= 2_000 + 2 * W * T * B
         assert not torch.equal(start, state.theta)
-        assert (board.counters[:, Counter.GAMES] > 0).all()
+        played = board.counters[:, Counter.GAMES] > 0
+        assert played.all() if name in ("server-mean", "learner") else played.any()  # who begins late may play none
         assert not board.counters[:, Counter.SKIPPED].any()
     assert multiprocessing.active_children() == []
 

@@ -452,6 +452,7 @@ def test_a_signal_ends_the_games_that_would_confirm_a_score(tmp_path: Path, monk
     assert pa.resume(run.path, quiet=True).status == "reached"
 
 
+@pytest.mark.alone
 @pytest.mark.fault("P6")
 def test_a_signal_ends_the_wait_for_workers_before_games_that_would_confirm_a_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -492,6 +493,7 @@ class Sleeper(Quiet):
             time.sleep(60.0)
 
 
+@pytest.mark.alone
 @pytest.mark.fault("P4")
 def test_an_environment_that_hangs_while_a_score_is_confirmed_is_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -551,6 +553,7 @@ def test_a_signal_ends_the_film_of_a_run_that_is_over(tmp_path: Path, monkeypatc
     assert not (run.path / "replay.mp4").exists()
 
 
+@pytest.mark.alone
 @pytest.mark.fault("P6")
 def test_a_signal_ends_the_wait_for_the_last_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never_done(self: Evaluator, timeout: float = 0.0) -> None:

@@ -23,7 +23,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 def tune_allocator() -> bool:
     """Keep big blocks in the process instead of returning them to the kernel after every update.
 
-    Training throughput nearly doubles with glibc; elsewhere this does nothing and returns False.
+    Training is a third faster with glibc (docs/performance.md); elsewhere this does nothing and returns False.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

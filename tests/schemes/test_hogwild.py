@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from living import alive
 
 from polyactor import nursery, transport
 from polyactor.algorithms import A2C, ACER, PPO
@@ -313,14 +314,6 @@ if __name__ == "__main__":
             break
     input()
 """
-
-
-def alive(pid: int) -> bool:
-    """Running; a zombie that nobody has waited for is dead."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 @contextmanager

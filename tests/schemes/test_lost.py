@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from living import alive
 from marks import mostly_slow
 
-from polyactor import failpoints, processes, transport
+from polyactor import failpoints, nursery, processes, transport
 from polyactor.algorithms import A2C, ACER, PPO, VTrace
 from polyactor.board import Board, Counter
 from polyactor.build import make_state
@@ -136,6 +138,23 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(name: str, record_prop
         assert run.finite()
         assert [int(n) for n in run.board.counters[:, Counter.STARTS]] == [1, 1]
         assert len(run.events("worker_lost")) == 2
+
+
+@pytest.mark.fault("P1", "P11")
+@pytest.mark.skipif(not nursery.FORKS, reason="workers are spawned here")
+@pytest.mark.parametrize("name", ["hogwild", "server", "learner"])
+def test_when_the_server_they_are_forked_from_is_killed_all_are_replaced_and_none_is_left(name: str) -> None:
+    """Nobody says then how a worker ended, nor whether it has."""
+    with training(config_of(SCHEMES[name])) as run:
+        run.at_work()
+        orphans = [run.pid(worker) for worker in range(W)]
+        server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+        os.kill(server._forkserver_pid, signal.SIGKILL)
+        run.until(lambda: len(run.events("worker_restarted")) == W)
+        run.at_work()
+        run.until(lambda: not any(alive(pid) for pid in orphans))
+        assert len(run.events("worker_lost")) == W
+        assert run.finite()
 
 
 @pytest.mark.fault("P1")

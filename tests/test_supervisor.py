@@ -15,9 +15,9 @@ from polyactor.channel import Bell
 from polyactor.config import Cast, Config
 from polyactor.errors import EnvironmentUnsupported, Loss, WorkerFailed
 from polyactor.presets import base_config
-from polyactor.pulse import ALL, LIFELESS, Pulse
+from polyactor.pulse import ALL, Pulse
 from polyactor.transport import supervisor as module
-from polyactor.transport.supervisor import SPARED, WINDOW, Supervisor
+from polyactor.transport.supervisor import LIFELESS, SPARED, WINDOW, Supervisor
 from polyactor.transport.watchdog import PATIENCE
 
 

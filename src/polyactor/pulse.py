@@ -20,9 +20,6 @@ ALL = -1
 """In the column ENV: all environments of the worker at once."""
 RESET_FACTOR = 5
 """A reset may take so many times as long as a step."""
-LIFELESS = 600.0
-"""Seconds of silence, environments aside, after which a worker counts as hanging: a gradient may be long, and its
-compilation longer."""
 
 
 class Line:

@@ -126,10 +126,6 @@ def keepsakes(
     try:
         _, tensors = read(directory, trust_env=True)
         record(config, tensors, directory / "replay.mp4", seed=config.seed, stopped=stopped)
-    except (
-        EnvironmentUnsupported,
-        CheckpointError,
-        OSError,
-        RuntimeError,
-    ) as error:  # the last two: of the encoder, or a signal
+    # The last two are the encoder's, or say that a signal asked for the end.
+    except (EnvironmentUnsupported, CheckpointError, OSError, RuntimeError) as error:
         yield "video_skipped", str(error) or type(error).__name__

@@ -10,7 +10,6 @@ from polyactor.board import Board, Counter
 from polyactor.channel import Bell
 from polyactor.config import Cast, Config
 from polyactor.errors import EnvironmentUnsupported, Loss, OutOfResources, PolyactorError, WorkerFailed
-from polyactor.pulse import LIFELESS
 from polyactor.transport.watchdog import PATIENCE, Tell
 
 WINDOW = 3600.0
@@ -18,6 +17,9 @@ WINDOW = 3600.0
 FRUITLESS = 3
 """Processes of one worker in a row that end before they have done anything, after which the run stops. Before each next
 one as many seconds pass as there have been of them; a worker that had done something is replaced at once."""
+LIFELESS = 600.0
+"""Seconds of silence, environments aside, after which a worker counts as hanging: a gradient may be long, and its
+compilation longer."""
 SPARED = 10.0
 """Seconds in which no other worker is ended for its silence: it may only have waited for a lock that this one held."""
 OUT_OF_MEMORY = "killed by signal 9"

@@ -8,12 +8,13 @@ from __future__ import annotations
 from contextlib import closing
 
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec as Registered
 
 from polyactor.envs import atari as _atari
 from polyactor.envs import diagnostic, gymnasium_env
 from polyactor.envs.atari import AtariOptions
 from polyactor.envs.gymnasium_env import EnvFactory
+from polyactor.envs.spec import EnvSpec
 from polyactor.envs.vector_env import ActionSpace, Listener, Step, VectorEnv
 from polyactor.errors import EnvironmentUnsupported
 
@@ -21,11 +22,13 @@ __all__ = [
     "ActionSpace",
     "AtariOptions",
     "EnvFactory",
+    "EnvSpec",
     "Listener",
     "Step",
     "VectorEnv",
     "check_env",
     "check_exact",
+    "env_spec",
     "is_atari",
     "make_envs",
 ]
@@ -61,7 +64,7 @@ def make_envs(
         EnvironmentUnsupported: unknown, not installed, not a Gymnasium environment, or in a space nobody can act in.
     """
     source = gymnasium_env.find(env)
-    if isinstance(source, EnvSpec) and _atari.is_atari(source):
+    if isinstance(source, Registered) and _atari.is_atari(source):
         return _atari.AtariEnvs(
             source,
             num_envs,
@@ -76,6 +79,23 @@ def make_envs(
     )
 
 
+def env_spec(env: str | EnvFactory, *, atari: AtariOptions = AtariOptions()) -> EnvSpec:  # noqa: B008 (frozen)
+    """What an environment looks like, from one copy of it that is closed again before this returns.
+
+    Args:
+        env: as `make_envs` takes it.
+        atari: preprocessing; only Atari ids read it.
+
+    Raises:
+        EnvironmentUnsupported: as `make_envs`.
+    """
+    source = gymnasium_env.find(env)
+    stack = atari.stack if isinstance(source, Registered) and _atari.is_atari(source) else 1
+    limit = source.max_episode_steps if isinstance(source, Registered) else None
+    with closing(make_envs(env, 1, atari=atari)) as envs:
+        return EnvSpec.of(envs, stack=stack, max_episode_steps=limit)
+
+
 def is_atari(env: str | EnvFactory) -> bool:
     """Whether it is one of ale-py's, however its id is written (Pong-v4, too).
 
@@ -85,7 +105,7 @@ def is_atari(env: str | EnvFactory) -> bool:
     if isinstance(env, str) and _atari.looks_atari(env):
         return True
     source = gymnasium_env.find(env)
-    return isinstance(source, EnvSpec) and _atari.is_atari(source)
+    return isinstance(source, Registered) and _atari.is_atari(source)
 
 
 PROOF_STEPS = 100
@@ -128,7 +148,7 @@ def check_env(env: str | EnvFactory) -> None:
         EnvironmentUnsupported: as `make_envs`.
     """
     source = gymnasium_env.find(env)
-    if isinstance(source, EnvSpec) and _atari.is_atari(source):
+    if isinstance(source, Registered) and _atari.is_atari(source):
         _atari.check(source)
     else:
         gymnasium_env.check(source)

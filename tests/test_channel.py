@@ -149,14 +149,14 @@ def test_a_parcel_joins_gradients_and_forgets_the_last_ones(reduction: str, expe
     assert (joined.version, joined.steps) == (5, 6)
     assert joined.moments["x"].mean.tolist() == [1.0, 3.0]
     box.put(gradients(1.0))
-    assert box.gradients("mean").moments["x"].count.tolist() == [2.0, 0.0]  # the second row is empty again
+    assert box.gradients("mean").moments["x"].samples.tolist() == [2.0, 0.0]  # the second row is empty again
 
 
 def test_the_mean_of_several_workers() -> None:
     joined = mean([gradients(1.0, version=4), gradients(2.0, version=2), gradients(6.0, version=3)])
     assert joined.vector.tolist() == [3.0] * 4
     assert (joined.version, joined.steps, joined.metrics) == (2, 9, {"entropy": 3.0})
-    assert joined.moments["x"].count.tolist() == [2.0] * 3
+    assert joined.moments["x"].samples.tolist() == [2.0] * 3
 
 
 # ---- the lock that no reader holds ---------------------------------------------------------------------------------

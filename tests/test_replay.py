@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 import polyactor as pa
 from polyactor import checkpoint, cli
-from polyactor.actor import blank
+from polyactor.actor import row_of
 from polyactor.build import make_model
-from polyactor.envs import VectorEnv, make_envs
+from polyactor.envs import EnvSpec, VectorEnv, make_envs
 from polyactor.errors import CheckpointError, OutOfResources
 from polyactor.presets import base_config
-from polyactor.replay import STEP_FIELDS, Ring
-from polyactor.types import Rollout
+from polyactor.replay import Ring
+from polyactor.types import FIELDS, Rollout, leaves
 
 T, B, SLOTS = 4, 3, 5
 
@@ -61,12 +61,10 @@ def rollouts(count: int, *, seed: int = 0, stack: int = 1) -> list[Rollout]:
 
 
 def same(taken: Rollout, given: Rollout, column: int) -> None:
-    for name in (*STEP_FIELDS, "observation", "is_first"):
-        ours, theirs = getattr(taken, name), getattr(given, name)
-        assert torch.equal(ours[:, 0], theirs[:, column]), name
-        assert ours.dtype == theirs.dtype
-    assert all(torch.equal(a[0], b[column]) for a, b in zip(taken.core_state, given.core_state, strict=True))
-    assert taken.version[0] == given.version[column]
+    for name, own in FIELDS.items():
+        for ours, theirs in zip(leaves(getattr(taken, name)), leaves(getattr(given, name)), strict=True):
+            assert torch.equal(ours[:, 0] if own.timed else ours[0], theirs[:, column] if own.timed else theirs[column])
+            assert ours.dtype == theirs.dtype, name
 
 
 def at(ring: Ring, number: int, column: int) -> Rollout:
@@ -249,10 +247,11 @@ def test_real_observations_come_back_byte_by_byte(env: str) -> None:
         stack = config.atari.stack if model.image else 1
         rng, everything = np.random.default_rng(0), []
         observation, is_first, ended = envs.reset(1), np.ones(B, bool), np.zeros(B, bool)
-        ring = Ring(blank(T, envs, model, B, behavior=True), 12, stack=stack)
+        row = row_of(EnvSpec.of(envs), model, {"behavior_params"})
+        ring = Ring(Rollout.blank(row, t=T, b=B), 12, stack=stack)
         actions = int(envs.action_space.n)  # type: ignore[union-attr]
         for _ in range(10):
-            rollout = blank(T, envs, model, B, behavior=True)
+            rollout = Rollout.blank(row, t=T, b=B)
             for t in range(T):
                 rollout.observation[t], rollout.is_first[t] = (
                     torch.from_numpy(observation.copy()),

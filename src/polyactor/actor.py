@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from polyactor.board import Part, Watch, unwatched
+from polyactor.envs.spec import EnvSpec
 from polyactor.failpoints import hit
-from polyactor.models.normalizer import blank_moments, moments
+from polyactor.models.normalizer import blank_row, moments
 from polyactor.pulse import ALL, Line, Pulse
-from polyactor.types import Moments, Rollout
+from polyactor.types import Moments, Rollout, Tree
 
 if TYPE_CHECKING:
     from polyactor.envs import Step, VectorEnv
@@ -24,22 +26,28 @@ KEPT = ("observation", "is_first", "ended", "score", "steps")
 """What an actor keeps of each environment between two rollouts."""
 
 
-def blank(t: int, envs: VectorEnv, model: ActorCritic, b: int, actors: int = 1, *, behavior: bool = False) -> Rollout:
-    """Memory for T steps of B environments of this kind, by so many actors; with all of μ or log μ(a) alone."""
-    actions = model.actions
-    observation = torch.from_numpy(envs.observation_space.low[:0])
-    return Rollout(
-        observation=torch.zeros((t + 1, b, *envs.observation_space.shape), dtype=observation.dtype),
-        is_first=torch.zeros(t + 1, b, dtype=torch.bool),
-        action=torch.zeros((t, b, *actions.shape), dtype=torch.float32 if actions.dims else torch.int64),
-        reward=torch.zeros(t, b),
-        terminated=torch.zeros(t, b, dtype=torch.bool),
-        behavior_log_prob=torch.zeros(t, b),
-        core_state=tuple(torch.zeros(b, *part.shape[1:]) for part in model.initial_state(1)),
-        version=torch.zeros(b, dtype=torch.int64),
-        behavior_params=torch.zeros(t, b, actions.params) if behavior else None,
-        moments={name: blank_moments(actors, tuple(part.mean.shape)) for name, part in model.running.items()},
-    )
+def row_of(spec: EnvSpec, model: ActorCritic, needs: Collection[str] = ()) -> dict[str, Tree]:
+    """A row of each field of the rollouts that a model collects in such environments, for `Rollout.blank`.
+
+    Args:
+        spec: what one environment looks like.
+        model: acts there.
+        needs: the optional fields that are wanted, by name.
+    """
+    actions, flag, number = model.actions, torch.zeros((), dtype=torch.bool), torch.zeros(())
+    optional = {"behavior_params": torch.zeros(actions.params)}
+    return {
+        "observation": torch.from_numpy(np.zeros(spec.observation_space.shape, spec.observation_space.dtype)),
+        "is_first": flag,
+        "action": torch.zeros(actions.shape, dtype=torch.float32 if actions.dims else torch.int64),
+        "reward": number,
+        "terminated": flag,
+        "behavior_log_prob": number,
+        "core_state": tuple(part[0] for part in model.initial_state(1)),
+        "version": torch.zeros((), dtype=torch.int64),
+        "moments": {name: blank_row(tuple(part.mean.shape)) for name, part in model.running.items()},
+        **{name: optional[name] for name in needs},
+    }
 
 
 def unheard(why: str) -> None:
@@ -56,7 +64,7 @@ class Actor:
         generator: samples the actions.
         gamma: discount of the return whose moments scale rewards, where the model keeps them.
         differentiated: its rollouts are differentiated with the model as it is, so all that acting computes is kept.
-        behavior: its rollouts carry the parameters of the policy that acted.
+        needs: the optional fields that its rollouts have, by name.
         line: where it notes that the environments have been asked, and have answered.
         on_game: called with score and length (agent steps) of every finished game.
         on_lost: called with a sentence for every failure of an environment, which cost its game.
@@ -73,7 +81,7 @@ class Actor:
         generator: torch.Generator,
         gamma: float,
         differentiated: bool = False,
-        behavior: bool = False,
+        needs: Collection[str] = (),
         line: Line | None = None,
         on_game: Callable[[float, int], None],
         on_lost: Callable[[str], None] = unheard,
@@ -83,7 +91,7 @@ class Actor:
         self.on_game, self.on_lost, self.spend = on_game, on_lost, spend
         self.line = line or Pulse(1).line(0)
         b = envs.num_envs
-        self.length, self.differentiated, self.behavior = length, differentiated, behavior
+        self.length, self.differentiated, self.needs = length, differentiated, needs
         self.own: Rollout | None = None
         self.line.asked(ALL, None)
         self.observation = envs.reset(seed)
@@ -102,15 +110,19 @@ class Actor:
         """
         if into is None:
             if self.own is None:
-                shape, b = self.envs.observation_space.shape, self.envs.num_envs
-                memo = self.model.blank_memo(shape, self.length * b, differentiated=self.differentiated)
-                self.own = blank(self.length, self.envs, self.model, b, behavior=self.behavior).replace(memo=memo)
-            into = self.own
+                self.own = self._memory()
+            into = self.own.replace(memo=self.own.memo and replace(self.own.memo, pull=self.model.pull))
         hit("rollout")
         with torch.inference_mode():
             self._collect(into)
         into.version.fill_(version)
         return into
+
+    def _memory(self) -> Rollout:
+        """A rollout of its own, with a memo where that pays."""
+        row, b = row_of(EnvSpec.of(self.envs), self.model, self.needs), self.envs.num_envs
+        memo = self.model.blank_memo(row["observation"].shape, self.length * b, differentiated=self.differentiated)
+        return Rollout.blank(row, t=self.length, b=b).replace(memo=memo)
 
     def _collect(self, x: Rollout) -> None:
         watch = Watch(self.spend)

@@ -12,11 +12,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from polyactor.actor import Actor, blank
+from polyactor.actor import Actor, row_of
 from polyactor.board import Board
 from polyactor.channel import Reading, once
 from polyactor.config import Config
-from polyactor.envs import VectorEnv, is_atari, make_envs
+from polyactor.envs import EnvSpec, VectorEnv, is_atari, make_envs
 from polyactor.errors import OutOfResources, UsageError
 from polyactor.learner import Learner, Replica
 from polyactor.models.actor_critic import ActorCritic, Precision
@@ -169,7 +169,7 @@ def make_actor(
         generator=streams.act,
         gamma=float(getattr(config.for_worker(worker).algorithm, "gamma", 0.99)),
         differentiated=not config.algorithm.reuses,
-        behavior=config.algorithm.reads_behavior,
+        needs=config.algorithm.needs,
         on_game=partial(board.game, worker),
         line=line,
         on_lost=partial(board.env_error, worker),
@@ -208,7 +208,7 @@ def ring_of(config: Config, envs: VectorEnv, model: ActorCritic) -> tuple[Rollou
     columns = config.scheme.columns(config)
     rollouts = config.algorithm.remembers // (config.scheme.learners(config) * columns * config.rollout)
     stacked = model.image and is_atari(config.env)
-    like = blank(config.rollout, envs, model, columns, behavior=True)
+    like = Rollout.blank(row_of(EnvSpec.of(envs), model, config.algorithm.needs), t=config.rollout, b=columns)
     return like, max(rollouts, LEAST_ROLLOUTS), config.atari.stack if stacked else 1
 
 
@@ -263,8 +263,9 @@ def make_rounds(config: Config, rounds: int, actors: int) -> list[Rollout]:
     """Shared memory for so many joined rollouts."""
     with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
         model = make_model(config, envs)
-        behavior, b = config.algorithm.reads_behavior, actors * config.envs
-        return [_shared(blank(config.rollout, envs, model, b, actors, behavior=behavior)) for _ in range(rounds)]
+        row = row_of(EnvSpec.of(envs), model, config.algorithm.needs)
+    sizes = {"t": config.rollout, "b": actors * config.envs, "actors": actors}
+    return [_shared(Rollout.blank(row, **sizes)) for _ in range(rounds)]
 
 
 def make_parcels(config: Config, state: State, board: Board, queue: int, accumulate: int) -> list[list[Parcel]]:

@@ -58,6 +58,7 @@ class Replica:
         with torch.no_grad():
             for parameter, place in self.lowered:
                 parameter.copy_(place)
+        self.model.pulled(statistics=running)
 
 
 class Learner:
@@ -107,12 +108,10 @@ class Learner:
         self.uncounted = steps  # until a gradient carries them: an algorithm may make none of a rollout
         if self.replay is not None:
             self.replay.add(rollout)
-        if rollout.version.double().mean() != replica.version:
-            rollout = rollout.replace(memo=None)
         rollout = rollout.to(replica.device)
         rollout = rollout.replace(reward=self._scaled(rollout.reward))
         if algorithm.reuses:
-            rollout = model.look(rollout)
+            rollout = model.with_images(rollout)
         batches = algorithm.batches(model, rollout, self, self.generator)
         with torch.no_grad():  # what a batch needs of the model (targets) is not differentiated; its loss is
             batch: Batch | None = next(batches, None)
@@ -148,7 +147,7 @@ class Learner:
         """Replayed rollouts where the model is, their rewards scaled as those of a fresh one are."""
         assert self.replay is not None, "an algorithm samples when there are steps"
         rollout = self.replay.sample(count, generator, length).to(self.replica.device)
-        return self.replica.model.look(rollout.replace(reward=self._scaled(rollout.reward)))
+        return self.replica.model.with_images(rollout.replace(reward=self._scaled(rollout.reward)))
 
     def snapshot(self) -> dict[str, Tensor]:
         """What is its own: the rest is the state's, and replayed rollouts are in files."""
@@ -172,6 +171,7 @@ class Learner:
         model, own = self.replica.model, algorithm.differentiate
         if own is None:
             return Direction(*self.differentiate(algorithm, model, batch))
+        model.pulled(statistics=False)  # it may move θ' while it differentiates, or differentiate twice
         return own(model, batch, model.average, tuple(model.parameters()))
 
     def _joined(self, step: tuple[Tensor, ...] | None) -> Tensor | None:

@@ -48,7 +48,7 @@ class Parcel:
         """Every tensor it is made of."""
         yield from (self.vector, self.metrics, self.numbers)
         for moments in self.moments.values():
-            yield from (moments.count, moments.mean, moments.m2)
+            yield from moments
 
     def put(self, gradients: Gradients) -> None:
         """The first of its gradients; whatever was in it is gone."""
@@ -56,7 +56,7 @@ class Parcel:
         self.metrics.zero_()
         self.numbers.copy_(torch.tensor([gradients.version, gradients.steps, 1]))
         for moments in self.moments.values():
-            moments.count.zero_()
+            moments.samples.zero_()
         self._book(gradients, row=0)
 
     def add(self, gradients: Gradients) -> None:
@@ -70,7 +70,7 @@ class Parcel:
         for name, value in scalars(gradients.metrics).items():
             self.metrics[:, self.names.index(name)] += torch.tensor([value, 1.0], dtype=torch.float64)
         for name, moments in gradients.moments.items():
-            self.moments[name][row : row + 1].copy_(moments)
+            self.moments[name].rows(slice(row, row + 1)).copy_(moments)
 
     def gradients(self, reduction: Reduction) -> Gradients:
         """What is in it, as one; shares its memory."""
@@ -92,8 +92,7 @@ def mean(several: Sequence[Gradients]) -> Gradients:
     names = metrics[0].keys()
     moments: dict[str, Moments] = {}
     for name in first.moments:
-        rows = [each.moments[name] for each in several]
-        moments[name] = Moments(*(torch.cat([getattr(row, part) for row in rows]) for part in ("count", "mean", "m2")))
+        moments[name] = Moments(*map(torch.cat, zip(*(each.moments[name] for each in several), strict=True)))
     return Gradients(
         first.vector,
         {name: sum(each[name] for each in metrics if name in each) / len(metrics) for name in names},

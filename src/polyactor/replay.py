@@ -6,6 +6,7 @@ import math
 import mmap
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from polyactor.errors import CheckpointError, OutOfResources, RunDirectoryError
-from polyactor.types import Rollout
+from polyactor.types import FIELDS, Rollout, Tree, leaves, map_tree
 
-STEP_FIELDS = ("action", "reward", "terminated", "behavior_log_prob", "behavior_params")
-"""Of a rollout: ``[T, B, ...]``."""
+ADDED = "added"
+"""The file that counts rollouts."""
+FRAMES = "observation"
+"""The field of which one frame of a stack is stored."""
 
 
 class Ring:
@@ -45,7 +48,7 @@ class Ring:
         self.lost = 2 if stack > 1 else 1
         shapes = _shapes(like, rollouts, stack)
         self.arrays = {name: _array(shape, dtype, name, folder) for name, (shape, dtype) in shapes.items()}
-        self.states = len(like.core_state)
+        self.names = {field: named(field, getattr(like, field)) for field in kept(like)}
 
     @staticmethod
     def size(like: Rollout, rollouts: int, *, stack: int = 1) -> int:
@@ -55,7 +58,7 @@ class Ring:
     @property
     def added(self) -> int:
         """Rollouts so far."""
-        return int(self.arrays["added"][0])
+        return int(self.arrays[ADDED][0])
 
     @property
     def whole(self) -> range:
@@ -80,17 +83,19 @@ class Ring:
         slot, t = self.added % self.slots, self.length
         first = slot * t
         after = (first + t) % (self.slots * t)  # where row T goes
-        own = slice(first, first + t)
-        for name in STEP_FIELDS:
-            self.arrays[name][own] = getattr(rollout, name).numpy()
-        is_first, observation = rollout.is_first.numpy(), rollout.observation.numpy()
-        frames = observation[:, :, -1] if self.stack > 1 else observation
-        for name, rows in (("is_first", is_first), ("observation", frames)):
-            self.arrays[name][own], self.arrays[name][after] = rows[:t], rows[t]
-        self.arrays["version"][slot] = rollout.version.numpy()
-        for i, state in enumerate(rollout.core_state):
-            self.arrays[f"core_state_{i}"][slot] = state.numpy()
-        self.arrays["added"][0] += 1  # last: a rollout that was not written whole does not count
+        for field in kept(rollout):
+            axes = FIELDS[field].axes
+            for name, tensor in zip(leaves(self.names[field]), leaves(getattr(rollout, field)), strict=True):
+                array, rows = self.arrays[name], tensor.numpy()
+                if field == FRAMES and self.stack > 1:
+                    rows = rows[:, :, -1]
+                if axes[0] == "B":
+                    array[slot] = rows
+                    continue
+                array[first : first + t] = rows[:t]
+                if axes[0] == "T+1":
+                    array[after] = rows[t]
+        self.arrays[ADDED][0] += 1  # last: a rollout that was not written whole does not count
 
     def flushed(self) -> int:
         """Rollouts so far, all of them on the disk now."""
@@ -113,7 +118,7 @@ class Ring:
                 f"the replay files have {self.added} rollouts where the checkpoint has {added}{why}, so the run cannot "
                 "go on to the bit; it can with new episodes: add --restart"
             )
-        self.arrays["added"][0] = added
+        self.arrays[ADDED][0] = added
 
     def sample(self, count: int, generator: torch.Generator, length: int | None = None) -> Rollout:
         """So many stretches of one environment each, ``[T, count]``, any of them as likely as any other.
@@ -135,18 +140,15 @@ class Ring:
         """T rows from each of these on ``[n]``, counted from the first that ever was, of these columns ``[n]``."""
         rows = self.slots * self.length
         row_tp1 = ((start + np.arange(t + 1)[:, None]) % rows, column)
-        row = (row_tp1[0][:t], column)
-        slot = start // self.length % self.slots
-        fields: dict[str, Any] = {name: torch.from_numpy(self.arrays[name][row]) for name in STEP_FIELDS}
-        return Rollout(
-            observation=torch.from_numpy(self._observation(start, column, t)),
-            is_first=torch.from_numpy(self.arrays["is_first"][row_tp1]),
-            core_state=tuple(
-                torch.from_numpy(self.arrays[f"core_state_{i}"][slot, column]) for i in range(self.states)
-            ),
-            version=torch.from_numpy(self.arrays["version"][slot, column]),
-            **fields,
-        )
+        place = {"T": (row_tp1[0][:t], column), "T+1": row_tp1, "B": (start // self.length % self.slots, column)}
+
+        def taken(field: str) -> Tree:
+            if field == FRAMES:
+                return torch.from_numpy(self._observation(start, column, t))
+            rows = place[FIELDS[field].axes[0]]
+            return map_tree(lambda name: torch.from_numpy(self.arrays[name][rows]), self.names[field])
+
+        return Rollout(**{field: taken(field) for field in self.names})
 
     def _observation(self, start: NDArray[np.int64], column: NDArray[np.int64], t: int) -> NDArray[Any]:
         """``[T+1, n, *O]``."""
@@ -169,18 +171,29 @@ class Ring:
 Shapes = dict[str, tuple[tuple[int, ...], "np.dtype[Any]"]]
 
 
+def kept(rollout: Rollout) -> list[str]:
+    """The fields of a rollout that are kept, by name."""
+    return [name for name, own in FIELDS.items() if own.replayed and getattr(rollout, name) is not None]
+
+
+def named(name: str, tree: Tree) -> Tree:
+    """The tree with the name of its file in the place of each tensor."""
+    if isinstance(tree, tuple):
+        return tuple(named(f"{name}_{i}", part) for i, part in enumerate(tree))
+    if isinstance(tree, Mapping):
+        return {key: named(f"{name}_{key}", part) for key, part in tree.items()}
+    return name
+
+
 def _shapes(like: Rollout, rollouts: int, stack: int) -> Shapes:
-    assert like.behavior_params is not None
-    rows, columns = rollouts * len(like.reward), like.reward.shape[1]
-    kept = {name: getattr(like, name).numpy() for name in STEP_FIELDS}
-    shapes: Shapes = {name: ((rows, *array.shape[1:]), array.dtype) for name, array in kept.items()}
-    observation = like.observation[:, :, -1] if stack > 1 else like.observation
-    shapes["observation"] = ((rows, *observation.shape[1:]), observation.numpy().dtype)
-    shapes["is_first"] = ((rows, columns), np.dtype(bool))
-    shapes["version"] = ((rollouts, columns), np.dtype(np.int64))
-    for i, state in enumerate(like.core_state):
-        shapes[f"core_state_{i}"] = ((rollouts, *state.shape), state.numpy().dtype)
-    shapes["added"] = ((1,), np.dtype(np.int64))
+    shapes: Shapes = {ADDED: ((1,), np.dtype(np.int64))}
+    for field in kept(like):
+        rows = rollouts if FIELDS[field].axes[0] == "B" else rollouts * len(like.reward)
+        tree = getattr(like, field)
+        for name, tensor in zip(leaves(named(field, tree)), leaves(tree), strict=True):
+            array = tensor[:, :, -1].numpy() if field == FRAMES and stack > 1 else tensor.numpy()
+            row = array.shape if FIELDS[field].axes[0] == "B" else array.shape[1:]
+            shapes[name] = ((rows, *row), array.dtype)
     return shapes
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from polyactor.algorithms.a2c import A2C
 from polyactor.algorithms.ppo import PPO
 from polyactor.algorithms.vtrace import VTrace
 from polyactor.board import Board
-from polyactor.build import make_actor, make_learner, make_state
-from polyactor.config import Config
+from polyactor.build import make_actor, make_learner, make_state, make_updater
+from polyactor.config import Config, Normalize
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim.rules import SGD
@@ -123,12 +124,12 @@ def test_epochs_share_the_images_of_a_rollout(core: Any, precision: Any, monkeyp
     ppo, acting = PPO(epochs=2, minibatches=3), rollout.memo
     assert acting is not None
     rollout = rollout.replace(memo=replace(acting, images=None))
-    looked = model.look(rollout)
+    looked = model.with_images(rollout)
     assert looked.memo is not None
     assert looked.memo.images is not None
     assert acting.images is not None
     assert torch.equal(looked.memo.images, acting.images)  # what acting prepared
-    assert model.look(looked) is looked
+    assert model.with_images(looked) is looked
 
     def each(x: Rollout) -> list[dict[str, torch.Tensor]]:
         with torch.no_grad():
@@ -153,12 +154,12 @@ def test_too_many_images_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     rollout = rollout.replace(memo=replace(rollout.memo, images=None))
     pixels = rollout.observation[:T].numel()
     monkeypatch.setattr("polyactor.models.actor_critic.MOST_PIXELS_KEPT", pixels - 1)
-    assert model.look(rollout) is rollout
+    assert model.with_images(rollout) is rollout
     memo = model.blank_memo(IMAGE.shape, T * B, differentiated=False)
     assert memo is not None
     assert memo.images is None
     monkeypatch.setattr("polyactor.models.actor_critic.MOST_PIXELS_KEPT", pixels)
-    assert model.look(rollout) is not rollout
+    assert model.with_images(rollout) is not rollout
 
 
 def test_without_convolutions_there_is_none() -> None:
@@ -182,35 +183,40 @@ def config_of(algorithm: Algorithm) -> Config:
 
 
 @pytest.mark.parametrize("older", [False, True])
-def test_a_learner_of_several_epochs_prepares_images_once(older: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even that where acting prepared them, at the same parameters and statistics."""
-    config = config_of(PPO(epochs=3, minibatches=2))
+@pytest.mark.parametrize("normalized", [False, True])
+def test_a_learner_of_several_epochs_prepares_images_once(
+    normalized: bool, older: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even that where acting prepared them, at the same running statistics."""
+    config = replace(config_of(PPO(epochs=3, minibatches=2)), normalize=Normalize(observation=normalized))
     state, board = make_state(config), Board(1, config.algorithm.metrics)
     replica, actor = make_actor(config, 0, state, board)
     rollout = actor.collect(replica.version)
     actor.envs.close()
-    replica.version += older
+    if older:
+        replica.pull()
     prepared: list[int] = []
     original = replica.model.prepared
     monkeypatch.setattr(replica.model, "prepared", lambda x, *more: prepared.append(len(x)) or original(x, *more))
     assert len(list(make_learner(config, 0, replica).gradients(rollout))) == 6
-    assert prepared == [*[T * B] * older, B]  # the row to bootstrap from is for the targets
+    assert prepared == [*[T * B] * (older and normalized), B]  # the row to bootstrap from is for the targets
 
 
 def test_a_memo_of_other_parameters_is_not_used() -> None:
     config = config_of(A2C())
     state = make_state(config)
+    first = state.vector.clone()
 
     def learned(*, memo: bool, older: bool) -> torch.Tensor:
         board = Board(1, config.algorithm.metrics)
+        state.vector.copy_(first)
         replica, actor = make_actor(config, 0, state, board)
         learner = make_learner(config, 0, replica)
         rollout = actor.collect(replica.version)
         assert rollout.memo is not None
-        if older:  # other parameters, and a version that says so
-            with torch.no_grad():
-                replica.vector.mul_(1.1)
-            replica.version += 1
+        if older:
+            state.vector.copy_(first * 1.1)
+            replica.pull()
         gradient = next(learner.gradients(rollout if memo else rollout.replace(memo=None))).vector.clone()
         actor.envs.close()
         return gradient
@@ -218,3 +224,83 @@ def test_a_memo_of_other_parameters_is_not_used() -> None:
     assert torch.equal(learned(memo=True, older=False), learned(memo=False, older=False))
     assert torch.equal(learned(memo=True, older=True), learned(memo=False, older=True))
     assert not torch.equal(learned(memo=False, older=True), learned(memo=False, older=False))
+
+
+class Seen(NamedTuple):
+    """What a loss was given, and what came of it."""
+
+    gradients: list[torch.Tensor]
+    values: list[torch.Tensor]
+
+
+class Twice(A2C):
+    """Yields its rollout twice and does not say so."""
+
+    def batches(self, model: Any, rollout: Rollout, replay: Any, generator: Any) -> Generator[Batch, Any, None]:
+        yield Batch(rollout)
+        yield Batch(rollout)
+
+
+class Recomputed(A2C):
+    """Looks at V of its rollout before each of two updates, as one that recomputes its advantages does."""
+
+    reuses = True
+
+    def batches(self, model: Any, rollout: Rollout, replay: Any, generator: Any) -> Generator[Batch, Any, None]:
+        for _ in range(2):
+            VALUES.append(model.unroll(rollout).value.clone())
+            yield Batch(rollout)
+        VALUES.append(model.unroll(rollout).value.clone())
+
+
+class Average(A2C):
+    """Looks at V of the average network, which acted nowhere."""
+
+    averaging = 0.5
+
+    def batches(self, model: Any, rollout: Rollout, replay: Any, generator: Any) -> Generator[Batch, Any, None]:
+        VALUES.append(model.average.unroll(rollout).value.clone())
+        yield Batch(rollout)
+        VALUES.append(model.average.unroll(rollout).value.clone())
+
+
+VALUES: list[torch.Tensor] = []
+
+
+def learned_with(algorithm: Algorithm, *, memo: bool, normalized: bool, foreign: bool) -> Seen:
+    """Three rollouts learned from, with a step of another worker in between where `foreign`."""
+    config = replace(config_of(algorithm), optimizer=SGD(lr=1.0), normalize=Normalize(observation=normalized))
+    state, board = make_state(config), Board(1, config.algorithm.metrics)
+    replica, actor = make_actor(config, 0, state, board)
+    learner, updater = make_learner(config, 0, replica), make_updater(config, 0, state, board)
+    VALUES.clear()
+    found = []
+    for n in range(3):
+        replica.pull()
+        rollout = actor.collect(replica.version)
+        assert rollout.memo is not None
+        if foreign:  # without a lock nobody counts what another worker is just writing
+            state.theta.mul_(1.1 + 0.1 * n)
+            replica.pull()
+        for gradients in learner.gradients(rollout if memo else rollout.replace(memo=None)):
+            found.append(gradients.vector.clone())
+            updater.apply(gradients)
+    actor.envs.close()
+    return Seen(found, list(VALUES))
+
+
+@pytest.mark.parametrize("foreign", [False, True], ids=["alone", "foreign update"])
+@pytest.mark.parametrize("normalized", [False, True], ids=["bytes", "normalized"])
+@pytest.mark.parametrize("algorithm", [Twice, Recomputed, Average])
+def test_a_loss_of_ones_own_need_not_know_of_the_memo(
+    algorithm: type[Algorithm], normalized: bool, foreign: bool
+) -> None:
+    with_memo, without = (
+        learned_with(algorithm(), memo=memo, normalized=normalized, foreign=foreign) for memo in (True, False)
+    )
+    assert len(with_memo.gradients) == len(without.gradients) >= 3
+    for ours, theirs in zip(with_memo.gradients, without.gradients, strict=True):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+    assert len(with_memo.values) == len(without.values)
+    for ours, theirs in zip(with_memo.values, without.values, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 * max(1.0, float(theirs.abs().max())))

@@ -58,9 +58,9 @@ def test_order_does_not_matter_and_float32_buffers_are_precise_enough() -> None:
 def test_rows_of_weight_0_are_not_seen() -> None:
     samples = torch.tensor([[1.0], [1e9], [3.0]])
     new = moments(samples, torch.tensor([1.0, 0.0, 1.0]))
-    assert (new.count.item(), new.mean.item(), new.m2.item()) == (2.0, 2.0, 2.0)
+    assert (new.samples.item(), new.mean.item(), new.m2.item()) == (2.0, 2.0, 2.0)
     nothing = moments(samples, torch.zeros(3))
-    assert (nothing.count.item(), nothing.m2.item()) == (0.0, 0.0)
+    assert (nothing.samples.item(), nothing.m2.item()) == (0.0, 0.0)
     running = buffers((1,))
     merge(running, "x", new)
     merge(running, "x", nothing)
@@ -93,7 +93,7 @@ def test_bytes_are_summed_without_overflow() -> None:
     pixels[::2] = 240
     new = moments(pixels)
     assert new.mean[0].tolist() == [245.0, 245.0]
-    assert (new.m2[0] / new.count[0]).tolist() == [25.0, 25.0]
+    assert (new.m2[0] / new.samples[0]).tolist() == [25.0, 25.0]
 
 
 def test_merge_changes_the_tensors_it_was_given_in_place() -> None:

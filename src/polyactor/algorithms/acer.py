@@ -50,7 +50,7 @@ class ACER(Algorithm):
     outputs: ClassVar[tuple[str, ...]] = ("policy", "q")
     metrics: ClassVar[tuple[str, ...]] = ("policy_loss", "value_loss", "entropy", "rho", "kl", "projected")
     corrects_lag: ClassVar[bool] = True
-    reads_behavior: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"behavior_params"})
 
     gamma: Annotated[float, Allowed(0, 1)] = 0.99
     """Discount γ of one agent step."""
@@ -202,7 +202,7 @@ class ACER(Algorithm):
         from torch import no_grad
         from torch.autograd import grad
 
-        x, delta = reused(batch.rollout), self.radius
+        x, delta = batch.rollout, self.radius
         out = model.unroll(x)
         judgement = self.judge(model, batch, out)
         w_t, mean_t = losses.weights(x.mask, self.reduction), losses.weights(x.mask, "mean")
@@ -373,15 +373,9 @@ class Judgement(NamedTuple):
         return losses.importance_surrogate(self.log_prob(pi_t), self.log_prob(old_t), self.weight).sum(-1)
 
 
-def reused(x: Rollout) -> Rollout:
-    """The rollout for other parameters, or for more than one gradient."""
-    return x.replace(memo=x.memo and x.memo.images_alone)
-
-
 def policy_of(average: Model, x: Rollout) -> Policy:
     """π_average(·|x_t) of the T rows that were acted on, a constant."""
-    acted = x.replace(observation=x.observation[:-1], is_first=x.is_first[:-1], memo=reused(x).memo)
-    return average.distribution(average.unroll(acted).policy[: len(x.reward)].detach())
+    return average.distribution(average.unroll(x.acted).policy[: len(x.reward)].detach())
 
 
 def _poisson(rate: Tensor, generator: torch.Generator) -> Tensor:

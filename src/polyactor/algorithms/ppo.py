@@ -70,7 +70,7 @@ class PPO(Algorithm):
         """Epochs × minibatches."""
         batch = Batch(rollout, self.targets(model, rollout))
         for _ in range(self.epochs):
-            for part in _parts(batch, self.minibatches, bool(rollout.core_state), generator):
+            for part in _parts(batch, self.minibatches, generator):
                 metrics = yield part
                 if self.target_kl is not None and float(metrics["kl"]) > self.target_kl:
                     return
@@ -123,43 +123,19 @@ class PPO(Algorithm):
         return total, metrics
 
 
-def _parts(batch: Batch, count: int, memory: bool, generator: torch.Generator) -> Iterator[Batch]:
-    """The rows of a rollout in `count` random parts."""
-    x = batch.rollout
+def _parts(batch: Batch, count: int, generator: torch.Generator) -> Iterator[Batch]:
+    """The rows of a rollout in `count` random parts: whole environments where there is memory, else any rows."""
+    x = batch.rollout.acted
     t, b = x.reward.shape
-    if memory:  # whole columns, so that the recurrent state stays whole
-        for index in _permutation(b, x.reward, generator).tensor_split(count):
-            if len(index):
-                first = b * index.new_tensor(range(t)).unsqueeze(1)
-                part = x.replace(
-                    observation=x.observation[:t, index],
-                    is_first=x.is_first[:t, index],
-                    action=x.action[:, index],
-                    reward=x.reward[:, index],
-                    terminated=x.terminated[:, index],
-                    behavior_log_prob=x.behavior_log_prob[:, index],
-                    core_state=tuple(state[index] for state in x.core_state),
-                    memo=x.memo and x.memo.of_images((first + index).flatten()),
-                )
-                yield Batch(part, {name: target[:, index] for name, target in batch.targets.items()})
-        return
-    for index in _permutation(t * b, x.reward, generator).tensor_split(count):
-        if len(index):
-
-            def rows(tensor: Tensor, index: Tensor = index) -> Tensor:
-                """``[T(+1), B, ...]`` to ``[1, n, ...]``."""
-                return tensor[:t].flatten(0, 1).index_select(0, index).unsqueeze(0)
-
-            part = x.replace(
-                observation=rows(x.observation),
-                is_first=rows(x.is_first),
-                action=rows(x.action),
-                reward=rows(x.reward),
-                terminated=rows(x.terminated),
-                behavior_log_prob=rows(x.behavior_log_prob),
-                memo=x.memo and x.memo.of_images(index),
-            )
-            yield Batch(part, {name: rows(target) for name, target in batch.targets.items()})
+    whole = bool(x.core_state)
+    for index in _permutation(b if whole else t * b, x.reward, generator).tensor_split(count):
+        if len(index) == 0:
+            continue
+        if whole:
+            yield Batch(x.columns(index), {name: target[:, index] for name, target in batch.targets.items()})
+        else:
+            chosen = {name: target.flatten()[index].unsqueeze(0) for name, target in batch.targets.items()}
+            yield Batch(x.rows(index), chosen)
 
 
 def _permutation(n: int, like: Tensor, generator: torch.Generator) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from polyactor.models.core import LSTM, Identity
 from polyactor.models.normalizer import RunningMoments
 from polyactor.models.spec import ModelSpec
 from polyactor.models.torso import CNN, is_image, make_torso, orthogonal, to_channels_first, to_channels_last
-from polyactor.types import CoreState, Distribution, Memo, Outputs, Rollout
+from polyactor.types import NEVER, CoreState, Distribution, Memo, Outputs, Pull, Rollout
 
 Precision = Literal["fp32", "bf16"]
 
@@ -32,6 +33,8 @@ IMAGES_IN_CACHE = 8
 """Images scaled at a time, so that every pass over them but the first reads from the cache."""
 MOST_PIXELS_KEPT = 1 << 27
 """Of a rollout's images, for learning from them more than once: 256 MiB in bf16, twice that in fp32."""
+PULLS = itertools.count(1)
+"""Numbers of the copies of a state that the models of this process have held."""
 
 
 class Trunk(nn.Module):
@@ -167,6 +170,8 @@ class ActorCritic(nn.Module):
         self.return_moments = RunningMoments(()) if normalize_return else None
         # Two levels of noise for bytes, next to none for numbers: keeps constant inputs finite.
         self.variance_floor = 4.0 if self.bytes else 1e-8
+        self.pull = NEVER
+        """The copy of the state that it holds; whoever replaces its parameters calls `pulled`."""
         self.average = copy_of(self) if averaged else None
 
     @property
@@ -213,7 +218,7 @@ class ActorCritic(nn.Module):
 
         The torso is differentiated at the T rows that were acted on, not at the one to bootstrap from.
         """
-        t, memo = len(rollout.reward), rollout.memo or Memo()
+        t, memo = len(rollout.reward), self._holding(rollout.memo)
         if memo.features and not torch.is_grad_enabled():
             seen = list(memo.features)
         else:
@@ -273,16 +278,37 @@ class ActorCritic(nn.Module):
             images = self.prepared(torch.zeros((rows, *shape), dtype=torch.uint8))
             return Memo(features, images, tuple(torso.blank_outputs(images) for torso in torsos if differentiated))
 
-    def look(self, rollout: Rollout) -> Rollout:
-        """The rollout with its images in the memo, scaled by the running statistics of now; unless they are too many.
+    def pulled(self, *, statistics: bool = True) -> None:
+        """Note that its parameters are others from now on, so that nothing computed with those before is used.
 
-        For learning from them more than once.
+        Args:
+            statistics: its running statistics are others, too.
         """
-        memo, observation = rollout.memo or Memo(), rollout.observation[: len(rollout.reward)]
+        own = next(PULLS)
+        self.pull = Pull(own, own if statistics else self.pull.statistics)
+        if self.average is not None:
+            self.average.pull = self.pull._replace(parameters=next(PULLS))
+
+    def _holding(self, memo: Memo | None) -> Memo:
+        """What of a memo was computed with the copy of the state that this model holds."""
+        if memo is None:
+            return Memo()
+        same = memo.pull.parameters == self.pull.parameters
+        scaled_alike = self.observation_moments is None or memo.pull.statistics == self.pull.statistics
+        return Memo(
+            memo.features if same else (),
+            memo.images if scaled_alike else None,
+            memo.outputs if same else (),
+        )
+
+    def with_images(self, rollout: Rollout) -> Rollout:
+        """The rollout with its images in the memo, for learning from them more than once; unless they are too many."""
+        memo, observation = self._holding(rollout.memo), rollout.observation[: len(rollout.reward)]
         if not self.image or memo.images is not None or observation.numel() > MOST_PIXELS_KEPT:
             return rollout
         with torch.no_grad():
-            return rollout.replace(memo=replace(memo, images=self.prepared(observation.flatten(0, 1))))
+            images = self.prepared(observation.flatten(0, 1))
+        return rollout.replace(memo=replace(memo, images=images, pull=self.pull))
 
     def lower(self) -> None:
         """Hold what computes in bf16 in bf16, so that nothing is rounded anew in every pass."""
@@ -345,4 +371,5 @@ def copy_of(model: ActorCritic) -> ActorCritic:
             module.register_buffer(name, parameter.detach())
     average.observation_moments = model.observation_moments  # what it sees is scaled alike
     average.return_moments = average.average = None
+    average.pull = Pull(next(PULLS), 0)
     return average

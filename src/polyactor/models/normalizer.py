@@ -31,8 +31,14 @@ class RunningMoments(nn.Module):
 
 def blank_moments(rows: int, shape: tuple[int, ...]) -> Moments:
     """Rows without a sample, in float64."""
-    zeros = torch.zeros(rows, *shape, dtype=torch.double)
-    return Moments(torch.zeros(rows, dtype=torch.double), zeros, zeros.clone())
+    one = blank_row(shape)
+    return Moments(*(part.new_zeros(rows, *part.shape) for part in one))
+
+
+def blank_row(shape: tuple[int, ...]) -> Moments:
+    """One row of the moments of a statistic of this shape, without the axis of sources; in float64."""
+    zeros = torch.zeros(shape, dtype=torch.double)
+    return Moments(torch.zeros((), dtype=torch.double), zeros, zeros.clone())
 
 
 def can_merge(new: Moments) -> bool:
@@ -46,7 +52,7 @@ def merge(buffers: Mapping[str, Tensor], name: str, new: Moments) -> None:
     Arithmetic in float64: counts grow past the integers float32 can hold.
     """
     count, mean, variance = (buffers[f"{name}.{part}"] for part in ("count", "mean", "variance"))
-    for new_count, new_mean, new_m2 in zip(new.count, new.mean, new.m2, strict=True):
+    for new_count, new_mean, new_m2 in zip(*new, strict=True):
         if new_count == 0:
             continue
         n, m = count.double(), new_count.double()

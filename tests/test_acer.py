@@ -17,6 +17,8 @@ from torch import Tensor
 from polyactor import transport
 from polyactor.actions import action_spec
 from polyactor.algorithms import ACER
+from polyactor.algorithms.acer.critics import Retrace
+from polyactor.algorithms.acer.trust_regions import by_statistics
 from polyactor.board import Board
 from polyactor.build import make_actor, make_learner, make_ring, make_state, make_updater
 from polyactor.config import Config, check
@@ -476,11 +478,11 @@ def sdn(
     noise = ((actions - tensor(x["mean_pi"])) / x["sigma"]).view(-1, 1, 1, 2)
     traces: list[Tensor] = []
 
-    def given(self: ACER, rollout: Rollout, v: Tensor, q: Tensor, trace: Tensor) -> Tensor:
+    def given(self: Retrace, rollout: Rollout, v: Tensor, q: Tensor, trace: Tensor) -> Tensor:
         traces.append(trace)
         return tensor(x["q_ret"] if len(traces) % 2 else x["q_opc"]).view(1, 1)
 
-    monkeypatch.setattr(ACER, "retrace", given)
+    monkeypatch.setattr(Retrace, "returns", given)
     x["traces"] = traces
     return x, wanted, Box(x), Batch(rollout, {"noise": noise})
 
@@ -488,8 +490,9 @@ def sdn(
 def test_stochastic_dueling_golden(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     x, wanted, model, batch = sdn(golden, monkeypatch)
     acer = ACER(truncation=x["c"], delta=x["delta"], entropy_coef=0.0)
-    rho, value, *_ = judgement = acer.judge_box(model, batch, model.unroll(batch.rollout))
-    policy = judgement.policy
+    out = model.unroll(batch.rollout)
+    rho, value, *_ = estimate = acer.critic(out).estimate(model, batch, out)
+    policy = estimate.policy_loss
     assert rho.item() == pytest.approx(wanted["rho"], abs=1e-9)
     assert x["traces"][0].item() == pytest.approx(wanted["retrace_c"], abs=1e-9)
     assert x["traces"][1].item() == 1.0
@@ -505,7 +508,7 @@ def test_stochastic_dueling_golden(golden: Golden, monkeypatch: pytest.MonkeyPat
         ascent.flatten(), tensor(wanted["g_truncated"]) + tensor(wanted["g_correction"]), rtol=0, atol=1e-9
     )
     average = model.distribution(tensor(x["mean_avg"]).view(1, 1, 2))
-    z, near = acer.nearby(tensor(x["mean_pi"]).view(1, 1, 2), model.distribution, average, policy)
+    z, near = by_statistics(tensor(x["mean_pi"]).view(1, 1, 2), model.distribution, average, policy, acer.radius)
     torch.testing.assert_close(z.flatten(), tensor(wanted["z"]), rtol=0, atol=1e-9)
     assert near["projected"].item() == 1.0
 
@@ -523,7 +526,7 @@ def test_actions_far_from_the_policy_stay_finite(make_rollout: MakeRollout, far:
     x = x.replace(observation=torch.zeros(x.observation.shape), behavior_params=mu, action=x.action.float() + far)
     x = x.replace(reward=x.reward.float())
     acer = ACER()
-    loss, metrics = acer.loss(model, acer.noisy(x, torch.Generator().manual_seed(0)), model.average)
+    loss, metrics = acer.loss(model, acer.with_noise(x, torch.Generator().manual_seed(0)), model.average)
     gradients = torch.autograd.grad(loss, tuple(model.parameters()), allow_unused=True)
     assert loss.isfinite()
     assert all(value.isfinite() for value in metrics.values())
@@ -532,7 +535,8 @@ def test_actions_far_from_the_policy_stay_finite(make_rollout: MakeRollout, far:
 
 def test_traces_of_improbable_actions_are_roots_of_their_ratio(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     x, wanted, model, batch = sdn(golden, monkeypatch, "action_low")
-    rho, *_ = ACER(truncation=x["c"]).judge_box(model, batch, model.unroll(batch.rollout))
+    out = model.unroll(batch.rollout)
+    rho, *_ = ACER(truncation=x["c"]).critic(out).estimate(model, batch, out)
     assert rho.item() == pytest.approx(wanted["rho_low"], abs=1e-9)
     assert x["traces"][0].item() == pytest.approx(wanted["retrace_c_low"], abs=1e-9)
 

@@ -238,7 +238,7 @@ def test_a_step_stays_in_its_region_and_the_rest_is_the_critics(
     x, model = made(make_rollout, space, **({"core": "lstm", "core_size": 8} if kind == "lstm" else {}))
     acer = ACER(trust_region=region, delta=0.02, entropy_coef=0.01)
     theta, generator = tuple(model.parameters()), torch.Generator().manual_seed(0)
-    batch, average = acer.noisy(x, generator), model.average
+    batch, average = acer.with_noise(x, generator), model.average
     assert average is not None
     old = model.distribution(model.unroll(x).policy[:-1].detach())
     near = old if region == "natural" else average.distribution(average.unroll(x).policy[:-1].detach())
@@ -273,13 +273,14 @@ def test_it_climbs(make_rollout: MakeRollout, region: Any) -> None:
     x, model = made(make_rollout)
     acer = ACER(trust_region=region, delta=0.05, entropy_coef=0.0)
     theta, average = tuple(model.parameters()), model.average if region == "average" else None
-    judgement = acer.judge(model, Batch(x), model.unroll(x))
+    out = model.unroll(x)
+    estimate = acer.critic(out).estimate(model, Batch(x), out)
     old = model.distribution(model.unroll(x).policy[:-1].detach())
 
     def objective() -> float:
         with torch.no_grad():
             pi = model.distribution(model.unroll(x).policy[:-1])
-            return -float((judgement.surrogate(pi, old) * x.mask).sum() / x.mask.sum())
+            return -float((estimate.surrogate(pi, old) * x.mask).sum() / x.mask.sum())
 
     start = objective()
     direction = acer.by_theta(model, Batch(x), average, theta)

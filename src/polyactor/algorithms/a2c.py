@@ -50,15 +50,19 @@ class A2C(Algorithm):
         v_t = out.value[:-1]
         discount_t = x.discount(self.gamma)
 
+        # Targets: Â_t and R̂_t, constants.
         advantage_t, return_t = returns.gae(x.reward, out.value.detach(), discount_t, mask_t, self.gae_lambda)
         if self.normalize_advantage:
             advantage_t = losses.normalized(advantage_t, mask_t)
 
-        entropy_t = pi_t.entropy()
         w_t, mean_t = losses.weights(mask_t, self.reduction), losses.weights(mask_t, "mean")
+        # Policy: −log π(a_t|x_t) Â_t.
         policy = losses.weighted(losses.policy_gradient(pi_t.log_prob(x.action), advantage_t), w_t)
+        # Value: (R̂_t − V(x_t))².
         error = losses.huber_error if self.value_loss == "huber" else losses.squared_error
         value = losses.weighted(error(v_t, return_t), w_t)
+        # Entropy: H(π(·|x_t)).
+        entropy_t = pi_t.entropy()
         entropy = losses.weighted(entropy_t, w_t)
         total = policy + self.value_coef * value - self.entropy_coef * entropy
 

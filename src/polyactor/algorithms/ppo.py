@@ -101,12 +101,15 @@ class PPO(Algorithm):
         if self.normalize_advantage:
             advantage_t = losses.normalized(advantage_t, mask_t)
 
-        # ρ = 1 at fake rows: there it could overflow unnoticed, and ∞ · 0 is not 0.
+        # Ratio: ρ_t = π(a_t|x_t) / μ(a_t|x_t); 1 at fake rows, where it could overflow unnoticed, and ∞ · 0 is not 0.
         log_rho_t = (pi_t.log_prob(x.action) - x.behavior_log_prob) * mask_t
         rho_t = log_rho_t.exp()
         w_t = losses.weights(mask_t, "mean")
+        # Policy: −min(ρ Â, clip(ρ, 1−ε, 1+ε) Â).
         policy = losses.weighted(losses.clipped_surrogate(rho_t, advantage_t, self.clip), w_t)
+        # Value: ½ (R̂ − V)².
         value = losses.weighted(0.5 * losses.clipped_error(v_t, return_t, v_old, self.clip_value), w_t)
+        # Entropy: H(π(·|x_t)).
         entropy = losses.weighted(pi_t.entropy(), w_t)
         total = policy + self.value_coef * value - self.entropy_coef * entropy
 

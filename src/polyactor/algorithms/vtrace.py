@@ -62,6 +62,7 @@ class VTrace(Algorithm):
         log_pi_t = pi_t.log_prob(x.action)
         rho_t = (log_pi_t.detach() - x.behavior_log_prob).exp()
 
+        # Targets: ρ̂_t (r_t + γ_t v_{t+1} − V(x_t)) and v_t, constants.
         advantage_t, target_t = returns.vtrace(
             x.reward,
             out.value.detach(),
@@ -74,8 +75,11 @@ class VTrace(Algorithm):
             policy_rho_bar=self.policy_rho_bar,
         )
         w_t, mean_t = losses.weights(mask_t, self.reduction), losses.weights(mask_t, "mean")
+        # Policy: −log π(a_t|x_t) times its target.
         policy = losses.weighted(losses.policy_gradient(log_pi_t, advantage_t), w_t)
+        # Value: ½ (v_t − V(x_t))².
         value = losses.weighted(0.5 * losses.squared_error(v_t, target_t), w_t)
+        # Entropy: H(π(·|x_t)).
         entropy_t = pi_t.entropy()
         entropy = losses.weighted(entropy_t, w_t)
         total = policy + self.value_coef * value - self.entropy_coef * entropy

@@ -16,7 +16,7 @@ import polyactor as pa
 from polyactor import checkpoint, cli
 from polyactor.actor import blank
 from polyactor.build import make_model
-from polyactor.envs import VectorEnv, make_envs
+from polyactor.envs import EnvSpec, VectorEnv, make_envs
 from polyactor.errors import CheckpointError, OutOfResources
 from polyactor.presets import base_config
 from polyactor.replay import STEP_FIELDS, Ring
@@ -245,14 +245,15 @@ def test_real_observations_come_back_byte_by_byte(env: str) -> None:
     config = base_config("acer", env=env)
     envs: VectorEnv = make_envs(env, B, atari=config.atari, max_episode_steps=11)
     try:
-        model = make_model(config, envs)
+        spec = EnvSpec.of(envs)
+        model = make_model(config, spec)
         stack = config.atari.stack if model.image else 1
         rng, everything = np.random.default_rng(0), []
         observation, is_first, ended = envs.reset(1), np.ones(B, bool), np.zeros(B, bool)
-        ring = Ring(blank(T, envs, model, B, behavior=True), 12, stack=stack)
+        ring = Ring(blank(T, spec, model, B, behavior=True), 12, stack=stack)
         actions = int(envs.action_space.n)  # type: ignore[union-attr]
         for _ in range(10):
-            rollout = blank(T, envs, model, B, behavior=True)
+            rollout = blank(T, spec, model, B, behavior=True)
             for t in range(T):
                 rollout.observation[t], rollout.is_first[t] = (
                     torch.from_numpy(observation.copy()),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from polyactor.board import Part, Watch, unwatched
+from polyactor.envs import EnvSpec
 from polyactor.failpoints import hit
 from polyactor.models.normalizer import blank_moments, moments
 from polyactor.pulse import ALL, Line, Pulse
@@ -24,12 +25,12 @@ KEPT = ("observation", "is_first", "ended", "score", "steps")
 """What an actor keeps of each environment between two rollouts."""
 
 
-def blank(t: int, envs: VectorEnv, model: ActorCritic, b: int, actors: int = 1, *, behavior: bool = False) -> Rollout:
+def blank(t: int, spec: EnvSpec, model: ActorCritic, b: int, actors: int = 1, *, behavior: bool = False) -> Rollout:
     """Memory for T steps of B environments of this kind, by so many actors; with all of μ or log μ(a) alone."""
     actions = model.actions
-    observation = torch.from_numpy(envs.observation_space.low[:0])
+    observation = torch.from_numpy(spec.observation_space.low[:0])
     return Rollout(
-        observation=torch.zeros((t + 1, b, *envs.observation_space.shape), dtype=observation.dtype),
+        observation=torch.zeros((t + 1, b, *spec.observation_space.shape), dtype=observation.dtype),
         is_first=torch.zeros(t + 1, b, dtype=torch.bool),
         action=torch.zeros((t, b, *actions.shape), dtype=torch.float32 if actions.dims else torch.int64),
         reward=torch.zeros(t, b),
@@ -104,7 +105,8 @@ class Actor:
             if self.own is None:
                 shape, b = self.envs.observation_space.shape, self.envs.num_envs
                 memo = self.model.blank_memo(shape, self.length * b, differentiated=self.differentiated)
-                self.own = blank(self.length, self.envs, self.model, b, behavior=self.behavior).replace(memo=memo)
+                spec = EnvSpec.of(self.envs)
+                self.own = blank(self.length, spec, self.model, b, behavior=self.behavior).replace(memo=memo)
             into = self.own
         hit("rollout")
         with torch.inference_mode():

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fresh import fresh
 from gymnasium import spaces
 
 from polyactor.algorithms.a2c import A2C
 from polyactor.algorithms.ppo import PPO
 from polyactor.algorithms.vtrace import VTrace
-from polyactor.board import Board
-from polyactor.build import make_actor, make_learner, make_state
 from polyactor.config import Config
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
@@ -185,26 +184,25 @@ def config_of(algorithm: Algorithm) -> Config:
 def test_a_learner_of_several_epochs_prepares_images_once(older: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even that where acting prepared them, at the same parameters and statistics."""
     config = config_of(PPO(epochs=3, minibatches=2))
-    state, board = make_state(config), Board(1, config.algorithm.metrics)
-    replica, actor = make_actor(config, 0, state, board)
+    parts = fresh(config)
+    replica, actor = parts.actor(0)
     rollout = actor.collect(replica.version)
     actor.envs.close()
     replica.version += older
     prepared: list[int] = []
     original = replica.model.prepared
     monkeypatch.setattr(replica.model, "prepared", lambda x, *more: prepared.append(len(x)) or original(x, *more))
-    assert len(list(make_learner(config, 0, replica).gradients(rollout))) == 6
+    assert len(list(parts.learner(0, replica).gradients(rollout))) == 6
     assert prepared == [*[T * B] * older, B]  # the row to bootstrap from is for the targets
 
 
 def test_a_memo_of_other_parameters_is_not_used() -> None:
     config = config_of(A2C())
-    state = make_state(config)
+    parts = fresh(config)
 
     def learned(*, memo: bool, older: bool) -> torch.Tensor:
-        board = Board(1, config.algorithm.metrics)
-        replica, actor = make_actor(config, 0, state, board)
-        learner = make_learner(config, 0, replica)
+        replica, actor = parts.actor(0)
+        learner = parts.learner(0, replica)
         rollout = actor.collect(replica.version)
         assert rollout.memo is not None
         if older:  # other parameters, and a version that says so

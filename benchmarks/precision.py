@@ -38,9 +38,10 @@ import torch
 from torch import Tensor
 
 from polyactor import transport
-from polyactor.board import Board, Counter
-from polyactor.build import make_actor, make_learner, make_replica, make_state
+from polyactor.board import Counter
+from polyactor.build import Parts
 from polyactor.config import Config
+from polyactor.envs import env_spec
 from polyactor.learner import Learner
 from polyactor.machine import torch_threads, tune_allocator
 from polyactor.metrics import cpu_name, read_rows, versions
@@ -248,9 +249,10 @@ def gradients(preset: str, points: int, span: int, rollout: int, rollouts: int, 
 def snapshots(config: Config, points: int, span: int) -> list[tuple[int, Tensor]]:
     """Train for `span` steps; steps and [θ ‖ running statistics] at so many points, evenly spread."""
     tune_allocator()
-    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
+    parts = Parts.fresh(config, env_spec(config.env, atari=config.atari))
+    state, board = parts.state, parts.board
     found: list[tuple[int, Tensor]] = []
-    with closing(transport.run(config, state, board)) as run:
+    with closing(transport.run(parts)) as run:
         for _ in run:
             if board.steps >= span * (len(found) + 1) / points:
                 with transport.paused(config, board):
@@ -265,10 +267,11 @@ def compare(
 ) -> list[dict[str, float]]:
     """At each snapshot: cosine of both gradients of the same rollouts, and the length of bf16's ÷ that of fp32's."""
     config = replace(config, envs=ENVS, rollout=rollout, workers=1)
-    state, board = make_state(config), Board(1, config.algorithm.metrics)
-    replica, actor = make_actor(config, 0, state, board)
-    lowered = make_replica(replace(config, precision="bf16"), state, board)
-    learners = [make_learner(config, 0, each) for each in (replica, lowered)]
+    parts = Parts.fresh(config, env_spec(config.env, atari=config.atari))
+    state, board = parts.state, parts.board
+    replica, actor = parts.actor(0)
+    lowered = replace(parts, config=replace(config, precision="bf16")).replica()
+    learners = [parts.learner(0, each) for each in (replica, lowered)]
     said = []
     with closing(actor.envs), torch_threads(1):
         for steps, vector in found:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from polyactor.board import Board
-from polyactor.build import make_actor, make_learner, make_ring, make_state
+from polyactor.build import Parts
+from polyactor.envs import env_spec
 from polyactor.learner import differentiate
 from polyactor.machine import torch_threads, tune_allocator
 from polyactor.metrics import cpu_name, versions
@@ -40,12 +40,12 @@ def main() -> None:
     tune_allocator()
     with tempfile.TemporaryDirectory(dir=".") as out, torch_threads(1):
         config = replace(base_config(options.preset), workers=options.workers, envs=options.envs, out=out)
-        state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
-        replica, actor = make_actor(config, 0, state, board)
+        parts = Parts.fresh(config, env_spec(config.env, atari=config.atari))
+        replica, actor = parts.actor(0)
         rollout = actor.collect(replica.version)
         before = memory()
-        learner = make_learner(config, 0, replica)
-        rings = [learner.replay, *(make_ring(config, worker, replica.model) for worker in range(1, config.workers))]
+        learner = parts.learner(0, replica)
+        rings = [learner.replay, *(parts.replay(worker, replica.model) for worker in range(1, config.workers))]
         noise = torch.randint(0, 256, rollout.observation.shape, dtype=torch.uint8)
         for ring in rings:
             assert ring is not None

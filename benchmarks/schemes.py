@@ -16,9 +16,9 @@ from typing import Any
 
 from polyactor import transport
 from polyactor.algorithms import ALGORITHMS
-from polyactor.board import Board
-from polyactor.build import make_state
+from polyactor.build import Parts
 from polyactor.config import Config, check
+from polyactor.envs import env_spec
 from polyactor.machine import tune_allocator
 from polyactor.metrics import cpu_name, versions
 from polyactor.presets import base_config
@@ -64,10 +64,11 @@ def cell(algorithm: str, scheme: str, env: str, steps: int) -> Config:
 
 def one(config: Config, target: float) -> dict[str, Any]:
     """Until the mean of the last 100 games reaches the target, or the steps are over."""
-    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
+    parts = Parts.fresh(config, env_spec(config.env, atari=config.atari))
+    board = parts.board
     scores: deque[float] = deque(maxlen=100)
     start, best, reached = time.perf_counter(), -float("inf"), False
-    run = transport.run(config, state, board)
+    run = transport.run(parts)
     for _ in run:
         for game in board.new_games():
             scores.append(game.score)

@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from fresh import fresh
 from torch import Tensor
 
 from polyactor import transport
-from polyactor.board import Board
-from polyactor.build import make_model, make_state
+from polyactor.build import make_model
 from polyactor.config import Config
-from polyactor.envs import make_envs
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.optim.flat import State, bind
 
 
 def train(config: Config, start: Callable[[State], None] = lambda state: None) -> ActorCritic:
     """The model after the whole run; `start` may change the state before it."""
-    state, board = make_state(config), Board(1, config.algorithm.metrics)
+    parts = fresh(config)
+    state, board = parts.state, parts.board
     start(state)
-    for _ in transport.run(config, state, board):
+    for _ in transport.run(parts):
         pass
     assert config.steps <= board.steps < config.steps + config.envs * config.rollout
-    envs = make_envs(config.env, 1)
-    model = make_model(config, envs)
-    envs.close()
+    model = make_model(config, parts.spec)
     vector = torch.empty_like(state.vector)
     bind(model, vector)
     vector.copy_(state.vector)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fresh import fresh
 from gymnasium import spaces
 from torch import Tensor
 
@@ -19,8 +20,6 @@ from polyactor.actions import action_spec
 from polyactor.algorithms import ACER
 from polyactor.algorithms.acer.critics import Retrace
 from polyactor.algorithms.acer.trust_regions import by_statistics
-from polyactor.board import Board
-from polyactor.build import make_actor, make_learner, make_ring, make_state, make_updater
 from polyactor.config import Config, check
 from polyactor.distributions import Categorical
 from polyactor.errors import UsageError
@@ -277,9 +276,10 @@ def config(**changes: Any) -> Config:
 
 def test_the_average_follows_every_update() -> None:
     c = config()
-    state, board = make_state(c), Board(1, c.algorithm.metrics)
-    replica, actor = make_actor(c, 0, state, board)
-    learner, updater = make_learner(c, 0, replica), make_updater(c, 0, state, board)
+    parts = fresh(c)
+    state = parts.state
+    replica, actor = parts.actor(0)
+    learner, updater = parts.learner(0, replica), parts.updater(0)
     assert state.average is not None
     assert torch.equal(state.average, state.theta)
     for gradients in learner.gradients(actor.collect(replica.version)):
@@ -298,13 +298,13 @@ def test_the_average_follows_every_update() -> None:
 def test_fresh_rollouts_have_ratio_one() -> None:
     """Drawn from the memory, too, with the state that acted."""
     c = config(model=replace(config().model, core="lstm", core_size=8))
-    state, board = make_state(c), Board(1, c.algorithm.metrics)
-    replica, actor = make_actor(c, 0, state, board)
-    ring = make_ring(c, 0, replica.model)
+    parts = fresh(c)
+    replica, actor = parts.actor(0)
+    ring = parts.replay(0, replica.model)
     for number in range(3):
-        ring.add(fresh := actor.collect(replica.version))
+        ring.add(latest := actor.collect(replica.version))
         drawn = ring.take(np.full(c.envs, number * c.rollout), np.arange(c.envs), c.rollout)
-        for x in (fresh, drawn):
+        for x in (latest, drawn):
             assert x.behavior_params is not None
             pi = Categorical(replica.model.unroll(x).policy[:-1])
             rho = (pi.log_p - Categorical(x.behavior_params).log_p).exp()
@@ -317,10 +317,11 @@ def test_what_acting_computed_is_no_other_networks(region: Any) -> None:
     c = replace(base_config("acer", env="polyactor/Catch-v0", scheme="sync"), envs=8, rollout=4, workers=1)
     acer = replace(c.algorithm, trust_region=region, delta=1e-6)  # type: ignore[call-arg]
     c = replace(c, algorithm=acer, precision="fp32")
-    state, board = make_state(c), Board(1, c.algorithm.metrics)
+    parts = fresh(c)
+    state = parts.state
     state.theta.add_(0.05 * torch.randn(state.theta.shape, generator=torch.Generator().manual_seed(0)))
-    replica, actor = make_actor(c, 0, state, board)
-    learner, _model = make_learner(c, 0, replica), replica.model
+    replica, actor = parts.actor(0)
+    learner, _model = parts.learner(0, replica), replica.model
     x = actor.collect(replica.version)
     assert x.memo is not None
     assert x.memo.outputs
@@ -368,9 +369,9 @@ def test_learning_says_of_actions_what_acting_said(precision: str, most: float) 
 
 def test_replayed_rewards_are_scaled_as_fresh_ones() -> None:
     c = replace(config(), normalize=replace(config().normalize, reward=False, clip_reward=0.25))
-    state, board = make_state(c), Board(1, c.algorithm.metrics)
-    replica, actor = make_actor(c, 0, state, board)
-    learner = make_learner(c, 0, replica)
+    parts = fresh(c)
+    replica, actor = parts.actor(0)
+    learner = parts.learner(0, replica)
     for _ in range(3):
         for _ in learner.gradients(actor.collect(replica.version)):
             pass
@@ -382,8 +383,9 @@ def test_it_learns_from_windows(scheme: str) -> None:
     c = replace(base_config("acer", env="CartPole-v1", scheme=scheme), workers=1, transport="inline", steps=1_000)
     c = replace(c, algorithm=replace(c.algorithm, replay_start=200, replay_window=7, replay_batch=3))
     check(c)
-    state, board = make_state(c), Board(1, c.algorithm.metrics)
-    for _ in transport.run(c, state, board):
+    parts = fresh(c)
+    board = parts.board
+    for _ in transport.run(parts):
         pass
     assert board.version > 2 * board.steps / (c.envs * c.rollout)
     with pytest.raises(UsageError, match=r"--algorithm\.replay-window 7 is not allowed with memory"):
@@ -399,9 +401,10 @@ def test_off_policy_alone_every_step_is_counted(capacity: int) -> None:
     c = config()
     acer = replace(c.algorithm, on_policy=False, replay_ratio=0.5, replay_start=80, replay_capacity=capacity)  # type: ignore[call-arg]
     c = replace(c, algorithm=acer)
-    state, board = make_state(c), Board(1, c.algorithm.metrics)
-    replica, actor = make_actor(c, 0, state, board)
-    learner, updater = make_learner(c, 0, replica), make_updater(c, 0, state, board)
+    parts = fresh(c)
+    board = parts.board
+    replica, actor = parts.actor(0)
+    learner, updater = parts.learner(0, replica), parts.updater(0)
     collected = 0
     for _ in range(40):
         replica.pull()
@@ -427,8 +430,9 @@ def test_it_runs_under_every_scheme(scheme: str) -> None:
     c = replace(base_config("acer", env="CartPole-v1", scheme=scheme), workers=1, transport="inline", steps=3_000)
     c = replace(c, algorithm=replace(c.algorithm, replay_start=200))
     check(c)
-    state, board = make_state(c), Board(1, c.algorithm.metrics)
-    for _ in transport.run(c, state, board):
+    parts = fresh(c)
+    state, board = parts.state, parts.board
+    for _ in transport.run(parts):
         pass
     rollouts = board.steps / (c.envs * c.rollout)
     assert board.version > 3 * rollouts  # about five updates of each
@@ -558,8 +562,9 @@ def test_the_dueling_critic_is_v_in_the_mean() -> None:
 def test_it_runs_with_continuous_actions(scheme: str) -> None:
     c = replace(base_config("acer", env="Pendulum-v1", scheme=scheme), workers=1, transport="inline", steps=3_000)
     c = replace(c, algorithm=replace(c.algorithm, replay_start=400))
-    state, board = make_state(c), Board(1, c.algorithm.metrics)
-    for _ in transport.run(c, state, board):
+    parts = fresh(c)
+    state, board = parts.state, parts.board
+    for _ in transport.run(parts):
         pass
     assert board.version > 2 * board.steps / (c.envs * c.rollout)
     assert state.vector.isfinite().all()

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fresh import fresh
 
-from polyactor.build import make_state
 from polyactor.learner import Learner
 from polyactor.presets import base_config
 from polyactor.types import Rollout
@@ -141,7 +141,7 @@ def test_gradients_are_compared_at_each_snapshot(
 
     monkeypatch.setattr(precision, "gradient", watched)
     config = replace(base_config(preset), precision="fp32", seed=1)
-    start = make_state(config).vector.clone()
+    start = fresh(config).state.vector.clone()
     later = start + 0.02 * torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
     said = precision.compare(config, [(0, start), (1000, later)], 8, rollouts)
     assert [each["agent_steps"] for each in said] == [0, 1000]

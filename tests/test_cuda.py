@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fresh import fresh
 
 from polyactor import transport
-from polyactor.board import Board
-from polyactor.build import make_actor, make_learner, make_replica, make_state
 from polyactor.config import Config
 from polyactor.presets import base_config
 
@@ -25,13 +24,13 @@ def config_of(method: str, scheme: str, env: str) -> Config:
 @pytest.mark.parametrize("method", ["a2c", "ppo", "vtrace"])
 def test_gradients_are_those_of_the_cpu(method: str, env: str) -> None:
     config = config_of(method, "sync", env)
-    state, board = make_state(config), Board(1, config.algorithm.metrics)
-    replica, actor = make_actor(config, 0, state, board)
+    parts = fresh(config)
+    replica, actor = parts.actor(0)
     rollout = actor.collect(replica.version)
-    there = make_replica(config, state, board, device="cuda")
+    there = parts.replica(device="cuda")
     assert next(there.model.parameters()).is_cuda
     config = replace(config, algorithm=replace(config.algorithm, **({"minibatches": 1} if method == "ppo" else {})))
-    ours, theirs = (next(make_learner(config, 0, each).gradients(rollout)).vector for each in (replica, there))
+    ours, theirs = (next(parts.learner(0, each).gradients(rollout)).vector for each in (replica, there))
     assert not theirs.is_cuda
     assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.9999
     actor.envs.close()
@@ -42,9 +41,10 @@ def test_gradients_are_those_of_the_cpu(method: str, env: str) -> None:
 @pytest.mark.parametrize("method", ["a2c", "ppo", "vtrace", "acer"])
 def test_training_moves_the_parameters(method: str, scheme: str, env: str) -> None:
     config = config_of(method, scheme, env)
-    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
+    parts = fresh(config)
+    state, board = parts.state, parts.board
     before = state.theta.clone()
-    for _ in transport.run(config, state, board):
+    for _ in transport.run(parts):
         pass
     assert board.steps >= config.steps
     assert state.theta.isfinite().all()

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 from exact import outputs, train
+from fresh import fresh
 from torch import Tensor
 
 from polyactor.algorithms import A2C
-from polyactor.board import Board
-from polyactor.build import make_actor, make_learner, make_state, make_updater
 from polyactor.config import Config
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam, RMSprop
@@ -98,10 +97,11 @@ def test_chain_critic_is_exact_where_every_transition_counts_once(golden: Golden
     """The expected update: a rollout of one step from each state with each action, through learner and updater."""
     x, answer = golden("chain5")
     run = config("Chain", Evaluation(gamma=x["gamma"]), steps=20_000, optimizer=Adam(lr=1e-2, lr_end=0.0, eps=1e-8))
-    state, board = make_state(run), Board(1)
+    parts = fresh(run)
+    state, board = parts.state, parts.board
     act_uniformly(state)
-    replica, actor = make_actor(run, 0, state, board)
-    learner, updater = make_learner(run, 0, replica), make_updater(run, 0, state, board)
+    replica, actor = parts.actor(0)
+    learner, updater = parts.learner(0, replica), parts.updater(0)
     actor.envs.close()
     position = torch.arange(5).repeat(2)
     action = torch.arange(2).repeat_interleave(5)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from fresh import fresh
 from marks import mostly_slow
 
 from polyactor.algorithms import A2C, PPO, VTrace
-from polyactor.board import METRICS, Board
-from polyactor.build import make_replica, make_state
+from polyactor.board import METRICS
 from polyactor.config import Config
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam
@@ -60,12 +60,12 @@ def trained(name: str, lag: int) -> tuple[float, float]:
         model=ModelSpec(hidden=(32,)),
         transport="inline",
     )
-    state, board = make_state(config), Board(1, config.algorithm.metrics)
+    parts = fresh(config)
+    board = parts.board
     order = itertools.chain([0] * (lag + 1), itertools.cycle((1, 0)))  # the actor fills every slot, then one by one
-    with config.scheme.cast(config, state, board) as cast:
-        for _ in inline.play(cast, config, state, board, order=order):
-            pass
-    replica = make_replica(config, state, board)
+    for _ in inline.play(parts, order=order):
+        pass
+    replica = parts.replica()
     with torch.no_grad():
         params, _, _ = replica.model(torch.eye(5).unsqueeze(0), (), torch.ones(1, 5, dtype=torch.bool))
     right = params[0].double().softmax(-1)[:, 1]

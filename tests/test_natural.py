@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fresh import fresh
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,8 +18,7 @@ from torch import Tensor
 
 from polyactor import losses, natural, transport
 from polyactor.algorithms import ACER
-from polyactor.board import Board, Counter
-from polyactor.build import make_actor, make_learner, make_state, make_updater
+from polyactor.board import Counter
 from polyactor.config import Config, check
 from polyactor.distributions import Categorical, Gaussian
 from polyactor.errors import UsageError
@@ -297,9 +297,10 @@ def config(region: Any, **changes: Any) -> Config:
 @pytest.mark.parametrize("region", BY_THETA)
 def test_a_learner_moves_by_them(region: Any) -> None:
     c = config(region)
-    state, board = make_state(c), Board(1, c.algorithm.metrics)
-    replica, actor = make_actor(c, 0, state, board)
-    learner, updater = make_learner(c, 0, replica), make_updater(c, 0, state, board)
+    parts = fresh(c)
+    state, board = parts.state, parts.board
+    replica, actor = parts.actor(0)
+    learner, updater = parts.learner(0, replica), parts.updater(0)
     for _ in range(5):
         replica.pull()
         for gradients in learner.gradients(actor.collect(replica.version)):
@@ -320,8 +321,9 @@ def test_they_run_under_what_can_be_right(region: Any) -> None:
         c = replace(base_config("acer", env="CartPole-v1", scheme=scheme), workers=1, transport="inline", steps=600)
         c = replace(c, algorithm=replace(c.algorithm, trust_region=region, replay_start=100))  # type: ignore[call-arg]
         check(c)
-        state, board = make_state(c), Board(1, c.algorithm.metrics)
-        for _ in transport.run(c, state, board):
+        parts = fresh(c)
+        state, board = parts.state, parts.board
+        for _ in transport.run(parts):
             pass
         assert state.vector.isfinite().all()
         assert int(board.counters[:, Counter.SKIPPED].sum()) == 0

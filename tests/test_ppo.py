@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from fresh import fresh
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,8 +18,6 @@ from torch import Tensor
 from polyactor import losses, returns
 from polyactor.actions import action_spec
 from polyactor.algorithms import A2C, PPO
-from polyactor.board import Board
-from polyactor.build import make_actor, make_learner, make_state, make_updater
 from polyactor.errors import UsageError
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
@@ -56,9 +55,10 @@ def test_all_batches_of_a_rollout_see_it_scaled_alike() -> None:
     """Though the state's running statistics take it in with the first."""
     config = replace(base_config("ppo", env="Pendulum-v1"), envs=4, rollout=16, steps=1_000, seed=1)
     assert config.normalize.observation
-    state, board = make_state(config), Board(1, config.algorithm.metrics)
-    replica, actor = make_actor(config, 0, state, board)
-    learner, updater = make_learner(config, 0, replica), make_updater(config, 0, state, board)
+    parts = fresh(config)
+    state = parts.state
+    replica, actor = parts.actor(0)
+    learner, updater = parts.learner(0, replica), parts.updater(0)
     for taken in (0, 64):
         replica.pull()
         before = state.theta.clone()

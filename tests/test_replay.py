@@ -243,11 +243,12 @@ def test_real_observations_come_back_byte_by_byte(env: str) -> None:
     config = base_config("acer", env=env)
     envs: VectorEnv = make_envs(env, B, atari=config.atari, max_episode_steps=11)
     try:
-        model = make_model(config, envs)
+        spec = EnvSpec.of(envs)
+        model = make_model(config, spec)
         stack = config.atari.stack if model.image else 1
         rng, everything = np.random.default_rng(0), []
         observation, is_first, ended = envs.reset(1), np.ones(B, bool), np.zeros(B, bool)
-        row = row_of(EnvSpec.of(envs), model, {"behavior_params"})
+        row = row_of(spec, model, {"behavior_params"})
         ring = Ring(Rollout.blank(row, t=T, b=B), 12, stack=stack)
         actions = int(envs.action_space.n)  # type: ignore[union-attr]
         for _ in range(10):

@@ -24,6 +24,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from fresh import fresh
 from gymnasium import spaces
 from marks import mostly_slow
 
@@ -31,9 +32,9 @@ import polyactor as pa
 from polyactor import checkpoint, cli, machine, tally, telling, transport
 from polyactor.actor import Actor
 from polyactor.board import Board, Counter
-from polyactor.build import PLAY, Streams, make_model, make_state
+from polyactor.build import PLAY, Parts, Streams, make_model
 from polyactor.config import Config
-from polyactor.envs import make_envs
+from polyactor.envs import env_spec, make_envs
 from polyactor.errors import CheckpointError, EnvironmentUnsupported
 from polyactor.evaluate import Evaluator, evaluate, play
 from polyactor.metrics import read_rows
@@ -274,9 +275,10 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, dict[str, torc
     seen: list[tuple[Config, dict[str, torch.Tensor], Any]] = []
     original = transport.run
 
-    def run(config: Config, state: State, board: Board, *tell: Any) -> Any:
-        seen.append((config, {k: v.clone() for k, v in state.tensors().items()}, board.counters.copy()))
-        return original(config, state, board, *tell)
+    def run(parts: Parts, *tell: Any) -> Any:
+        tensors = {name: tensor.clone() for name, tensor in parts.state.tensors().items()}
+        seen.append((parts.config, tensors, parts.board.counters.copy()))
+        return original(parts, *tell)
 
     monkeypatch.setattr(transport, "run", run)
     return seen
@@ -375,12 +377,12 @@ def test_init_from_copies_parameters_and_begins_at_zero(finished: pa.Run, tmp_pa
     run = train(tmp_path / "run", init_from=str(finished.path), steps=100, seed=6)
     _, tensors, counters = starts[0]
     source = checkpoint.load(finished.path, tag="best").tensors
-    fresh = make_state(replace(base_config("a2c", env="CartPole-v1"), seed=6)).tensors()
+    begun = fresh(replace(base_config("a2c", env="CartPole-v1"), seed=6)).state.tensors()
     for name, tensor in tensors.items():
         if name.startswith("model."):
             assert torch.equal(tensor, source[name]), name
         else:
-            assert torch.equal(tensor, fresh[name]), name
+            assert torch.equal(tensor, begun[name]), name
     assert not counters.any()
     assert 100 <= run.summary["agent_steps"] < 100 + T * B
 
@@ -531,7 +533,7 @@ def test_an_environment_does_not_hang_while_the_policy_thinks(monkeypatch: pytes
         return step(*given)
 
     monkeypatch.setattr(ActorCritic, "step", slow)
-    tensors = make_state(config).views()
+    tensors = fresh(config).state.views()
     found = evaluate(replace(config, env_timeout=0.3), tensors, games=2, seed=0)
     assert len(found.scores) == 2
     assert not found.lost
@@ -587,7 +589,7 @@ def test_workers_wait_while_the_state_is_copied_and_not_while_it_is_written(
         boards.append(Board(*given))
         return boards[0]
 
-    monkeypatch.setattr("polyactor.training.Board", board)
+    monkeypatch.setattr("polyactor.build.Board", board)
     monkeypatch.setattr(State, "tensors", noted("copied", State.tensors))
     monkeypatch.setattr("polyactor.saving.checkpoint.save", noted("written", checkpoint.save))
     config = {"env": Quiet, "scheme": "hogwild", "workers": 2, "steps": 10**9, "checkpoint_every": 0.2}
@@ -776,7 +778,7 @@ def config_of(env: Any, **values: Any) -> Config:
 def untrained(env: Any, model: ModelSpec | None = None) -> Policy:
     config = config_of(env)
     config = config if model is None else replace(config, model=model)
-    tensors = {name: tensor.clone() for name, tensor in make_state(config).views().items()}
+    tensors = {name: tensor.clone() for name, tensor in fresh(config).state.views().items()}
     for name, tensor in tensors.items():
         if name.startswith("policy."):
             tensor.mul_(300.0).add_(0.1)  # far from the near-uniform start, so that actions leave their bounds
@@ -804,7 +806,7 @@ def test_a_loaded_policy_acts_as_the_run_did(finished: pa.Run) -> None:
     observation, _ = env.reset(seed=0)
     assert env.action_space.contains(policy.act(observation))
     best = checkpoint.load(finished.path, tag="best")
-    model = make_model(policy.config, make_envs("CartPole-v1", 1))
+    model = make_model(policy.config, env_spec("CartPole-v1"))
     with torch.inference_mode():
         for name, tensor in (dict(model.named_parameters()) | dict(model.named_buffers())).items():
             tensor.copy_(best.tensors[f"model.{name}"])

@@ -16,10 +16,9 @@ import torch
 
 from polyactor import transport
 from polyactor.bench import ENVIRONMENTS
-from polyactor.board import Board
-from polyactor.build import make_state
+from polyactor.build import Parts
 from polyactor.config import Config, check
-from polyactor.envs import make_envs
+from polyactor.envs import env_spec, make_envs
 from polyactor.flags import read_config
 from polyactor.machine import tune_allocator
 from polyactor.processes import Crew
@@ -46,9 +45,10 @@ def main(settings: dict[str, Any]) -> None:
 
 def training(config: Config) -> Iterator[str]:
     """Environment steps consumed by updates; the mean score of the last 100 games, once there are so many."""
-    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
+    parts = Parts.fresh(config, env_spec(config.env, atari=config.atari))
+    board = parts.board
     scores: deque[float] = deque(maxlen=GAMES)
-    for _ in transport.run(config, state, board):
+    for _ in transport.run(parts):
         scores.extend(game.score for game in board.new_games())
         mean = f" score {sum(scores) / GAMES:.3f}" if len(scores) == GAMES else ""
         yield f"steps {board.steps}{mean}"

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from polyactor.config import Config, check
-from polyactor.envs import VectorEnv, make_envs
+from polyactor.envs import EnvSpec, VectorEnv, make_envs
 from polyactor.errors import UsageError
 
 SIZES = (4, 8, 16, 32, 64)
@@ -111,7 +111,7 @@ class Stopwatch:
         tune_allocator()
         self.config, self.made, self.each = config, 0.0, 0.0
         self.envs: VectorEnv = self._make(SIZES[0])
-        self.model = make_model(config, self.envs)
+        self.model = make_model(config, EnvSpec.of(self.envs))
         self.model.lower()
         for part in self.model.running.values():
             part.count.fill_(1)  # as after the first update: only then observations are scaled

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from polyactor import transport
-from polyactor.board import Board, Part
-from polyactor.build import make_state, precision
+from polyactor.board import Part
+from polyactor.build import Parts, precision
 from polyactor.config import Config
-from polyactor.envs import make_envs
+from polyactor.envs import EnvSpec, env_spec, make_envs
 from polyactor.machine import tune_allocator
 from polyactor.metrics import cpu_name, versions
 from polyactor.processes import Crew
@@ -55,12 +55,13 @@ def bench(configs: Sequence[Config], *, seconds: float, rounds: int = 3) -> list
     configs = [replace(c, envs=c.envs * processes) if c.scheme.single else c for c in configs]
     v, first = versions(), configs[0]
     print(f"{cpu_name()}, {processes} processes, torch {v['torch']}, {first.env}")
-    names = [_name(config) for config in configs]
+    specs = [env_spec(config.env, atari=config.atari) for config in configs]
+    names = [_name(config, spec) for config, spec in zip(configs, specs, strict=True)]
     alone = [environments_alone(first, processes, seconds)]
     trained: list[list[Trained]] = [[] for _ in configs]
     for _ in range(rounds):
-        for own, config in zip(trained, configs, strict=True):
-            own.append(training_rate(config, seconds))
+        for own, config, spec in zip(trained, configs, specs, strict=True):
+            own.append(training_rate(config, spec, seconds))
         alone.append(environments_alone(first, processes, seconds))
     print(f"{'environments alone':<44}{_median(alone):>24} steps/s")
     around = [statistics.fmean(pair) for pair in pairwise(alone)]
@@ -128,11 +129,10 @@ class Trained:
     microseconds: dict[Part, float]
 
 
-def training_rate(config: Config, seconds: float) -> Trained:
+def training_rate(config: Config, spec: EnvSpec, seconds: float) -> Trained:
     """Train for so long, counted from when every worker has applied its tenth update."""
-    config = replace(config, steps=10**12)
-    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
-    run = transport.run(config, state, board)
+    parts = Parts.fresh(replace(config, steps=10**12), spec)
+    board, run = parts.board, transport.run(parts)
     start, steps, spent = None, 0, board.spent()
     try:
         for _ in run:
@@ -148,8 +148,8 @@ def training_rate(config: Config, seconds: float) -> Trained:
     raise RuntimeError("training ended before it was measured")
 
 
-def _name(config: Config) -> str:
-    shown = precision(config, images=make_state(config).layout.convolutional)
+def _name(config: Config, spec: EnvSpec) -> str:
+    shown = precision(config, images=Parts.fresh(config, spec).state.layout.convolutional)
     return f"{config.preset} {config.scheme.name} {config.workers} × {config.envs} {shown}"
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from polyactor.actor import Actor, row_of
 from polyactor.board import Board
 from polyactor.channel import Reading, once
 from polyactor.config import Config
-from polyactor.envs import EnvSpec, VectorEnv, is_atari, make_envs
+from polyactor.envs import EnvSpec, make_envs
 from polyactor.errors import OutOfResources, UsageError
 from polyactor.learner import Learner, Replica
 from polyactor.models.actor_critic import ActorCritic, Precision
@@ -25,6 +25,7 @@ from polyactor.optim.flat import State
 from polyactor.parcel import Parcel
 from polyactor.pulse import ALL
 from polyactor.replay import Ring
+from polyactor.resumables import Resumables
 from polyactor.types import Rollout
 from polyactor.updater import Updater
 
@@ -71,8 +72,8 @@ def precision(config: Config, *, images: bool) -> Precision:
     return config.precision
 
 
-def make_model(config: Config, envs: VectorEnv) -> ActorCritic:
-    """A fresh model for these environments; its parameters depend on the seed alone.
+def make_model(config: Config, spec: EnvSpec) -> ActorCritic:
+    """A fresh model for such environments; its parameters depend on the seed alone.
 
     Raises:
         UsageError: the torso cannot read such observations.
@@ -81,10 +82,10 @@ def make_model(config: Config, envs: VectorEnv) -> ActorCritic:
         torch.manual_seed(config.seed)
         try:
             return ActorCritic(
-                envs.observation_space,
-                envs.action_space,
+                spec.observation_space,
+                spec.action_space,
                 config.model,
-                precision=precision(config, images=envs.observation_space.dtype == np.uint8),
+                precision=precision(config, images=spec.bytes),
                 normalize_observation=config.normalize.observation,
                 normalize_return=config.normalize.reward,
                 critic=config.algorithm.outputs[1],
@@ -96,131 +97,177 @@ def make_model(config: Config, envs: VectorEnv) -> ActorCritic:
             raise UsageError(f"{what} does not fit: {why}") from None
 
 
-def make_state(config: Config) -> State:
+def make_state(config: Config, spec: EnvSpec) -> State:
     """θ, running statistics and optimizer statistics before the first update.
 
     Raises:
         UsageError: the model does not fit the environment, or is not one to compile.
+        OutOfResources: what will be replayed does not fit the disk.
     """
-    with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
-        model = make_model(config, envs)
-        config.algorithm.suits(continuous=model.actions.dims > 0)
-        check_room(config, envs, model)
-        state = State.of(model, config.optimizer, config.workers)
+    model = make_model(config, spec)
+    config.algorithm.suits(continuous=spec.continuous)
+    _refuse_small_disk(config, spec, model)
+    state = State.of(model, config.optimizer, config.workers)
     if config.compile and state.layout.convolutional:
         raise UsageError("--compile is not allowed with a CNN: convolutions would be no faster; it is for vectors")
     return state
 
 
-def make_replica(
-    config: Config,
-    state: State,
-    board: Board,
-    *,
-    envs: VectorEnv | None = None,
-    reading: Reading = once,
-    device: str = "cpu",
-) -> Replica:
-    """A model on a private copy of the state.
+@dataclass(frozen=True)
+class Parts:
+    """Makes the parts that a scheme places, from one config, on one state.
 
-    Args:
-        envs: what it acts in; by default made for a moment, to know their spaces.
-        reading: gives a loop in whose body the copy is made.
-        device: where the copy lives.
+    Attributes:
+        config: of the run.
+        spec: of its environments.
+        state: θ, running statistics and optimizer statistics; workers share its memory.
+        board: the counters of all workers; they share its memory, too.
+        resumables: what a checkpoint holds besides, so that a run goes on to the bit.
     """
-    with nullcontext(envs) if envs else closing(make_envs(config.env, 1, atari=config.atari)) as spaces:
-        return Replica(make_model(config, spaces), state, board, reading=reading, device=device)
+
+    config: Config
+    spec: EnvSpec
+    state: State
+    board: Board
+    resumables: Resumables = field(default_factory=Resumables)
+
+    @classmethod
+    def fresh(cls, config: Config, spec: EnvSpec) -> Self:
+        """The parts of a run that begins.
+
+        Raises:
+            UsageError, OutOfResources: as `make_state`.
+        """
+        return cls(config, spec, make_state(config, spec), Board(config.workers, config.algorithm.metrics))
+
+    def actor(self, worker: int, *, threads: int = 1, reading: Reading = once) -> tuple[Replica, Actor]:
+        """A worker's actor in environments of its own, and the replica it acts with.
+
+        Args:
+            threads: of the environments, where those can use several.
+            reading: gives a loop in whose body θ is copied.
+        """
+        config, board = self.config, self.board
+        streams = self._streams(worker)
+        line = board.pulse.line(worker)
+        with ExitStack() as made:  # whatever fails now, the environments are closed
+            line.asked(ALL, None)
+            envs = make_envs(
+                config.env,
+                config.envs,
+                atari=config.atari,
+                max_episode_steps=config.max_episode_steps,
+                threads=threads,
+                saved=config.exact_resume,
+                listener=line,
+            )
+            made.callback(envs.close)
+            line.answered()
+            replica = self.replica(reading=reading)
+            actor = Actor(
+                envs,
+                replica.model,
+                length=config.rollout,
+                seed=streams.env,
+                generator=streams.act,
+                gamma=config.for_worker(worker).algorithm.gamma,
+                differentiated=not config.algorithm.reuses,
+                needs=config.algorithm.needs,
+                on_game=partial(board.game, worker),
+                line=line,
+                on_lost=partial(board.env_error, worker),
+                spend=partial(board.spend, worker),
+            )
+            made.pop_all()
+        return replica, actor
+
+    def replica(self, *, reading: Reading = once, device: str = "cpu") -> Replica:
+        """A model on a private copy of the state.
+
+        Args:
+            reading: gives a loop in whose body the copy is made.
+            device: where the copy lives.
+        """
+        return Replica(make_model(self.config, self.spec), self.state, self.board, reading=reading, device=device)
+
+    def learner(self, worker: int, replica: Replica) -> Learner:
+        """A worker's learner, with this worker's own values, at the parameters of a replica."""
+        config = self.config
+        return Learner(
+            config.for_worker(worker).algorithm,
+            replica,
+            total_steps=config.steps,
+            clip_reward=config.normalize.clip_reward,
+            generator=self._streams(worker, replica.device).learn,
+            replay=self.replay(worker, replica.model) if config.algorithm.remembers else None,
+            compile=config.compile,
+            spend=partial(self.board.spend, worker),
+        )
+
+    def updater(self, worker: int, *, applying: AbstractContextManager[object] | None = None) -> Updater:
+        """A worker's updater, with this worker's own values.
+
+        Args:
+            applying: held while θ changes.
+        """
+        own = self.config.for_worker(worker)
+        return Updater(
+            self.state,
+            own.optimizer,
+            self.board,
+            worker=worker,
+            total_steps=self.config.steps,
+            averaging=own.algorithm.averaging,
+            applying=applying,
+        )
+
+    def replay(self, worker: int, model: ActorCritic) -> Ring:
+        """A learner's equal part of the steps that are replayed, in the run directory where there is one."""
+        like, rollouts, stack = _ring_of(self.config, self.spec, model)
+        folder = None if self.config.out is None else Path(self.config.out) / REPLAY / f"learner-{worker}"
+        return Ring(like, rollouts, stack=stack, folder=folder)
+
+    def rounds(self, rounds: int, actors: int) -> list[Rollout]:
+        """Shared memory for so many rollouts, each joined of those of several actors."""
+        config, model = self.config, make_model(self.config, self.spec)
+        row = row_of(self.spec, model, config.algorithm.needs)
+        sizes = {"t": config.rollout, "b": actors * config.envs, "actors": actors}
+        return [_shared(Rollout.blank(row, **sizes)) for _ in range(rounds)]
+
+    def gradient_slots(self, queue: int, accumulate: int) -> list[list[Parcel]]:
+        """Shared memory for gradients on their way to a server: by worker, by place in its queue.
+
+        Args:
+            queue: places of each worker.
+            accumulate: rollouts whose gradients are joined in one place.
+        """
+        running = make_model(self.config, self.spec).running
+        shapes = {name: tuple(part.mean.shape) for name, part in running.items()}
+
+        def slot() -> Parcel:
+            moments = {name: blank_moments(accumulate, shape) for name, shape in shapes.items()}
+            return _shared(Parcel.blank(self.state.layout.theta, self.board.names, moments))
+
+        return [[slot() for _ in range(queue)] for _ in range(self.config.workers)]
+
+    def _streams(self, worker: int, device: str = "cpu") -> Streams:
+        board = self.board
+        return Streams.of(self.config.seed, worker, board.version, again=board.starts(worker), device=device)
 
 
-def make_actor(
-    config: Config,
-    worker: int,
-    state: State,
-    board: Board,
-    *,
-    threads: int = 1,
-    reading: Reading = once,
-) -> tuple[Replica, Actor]:
-    """Who collects, and the replica it acts with.
-
-    Args:
-        threads: of the environments, where those can use several.
-        reading: gives a loop in whose body θ is copied.
-    """
-    streams = Streams.of(config.seed, worker, board.version, again=board.starts(worker))
-    line = board.pulse.line(worker)
-    line.asked(ALL, None)
-    envs = make_envs(
-        config.env,
-        config.envs,
-        atari=config.atari,
-        max_episode_steps=config.max_episode_steps,
-        threads=threads,
-        saved=config.exact_resume,
-        listener=line,
-    )
-    line.answered()
-    replica = make_replica(config, state, board, envs=envs, reading=reading)
-    actor = Actor(
-        envs,
-        replica.model,
-        length=config.rollout,
-        seed=streams.env,
-        generator=streams.act,
-        gamma=float(getattr(config.for_worker(worker).algorithm, "gamma", 0.99)),
-        differentiated=not config.algorithm.reuses,
-        needs=config.algorithm.needs,
-        on_game=partial(board.game, worker),
-        line=line,
-        on_lost=partial(board.env_error, worker),
-        spend=partial(board.spend, worker),
-    )
-    return replica, actor
-
-
-def make_learner(config: Config, worker: int, replica: Replica) -> Learner:
-    """Who differentiates, with this worker's own values."""
-    board = replica.board
-    return Learner(
-        config.for_worker(worker).algorithm,
-        replica,
-        total_steps=config.steps,
-        clip_reward=config.normalize.clip_reward,
-        generator=Streams.of(
-            config.seed, worker, board.version, again=board.starts(worker), device=replica.device
-        ).learn,
-        replay=make_ring(config, worker, replica.model) if config.algorithm.remembers else None,
-        compile=config.compile,
-        spend=partial(board.spend, worker),
-    )
-
-
-def make_ring(config: Config, worker: int, model: ActorCritic) -> Ring:
-    """Memory for an equal part of the steps that the algorithm replays, in the run directory where there is one."""
-    with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
-        like, rollouts, stack = ring_of(config, envs, model)
-    folder = None if config.out is None else Path(config.out) / REPLAY / f"learner-{worker}"
-    return Ring(like, rollouts, stack=stack, folder=folder)
-
-
-def ring_of(config: Config, envs: VectorEnv, model: ActorCritic) -> tuple[Rollout, int, int]:
+def _ring_of(config: Config, spec: EnvSpec, model: ActorCritic) -> tuple[Rollout, int, int]:
     """What each learner's ring is made of: a rollout like those to come, how many of them, and frames of a stack."""
     columns = config.scheme.columns(config)
     rollouts = config.algorithm.remembers // (config.scheme.learners(config) * columns * config.rollout)
-    stacked = model.image and is_atari(config.env)
-    like = Rollout.blank(row_of(EnvSpec.of(envs), model, config.algorithm.needs), t=config.rollout, b=columns)
-    return like, max(rollouts, LEAST_ROLLOUTS), config.atari.stack if stacked else 1
+    like = Rollout.blank(row_of(spec, model, config.algorithm.needs), t=config.rollout, b=columns)
+    return like, max(rollouts, LEAST_ROLLOUTS), spec.stack if model.image else 1
 
 
-def check_room(config: Config, envs: VectorEnv, model: ActorCritic) -> None:
-    """Whether what will be replayed fits the disk that the run is on.
-
-    Raises:
-        OutOfResources: it does not.
-    """
+def _refuse_small_disk(config: Config, spec: EnvSpec, model: ActorCritic) -> None:
+    """Refuse to replay more than the disk that the run is on has room for."""
     if not config.algorithm.remembers:
         return
-    like, rollouts, stack = ring_of(config, envs, model)
+    like, rollouts, stack = _ring_of(config, spec, model)
     needed = config.scheme.learners(config) * Ring.size(like, rollouts, stack=stack)
     directory = Path(config.out or ".").absolute()
     there = sum(each.stat().st_size for each in (directory / REPLAY).rglob("*.bin"))
@@ -232,52 +279,6 @@ def check_room(config: Config, envs: VectorEnv, model: ActorCritic) -> None:
             f"--algorithm.replay-capacity {config.algorithm.remembers} needs {needed / 1e9:,.1f} GB on the disk of "
             f"{directory}, where {free / 1e9:,.1f} GB are free"
         )
-
-
-def make_updater(
-    config: Config,
-    worker: int,
-    state: State,
-    board: Board,
-    *,
-    applying: AbstractContextManager[object] | None = None,
-) -> Updater:
-    """Who applies, with this worker's own values.
-
-    Args:
-        applying: held while θ changes.
-    """
-    own = config.for_worker(worker)
-    return Updater(
-        state,
-        own.optimizer,
-        board,
-        worker=worker,
-        total_steps=config.steps,
-        averaging=own.algorithm.averaging,
-        applying=applying,
-    )
-
-
-def make_rounds(config: Config, rounds: int, actors: int) -> list[Rollout]:
-    """Shared memory for so many joined rollouts."""
-    with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
-        model = make_model(config, envs)
-        row = row_of(EnvSpec.of(envs), model, config.algorithm.needs)
-    sizes = {"t": config.rollout, "b": actors * config.envs, "actors": actors}
-    return [_shared(Rollout.blank(row, **sizes)) for _ in range(rounds)]
-
-
-def make_parcels(config: Config, state: State, board: Board, queue: int, accumulate: int) -> list[list[Parcel]]:
-    """Shared memory for gradients on their way to a server: by worker, by place in its queue."""
-    with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
-        shapes = {name: tuple(part.mean.shape) for name, part in make_model(config, envs).running.items()}
-
-    def parcel() -> Parcel:
-        moments = {name: blank_moments(accumulate, shape) for name, shape in shapes.items()}
-        return _shared(Parcel.blank(state.layout.theta, board.names, moments))
-
-    return [[parcel() for _ in range(queue)] for _ in range(config.workers)]
 
 
 def _shared(memory: T) -> T:

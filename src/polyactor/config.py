@@ -20,9 +20,8 @@ from polyactor.types import Algorithm, Allowed
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from polyactor.board import Board
+    from polyactor.build import Parts
     from polyactor.channel import Bell
-    from polyactor.optim.flat import State
 
 
 Role = Generator["Bell | None", None, None]
@@ -35,7 +34,7 @@ class Cast:
 
     Attributes:
         workers: how many play `work`.
-        work: called as ``work(worker, config, *shared)``; importable, so that it can be played in a process.
+        work: called as ``work(worker, parts, *shared)``; importable, so that it can be played in a process.
         shared: the same for all workers; tensors in shared memory stay shared.
         main: played in the run's own process; the run is over when it is. None where workers need nobody.
         threads: workers are threads of the run's own process.
@@ -82,7 +81,7 @@ class Scheme:
         """Environments in one batch."""
         return config.envs
 
-    def cast(self, config: Config, state: State, board: Board) -> AbstractContextManager[Cast]:
+    def cast(self, parts: Parts) -> AbstractContextManager[Cast]:
         """Everything the roles share, for as long as they play."""
         raise NotImplementedError
 

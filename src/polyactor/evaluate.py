@@ -19,7 +19,7 @@ from torch import Tensor
 from polyactor.board import Board, never, nothing
 from polyactor.build import PLAY, Streams
 from polyactor.config import Config
-from polyactor.envs import VectorEnv, make_envs
+from polyactor.envs import EnvSpec, VectorEnv, make_envs
 from polyactor.errors import EnvironmentUnsupported
 from polyactor.files import replace_file, writing
 from polyactor.machine import torch_threads
@@ -194,7 +194,7 @@ def evaluate(
         tell: as `watched` takes it.
     """
     with fresh_envs(config, min(games, 50), tell, threads=threads) as (envs, answered):
-        model = make_trained(config, envs, tensors)
+        model = make_trained(config, EnvSpec.of(envs), tensors)
         how: dict[str, Any] = {"deterministic": deterministic, "seed": seed, "stopped": stopped, "answered": answered}
         return play(model, envs, games=games, **how)
 

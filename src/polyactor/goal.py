@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from polyactor import transport
-from polyactor.board import Board
-from polyactor.config import Config
+from polyactor.build import Parts
 from polyactor.evaluate import evaluate_on_all_cores
-from polyactor.optim.flat import State
 from polyactor.tally import GAMES, Tally
 from polyactor.telling import Teller
 
@@ -19,12 +17,13 @@ class Goal:
     The first of many noisy means to reach it is high by chance; games that had no part in that choice are not.
 
     Args:
-        config, state, board, tally: of the run.
+        parts, tally: of the run.
         teller: hears of fresh games.
     """
 
-    def __init__(self, config: Config, state: State, board: Board, tally: Tally, teller: Teller) -> None:
-        self.config, self.state, self.board, self.tally, self.teller = config, state, board, tally, teller
+    def __init__(self, parts: Parts, tally: Tally, teller: Teller) -> None:
+        self.config, self.state, self.board = parts.config, parts.state, parts.board
+        self.tally, self.teller = tally, teller
 
     def reached(self, stopped: Callable[[], bool]) -> bool:
         """Whether it is, now.

@@ -14,25 +14,25 @@ from polyactor import checkpoint
 from polyactor.build import PLAY, Streams, make_model
 from polyactor.compose import from_json
 from polyactor.config import Config
-from polyactor.envs import VectorEnv, make_envs
+from polyactor.envs import EnvSpec, make_envs
 from polyactor.errors import CheckpointError, UsageError
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.optim.flat import State
 
 
-def make_trained(config: Config, envs: VectorEnv, tensors: Mapping[str, Tensor]) -> ActorCritic:
+def make_trained(config: Config, spec: EnvSpec, tensors: Mapping[str, Tensor]) -> ActorCritic:
     """The config's model with these parameters and buffers.
 
     Raises:
         CheckpointError: a name is missing or a shape differs.
     """
-    refuse_misfit(config, envs, tensors)
-    model = make_model(config, envs)
+    refuse_misfit(config, spec, tensors)
+    model = make_model(config, spec)
     load_into(model, tensors)
     return model
 
 
-def refuse_misfit(config: Config, envs: VectorEnv, tensors: Mapping[str, Tensor]) -> None:
+def refuse_misfit(config: Config, spec: EnvSpec, tensors: Mapping[str, Tensor]) -> None:
     """Refuse a config whose model is not the one that was saved, before that takes its memory.
 
     Raises:
@@ -42,7 +42,7 @@ def refuse_misfit(config: Config, envs: VectorEnv, tensors: Mapping[str, Tensor]
         raise CheckpointError(f"the config has {len(config.model.hidden)} layers: the checkpoint is of another model")
     try:
         with torch.device("meta"):  # shapes alone
-            model = make_model(config, envs)
+            model = make_model(config, spec)
     except UsageError as error:
         raise CheckpointError(f"the checkpoint is of another model: {error}") from None
     _refuse_misfit(model, tensors)
@@ -90,7 +90,7 @@ class Policy:
     def __init__(self, config: Config, tensors: Mapping[str, Tensor], seed: int = 0) -> None:
         self.config = config
         self._envs = make_envs(config.env, 1, atari=config.atari)
-        self.model = make_trained(config, self._envs, tensors)
+        self.model = make_trained(config, EnvSpec.of(self._envs), tensors)
         self._generator = Streams.of(seed, PLAY).act
         self.reset()
 

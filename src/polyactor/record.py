@@ -12,6 +12,7 @@ from torch import Tensor
 from polyactor.board import never
 from polyactor.build import PLAY, Streams
 from polyactor.config import Config
+from polyactor.envs import EnvSpec
 from polyactor.errors import CheckpointError, EnvironmentUnsupported
 from polyactor.evaluate import MAX_GAME_STEPS, STUCK_AFTER, fresh_envs
 from polyactor.plot import curve
@@ -58,7 +59,7 @@ def record(
     writer = None
     with fresh_envs(config, 1, render=True) as (envs, answered):
         try:
-            model = make_trained(config, envs, tensors)
+            model = make_trained(config, EnvSpec.of(envs), tensors)
             temporary.unlink(missing_ok=True)  # perhaps a link that somebody else has put there
             streams = Streams.of(seed, PLAY)
             observation, state, is_first = torch.from_numpy(envs.reset(streams.env)), model.initial_state(1), True

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 from polyactor.board import Board, Counter
-from polyactor.build import make_state
+from polyactor.build import Parts
 from polyactor.checkpoint import Checkpoint
 from polyactor.compose import StandIn, algorithm_from, from_json
 from polyactor.config import Config
-from polyactor.envs import check_exact, make_envs
+from polyactor.envs import EnvSpec, check_exact
 from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError, one_line
-from polyactor.optim.flat import State
-from polyactor.policy import model_tensors, refuse_misfit, refuse_not_finite
+from polyactor.policy import model_tensors, refuse_misfit
+from polyactor.resumables import Resumables
 
 MOST_COUNTED = 2**53
 
@@ -56,25 +55,22 @@ def config_of(found: Checkpoint, *, algorithm: str | None, env: Any, trust_env: 
     return replace(config, algorithm=algorithm_from(algorithm, options))
 
 
-def restored(config: Config, found: Checkpoint) -> tuple[State, Board]:
-    """State and board as they were saved.
+def restored(config: Config, spec: EnvSpec, found: Checkpoint) -> Parts:
+    """The parts of a run that goes on, their state and board as they were saved.
 
     Raises:
-        CheckpointError: they are not those of this config, or hold numbers that nobody can go on with.
+        CheckpointError: what was saved is not of this config, or nobody can go on with it.
     """
-    refuse_not_finite(found)
-    with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
-        refuse_misfit(config, envs, model_tensors(found.tensors))
-    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
+    refuse_misfit(config, spec, model_tensors(found.tensors))
     theirs = found.tensors
-    for name, tensor in state.tensors().items():
+    parts = replace(Parts.fresh(config, spec), resumables=Resumables(theirs if config.exact_resume else None))
+    for name, tensor in parts.state.tensors().items():
         if name not in theirs or (theirs[name].shape, theirs[name].dtype) != (tensor.shape, tensor.dtype):
             raise _misfit(found, name)
         tensor.copy_(theirs[name])
-    _refuse_other_board(board, found)
-    board.restore(theirs)
-    state.found = theirs if config.exact_resume else {}
-    return state, board
+    _refuse_other_board(parts.board, found)
+    parts.board.restore(theirs)
+    return parts
 
 
 def _refuse_other_board(board: Board, found: Checkpoint) -> None:

@@ -17,6 +17,10 @@ class Stop:
 
     asked: bool = False
 
+    def __call__(self) -> bool:
+        """As `asked`, for who looks again and again."""
+        return self.asked
+
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:

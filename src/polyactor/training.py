@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from polyactor import checkpoint, failpoints, transport
 from polyactor.beside import Beside
-from polyactor.board import Board
-from polyactor.build import make_state, precision
+from polyactor.build import Parts, precision
 from polyactor.compose import to_json
 from polyactor.config import Config, check
+from polyactor.envs import EnvSpec, env_spec
 from polyactor.errors import PolyactorError
 from polyactor.goal import Goal
 from polyactor.machine import tune_allocator
 from polyactor.metrics import MetricsLog
-from polyactor.optim.flat import State
-from polyactor.policy import start_from
+from polyactor.policy import refuse_not_finite, start_from
 from polyactor.progress import Progress, banner, clock
 from polyactor.record import keepsakes
 from polyactor.restoring import config_of, refuse_inexact, restored
@@ -49,12 +48,13 @@ class Run:
     summary: Mapping[str, Any]
 
 
-def train(config: Config, reasons: Sequence[str] = ()) -> Run:
+def train(config: Config, reasons: Sequence[str] = (), *, spec: EnvSpec | None = None) -> Run:
     """Train from the start.
 
     Args:
         config: of the run.
         reasons: why it has numbers that nobody set; said below the banner.
+        spec: of its environments; by default one is made to be asked.
 
     Raises:
         UsageError: a value that cannot be.
@@ -66,13 +66,13 @@ def train(config: Config, reasons: Sequence[str] = ()) -> Run:
     directory = run_directory(config)
     config = replace(config, out=str(directory))  # whoever remembers rollouts does so there
     tune_allocator()
-    state = make_state(config)
+    parts = Parts.fresh(config, spec or env_spec(config.env, atari=config.atari))
     refuse_inexact(config)
     if config.init_from is not None:
-        start_from(state, Path(config.init_from))
-    with claimed(directory):
+        start_from(parts.state, Path(config.init_from))
+    with claimed(directory), ExitStack() as opened:
         refuse_taken(directory, mine=True)
-        return _Training(config, directory, state, Board(config.workers, config.algorithm.metrics)).run(reasons)
+        return _Training(parts, directory, {}, opened).run(reasons)
 
 
 def resume(
@@ -107,7 +107,7 @@ def resume(
     if not checkpoint.exists(path):
         checkpoint.load(path)  # says why; a directory that is no run is not claimed
     asked, path = path, run_of(path)
-    with claimed(path):
+    with claimed(path), ExitStack() as opened:
         found = checkpoint.load(asked)
         config = config_of(found, algorithm=algorithm, env=env, trust_env=trust_env)
         config = replace(config, out=str(path), quiet=quiet, exact_resume=config.exact_resume and not restart)
@@ -115,63 +115,66 @@ def resume(
         check(config)
         failpoints.arm()
         tune_allocator()
-        state, board = restored(config, found)
-        return _Training(config, path, state, board, found.meta).run()
+        refuse_not_finite(found)
+        parts = restored(config, env_spec(config.env, atari=config.atari), found)
+        return _Training(parts, path, found.meta, opened).run()
 
 
 class _Training:
-    """The run's own process: reports, saves, evaluates, and decides when it is over."""
+    """The run's own process: reports, saves, evaluates, and decides when it is over.
 
-    def __init__(
-        self, config: Config, directory: Path, state: State, board: Board, before: Mapping[str, Any] | None = None
-    ) -> None:
-        before = before or {}
-        self.config, self.directory, self.state, self.board = config, directory, state, board
+    Args:
+        parts: of the run.
+        directory: of the run, claimed.
+        before: what the checkpoint says besides its tensors, where the run goes on from one.
+        opened: closes the log, the live view and the signals when the run is over.
+    """
+
+    def __init__(self, parts: Parts, directory: Path, before: Mapping[str, Any], opened: ExitStack) -> None:
+        config, board = parts.config, parts.board
+        self.parts, self.config, self.state, self.board, self.directory = parts, config, parts.state, board, directory
+        self.resumed = bool(before)
         self.tally = Tally(config, board, before)
         write_config(directory, config)  # nothing of what goes on is refused any more
-        self.log = MetricsLog(directory, append=bool(before), steps=board.steps)
-        self.saver = Saver(directory, self.log, self._say)
-        self.teller = Teller(config, board, self.log, self._say)
+        title = f"{config.preset or 'polyactor'} · {config.env} · {config.scheme.name}"
+        self.log = opened.enter_context(MetricsLog(directory, append=self.resumed, steps=board.steps))
+        self.progress = opened.enter_context(Progress(title, config.steps, quiet=config.quiet))
+        self.stop = opened.enter_context(stop_signals())
+        self.saver = Saver(directory, self.log, self.progress.say)
+        self.teller = Teller(config, board, self.log, self.progress.say)
         self.beside = Beside(config, self.saver, self.teller.tell, before.get("best_evaluation"), board.steps)
-        self.goal = Goal(config, state, board, self.tally, self.teller)
+        opened.callback(self.beside.close)
+        self.goal = Goal(parts, self.tally, self.teller)
         self.next_checkpoint = time.monotonic() + config.checkpoint_every
         self.next_show = 0.0
-        self.resumed = bool(before)
         self.best_is_unsaved = False
-        self.precision = precision(config, images=state.layout.convolutional)
 
     def run(self, reasons: Sequence[str] = ()) -> Run:
         """Train until something ends it."""
-        config = self.config
-        title = f"{config.preset or 'polyactor'} · {config.env} · {config.scheme.name}"
-        status = "failed"
-        with self.log, Progress(title, config.steps, quiet=config.quiet) as self.progress, stop_signals() as self.stop:
-            done = self.board.steps if self.resumed else None
-            self.progress.say("\n".join((*banner(config, self.directory, self.precision, done), *reasons)))
-            self.log.event(
-                "started", "; ".join(reasons), precision=self.precision, workers=config.workers, envs=config.envs
-            )
-            if self.resumed:
-                self.log.event("resumed", agent_steps=self.board.steps, rows_dropped=self.log.taken_back)
+        config, log, steps = self.config, self.log, self.board.steps
+        shown = precision(config, images=self.state.layout.convolutional)
+        done = steps if self.resumed else None
+        self.progress.say("\n".join((*banner(config, self.directory, shown, done), *reasons)))
+        log.event("started", "; ".join(reasons), precision=shown, workers=config.workers, envs=config.envs)
+        if self.resumed:
+            log.event("resumed", agent_steps=steps, rows_dropped=log.taken_back)
+        try:
+            scheme = transport.run(self.parts, self.teller.tell)
             try:
-                scheme = transport.run(config, self.state, self.board, self.teller.tell)
-                try:
-                    status = self._watch(scheme)
-                finally:
-                    self.tally.ended = time.monotonic()
-                    scheme.close()
-                self._finish(status)
-                summary = self.tally.summary(status)
-                self.log.summary(summary)
-                self._look_back(status)
-            except Exception as error:
-                self._advise(error)
-                with suppress(PolyactorError):  # what stopped the run is what a person must read
-                    self.log.event("failed", str(error) or type(error).__name__)
-                    self.log.summary(self.tally.summary("failed"))
-                raise
+                status = self._watch(scheme)
             finally:
-                self.beside.close()
+                self.tally.ended = time.monotonic()
+                scheme.close()
+            self._finish(status)
+            summary = self.tally.summary(status)
+            log.summary(summary)
+            self._look_back(status)
+        except Exception as error:
+            self._advise(error)
+            with suppress(PolyactorError):  # what stopped the run is what a person must read
+                log.event("failed", str(error) or type(error).__name__)
+                log.summary(self.tally.summary("failed"))
+            raise
         return Run(self.directory, status, summary)
 
     def _advise(self, error: Exception) -> None:
@@ -190,12 +193,6 @@ class _Training:
         self._look()
         return "stopped" if self.stop.asked else "done"
 
-    def _stopped(self) -> bool:
-        return self.stop.asked
-
-    def _say(self, line: str) -> None:
-        self.progress.say(line)
-
     def _look(self) -> bool:
         """Take in what the workers did since the last look; True when the score asked for is reached."""
         tally = self.tally
@@ -211,7 +208,7 @@ class _Training:
             self.next_checkpoint = now + self.config.checkpoint_every
             self._save()
         self.beside.look(self.board.steps, tally.wall, self._save)
-        return self.goal.reached(self._stopped)
+        return self.goal.reached(self.stop)
 
     def _report(self, *, due: bool) -> None:
         row = self.tally.report(due=due)
@@ -226,7 +223,7 @@ class _Training:
         tags = tuple(dict.fromkeys(("last", *tags, *["best"] * self.best_is_unsaved)))
         with transport.still(self.config, self.board) as consistent:
             meta, steps = self.tally.summary("running") | self.tally.kept(), self.board.steps
-            tensors = self.state.tensors() | self.board.tensors()
+            tensors = self.state.tensors() | self.parts.resumables.tensors() | self.board.tensors()
             copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         meta |= {"consistent": consistent, "config": to_json(self.config), "best_evaluation": self.beside.best}
         reason = "" if consistent else "a worker did not pause in time, so it may hold half of an update"
@@ -238,7 +235,7 @@ class _Training:
         """The last row and checkpoint."""
         reason = {"stopped": "a signal asked for it", "reached": "the score asked for", "done": "all steps are done"}
         self.log.event("stopping", reason[status])
-        self.beside.hear(self.tally.wall, unless=self._stopped)
+        self.beside.hear(self.tally.wall, unless=self.stop)
         if self.tally.moved:
             self._report(due=status != "stopped")  # one that goes on has its rows where it would have had them
         best = status == "reached" or not checkpoint.exists(self.directory, tag="best")
@@ -249,7 +246,7 @@ class _Training:
         if status == "stopped":
             self.progress.say(f"stopped and saved; go on with: polyactor resume {self.directory}")
             return
-        for event, why in keepsakes(self.config, self.directory, games=bool(self.tally.scores), stopped=self._stopped):
+        for event, why in keepsakes(self.config, self.directory, games=bool(self.tally.scores), stopped=self.stop):
             self.log.event(event, why)
         mean, wall = self.tally.mean100, clock(self.tally.wall)
         said = "–" if mean is None else f"{mean:.2f}"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 if TYPE_CHECKING:
     import torch
@@ -468,6 +468,9 @@ class Algorithm:
 
     A new one is a frozen dataclass with a `loss`; everything else has a default.
     """
+
+    gamma: Annotated[float, Allowed(0, 1)] = field(default=0.99, kw_only=True)
+    """Discount γ of one agent step."""
 
     outputs: ClassVar[tuple[str, ...]] = ("policy", "value")
     """The heads its loss reads: policy, and value or q (of each action, or by a dueling network of a Box)."""

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from fresh import fresh
 from gymnasium import spaces
 
 from polyactor.algorithms.a2c import A2C
 from polyactor.algorithms.ppo import PPO
 from polyactor.algorithms.vtrace import VTrace
-from polyactor.board import Board
-from polyactor.build import make_actor, make_learner, make_state, make_updater
 from polyactor.config import Config, Normalize
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
@@ -189,8 +188,8 @@ def test_a_learner_of_several_epochs_prepares_images_once(
 ) -> None:
     """Not even that where acting prepared them, at the same running statistics."""
     config = replace(config_of(PPO(epochs=3, minibatches=2)), normalize=Normalize(observation=normalized))
-    state, board = make_state(config), Board(1, config.algorithm.metrics)
-    replica, actor = make_actor(config, 0, state, board)
+    parts = fresh(config)
+    replica, actor = parts.actor(0)
     rollout = actor.collect(replica.version)
     actor.envs.close()
     if older:
@@ -198,24 +197,23 @@ def test_a_learner_of_several_epochs_prepares_images_once(
     prepared: list[int] = []
     original = replica.model.prepared
     monkeypatch.setattr(replica.model, "prepared", lambda x, *more: prepared.append(len(x)) or original(x, *more))
-    assert len(list(make_learner(config, 0, replica).gradients(rollout))) == 6
+    assert len(list(parts.learner(0, replica).gradients(rollout))) == 6
     assert prepared == [*[T * B] * (older and normalized), B]  # the row to bootstrap from is for the targets
 
 
 def test_a_memo_of_other_parameters_is_not_used() -> None:
     config = config_of(A2C())
-    state = make_state(config)
-    first = state.vector.clone()
+    parts = fresh(config)
+    first = parts.state.vector.clone()
 
     def learned(*, memo: bool, older: bool) -> torch.Tensor:
-        board = Board(1, config.algorithm.metrics)
-        state.vector.copy_(first)
-        replica, actor = make_actor(config, 0, state, board)
-        learner = make_learner(config, 0, replica)
+        parts.state.vector.copy_(first)
+        replica, actor = parts.actor(0)
+        learner = parts.learner(0, replica)
         rollout = actor.collect(replica.version)
         assert rollout.memo is not None
         if older:
-            state.vector.copy_(first * 1.1)
+            parts.state.vector.copy_(first * 1.1)
             replica.pull()
         gradient = next(learner.gradients(rollout if memo else rollout.replace(memo=None))).vector.clone()
         actor.envs.close()
@@ -270,9 +268,9 @@ VALUES: list[torch.Tensor] = []
 def learned_with(algorithm: Algorithm, *, memo: bool, normalized: bool, foreign: bool) -> Seen:
     """Three rollouts learned from, with a step of another worker in between where `foreign`."""
     config = replace(config_of(algorithm), optimizer=SGD(lr=1.0), normalize=Normalize(observation=normalized))
-    state, board = make_state(config), Board(1, config.algorithm.metrics)
-    replica, actor = make_actor(config, 0, state, board)
-    learner, updater = make_learner(config, 0, replica), make_updater(config, 0, state, board)
+    parts = fresh(config)
+    replica, actor = parts.actor(0)
+    learner, updater = parts.learner(0, replica), parts.updater(0)
     VALUES.clear()
     found = []
     for n in range(3):
@@ -280,7 +278,7 @@ def learned_with(algorithm: Algorithm, *, memo: bool, normalized: bool, foreign:
         rollout = actor.collect(replica.version)
         assert rollout.memo is not None
         if foreign:  # without a lock nobody counts what another worker is just writing
-            state.theta.mul_(1.1 + 0.1 * n)
+            parts.state.theta.mul_(1.1 + 0.1 * n)
             replica.pull()
         for gradients in learner.gradients(rollout if memo else rollout.replace(memo=None)):
             found.append(gradients.vector.clone())

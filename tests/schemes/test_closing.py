@@ -16,12 +16,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from fresh import fresh
 from gymnasium import spaces
 
 from polyactor import transport
 from polyactor.algorithms import A2C
 from polyactor.board import Board
-from polyactor.build import make_state
 from polyactor.config import Config
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam
@@ -126,8 +126,9 @@ def config_of(name: str, env: Any, transported: Any = "local", **values: Any) ->
 
 def play(config: Config, updates: float = float("inf")) -> Board:
     """Until all steps are done, or so many updates are."""
-    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
-    with closing(transport.run(config, state, board)) as run:
+    parts = fresh(config)
+    board = parts.board
+    with closing(transport.run(parts)) as run:
         for _ in run:
             if board.version >= updates:
                 break

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from fresh import fresh
 
 from polyactor import cli, transport
 from polyactor.algorithms import A2C, ACER, ALGORITHMS, PPO, VTrace
-from polyactor.board import Board, Counter
-from polyactor.build import make_state
+from polyactor.board import Counter
 from polyactor.config import Config, Normalize, check
 from polyactor.errors import UsageError
 from polyactor.evaluate import evaluate
@@ -113,9 +113,10 @@ def rendered(cells: list[Cell]) -> str:
 def test_it_trains(name: str, scheme: str, core: str, env: str, table: list[Cell]) -> None:
     config = config_of(name, scheme, core, env)
     check(config)
-    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
+    parts = fresh(config)
+    state, board = parts.state, parts.board
     start = state.theta.clone()
-    for _ in transport.run(config, state, board):
+    for _ in transport.run(parts):
         pass
     assert board.steps >= STEPS
     assert int(board.counters[:, Counter.SKIPPED].sum()) == 0

@@ -24,13 +24,13 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from fresh import fresh
 from gymnasium import spaces
 from living import alive
 
 from polyactor import nursery, transport
 from polyactor.algorithms import A2C, ACER, PPO
 from polyactor.board import METRICS, Board, Counter
-from polyactor.build import make_actor, make_state, make_updater
 from polyactor.channel import FileLock
 from polyactor.config import Config
 from polyactor.errors import Diverged, EnvironmentUnsupported, PolyactorError, UsageError, WorkerFailed
@@ -106,8 +106,9 @@ def config_of(env: Any = Counting, **values: Any) -> Config:
 
 @contextmanager
 def training(config: Config) -> Iterator[tuple[Generator[None, None, None], State, Board]]:
-    state, board = make_state(config), Board(config.workers)
-    scheme = transport.run(config, state, board)
+    parts = fresh(config)
+    state, board = parts.state, parts.board
+    scheme = transport.run(parts)
     try:
         yield scheme, state, board
     finally:
@@ -149,7 +150,7 @@ def _leaves_no_process() -> Iterator[None]:
 @pytest.mark.parametrize("lock", ["none", "update", "both"])
 def test_two_workers_count_and_share_one_set_of_statistics(lock: Lock) -> None:
     config = config_of(scheme=Hogwild(lock=lock))
-    start = make_state(config).vector
+    start = fresh(config).state.vector
     state, board = trained(config)
     updates, steps = board.counters[:, Counter.UPDATES], board.counters[:, Counter.STEPS]
     assert (updates * 8 <= steps).all()  # a rollout is 10 transitions,
@@ -210,12 +211,12 @@ def test_every_part_of_a_worker_has_its_own_values() -> None:
     config = config_of(
         algorithm=ACER(), workers=2, per_worker=("algorithm.gamma=.5,.9", "algorithm.average-decay=.1,.2")
     )
-    state, board = make_state(config), Board(2, config.algorithm.metrics)
-    actors = [make_actor(config, worker, state, board)[1] for worker in range(2)]
+    parts = fresh(config)
+    actors = [parts.actor(worker)[1] for worker in range(2)]
     assert [actor.gamma for actor in actors] == [0.5, 0.9]
     for actor in actors:
         actor.envs.close()
-    assert [make_updater(config, worker, state, board).averaging for worker in range(2)] == [0.1, 0.2]
+    assert [parts.updater(worker).averaging for worker in range(2)] == [0.1, 0.2]
     whole = config_of(algorithm=PPO(), per_worker=("algorithm.epochs=2,3",))
     assert [repr(whole.for_worker(worker).algorithm.epochs) for worker in range(2)] == ["2", "3"]  # type: ignore[attr-defined]
 
@@ -299,15 +300,16 @@ def test_a_run_that_is_closed_lets_its_workers_go() -> None:
 PARENT = """
 import multiprocessing
 from polyactor import transport
-from polyactor.board import Board
-from polyactor.build import make_state
+from polyactor.build import Parts
+from polyactor.envs import env_spec
 from polyactor.presets import base_config
 from dataclasses import replace
 
 if __name__ == "__main__":
     config = replace(base_config("a3c", env="polyactor/Chain-v0"), workers=2, envs=2, steps=10**9)
-    state, board = make_state(config), Board(2)
-    scheme = transport.run(config, state, board)  # kept, or it would be closed below
+    parts = Parts.fresh(config, env_spec(config.env))
+    board = parts.board
+    scheme = transport.run(parts)  # kept, or it would be closed below
     for _ in scheme:
         if (board.counters[:, 0] > 0).all():
             print(*[child.pid for child in multiprocessing.active_children()], flush=True)

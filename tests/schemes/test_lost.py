@@ -21,6 +21,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from fresh import fresh
 from gymnasium import spaces
 from living import alive
 from marks import mostly_slow
@@ -28,7 +29,6 @@ from marks import mostly_slow
 from polyactor import failpoints, nursery, processes, transport
 from polyactor.algorithms import A2C, ACER, PPO, VTrace
 from polyactor.board import Board, Counter
-from polyactor.build import make_state
 from polyactor.config import Config, Scheme
 from polyactor.errors import EnvironmentUnsupported, OutOfResources, UsageError, WorkerFailed
 from polyactor.optim.flat import State
@@ -104,9 +104,10 @@ class Training:
 @contextmanager
 def training(config: Config) -> Iterator[Training]:
     others = multiprocessing.active_children()
-    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
+    parts = fresh(config)
+    state, board = parts.state, parts.board
     run = Training(config, state, board)
-    run.scheme = transport.run(config, state, board, run.tell)
+    run.scheme = transport.run(parts, run.tell)
     try:
         yield run
     finally:

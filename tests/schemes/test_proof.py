@@ -14,13 +14,13 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from fresh import fresh
 from gymnasium import spaces
 from marks import mostly_slow
 
 from polyactor import transport
 from polyactor.algorithms import A2C, ACER, PPO, VTrace
-from polyactor.board import Board, Counter, Game
-from polyactor.build import make_state
+from polyactor.board import Counter, Game
 from polyactor.config import Config, Normalize, Scheme
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam, RMSprop
@@ -132,9 +132,10 @@ def config_of(model: str, rule: str, algorithm: str = "a2c") -> Config:
 
 
 def end_of(config: Config) -> End:
-    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
+    parts = fresh(config)
+    state, board = parts.state, parts.board
     start = state.vector.clone()
-    for _ in transport.run(config, state, board):
+    for _ in transport.run(parts):
         pass
     assert board.version >= UPDATES
     assert config.steps <= board.steps < config.steps + T * B

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
+from fresh import fresh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyactor.algorithms import A2C, VTrace
-from polyactor.board import METRICS, Board, Counter
-from polyactor.build import make_state
+from polyactor.board import METRICS, Counter
+from polyactor.build import Parts
 from polyactor.channel import Bell
-from polyactor.config import Cast, Config
+from polyactor.config import Cast, Config, Scheme
 from polyactor.learner import Learner
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD
@@ -65,23 +67,23 @@ class Seen:
 
 
 def play(config: Config, order: Iterable[int] | None = None, updates: int = 8) -> Seen:
-    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
+    parts = fresh(config)
+    state, board = parts.state, parts.board
     state.theta.fill_(1.0)
     parameters = [slot.view(state.theta) for slot in state.layout.slots if slot.start < state.layout.theta]
     seen = Seen([1.0], [], [])
     totals = dict.fromkeys(("gradient_staleness", "policy_lag"), 0.0)
-    with config.scheme.cast(config, state, board) as cast:
-        for _ in inline.play(cast, config, state, board, order=order):
-            if board.version > len(seen.theta) - 1:
-                assert board.version == len(seen.theta), "one update a turn"
-                assert all(bool((p == state.theta[0]).all()) for p in parameters)
-                seen.theta.append(state.theta[0].item())
-                for name, into in (("gradient_staleness", seen.staleness), ("policy_lag", seen.lag)):
-                    total = float(board._metrics[0, :, METRICS.index(name)].sum())
-                    into.append(total - totals[name])
-                    totals[name] = total
-            if board.version >= updates:
-                break
+    for _ in inline.play(parts, order=order):
+        if board.version > len(seen.theta) - 1:
+            assert board.version == len(seen.theta), "one update a turn"
+            assert all(bool((p == state.theta[0]).all()) for p in parameters)
+            seen.theta.append(state.theta[0].item())
+            for name, into in (("gradient_staleness", seen.staleness), ("policy_lag", seen.lag)):
+                total = float(board._metrics[0, :, METRICS.index(name)].sum())
+                into.append(total - totals[name])
+                totals[name] = total
+        if board.version >= updates:
+            break
     return seen
 
 
@@ -164,10 +166,10 @@ def test_a_longer_queue_lets_a_worker_go_on_and_drop_throws_the_older_half_away(
     seen = play(config_of(ParamServer(queue=4), workers=1, steps=10**6), order=waiting, updates=4)
     assert seen.theta == exactly([1.0], [0, 0, 0, 0], 0.3)
     config = config_of(ParamServer(queue=4, when_full="drop"), workers=1, steps=10**6)
-    state, board = make_state(config), Board(1)
-    with config.scheme.cast(config, state, board) as cast:
-        for _ in inline.play(cast, config, state, board, order=[0, 0, 0, 0, 1, 1]):
-            pass
+    parts = fresh(config)
+    board = parts.board
+    for _ in inline.play(parts, order=[0, 0, 0, 0, 1, 1]):
+        pass
     assert (board.version, int(board.counters[0, Counter.DROPPED])) == (2, 2)
     assert board.steps == 2, "what was dropped was not learned from"
 
@@ -216,10 +218,13 @@ def test_what_is_chosen_leaves_everybody_time(arrived: dict[int, int], absent: l
 
 def test_everybody_waiting_for_everybody_is_an_error_and_not_a_hang() -> None:
     bell = Bell()
-    config = config_of(Hogwild())
-    cast = Cast(workers=2, work=lambda worker, config: (bell for _ in itertools.count()))
+
+    class Deadlock(Scheme):
+        def cast(self, parts: Parts) -> AbstractContextManager[Cast]:
+            return nullcontext(Cast(workers=2, work=lambda worker, parts: (bell for _ in itertools.count())))
+
     with pytest.raises(RuntimeError, match="every role waits for another"):
-        list(inline.play(cast, config, make_state(config), Board(2)))
+        list(inline.play(fresh(config_of(Deadlock()))))
 
 
 def test_a_real_loss_taken_late_has_a_ratio_and_fresh_has_none() -> None:
@@ -228,7 +233,7 @@ def test_a_real_loss_taken_late_has_a_ratio_and_fresh_has_none() -> None:
     original = Learner.gradients
     for lag, found in ratios.items():
         config = config_of(ActorLearner(max_lag=lag), workers=1, steps=10**6, lr=0.5, algorithm=VTrace())
-        state, board = make_state(config), Board(1, config.algorithm.metrics)
+        parts = fresh(config)
 
         def watched(self: Learner, rollout: Any, found: list[float] = found) -> Any:
             with torch.no_grad():
@@ -236,9 +241,9 @@ def test_a_real_loss_taken_late_has_a_ratio_and_fresh_has_none() -> None:
                 found.append(float((pi.log_prob(rollout.action) - rollout.behavior_log_prob).abs().max()))
             return original(self, rollout)
 
-        with pytest.MonkeyPatch.context() as patch, config.scheme.cast(config, state, board) as cast:
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Learner, "gradients", watched)
-            for _ in inline.play(cast, config, state, board, order=[0, 0, 0] + [1, 0] * 10):
+            for _ in inline.play(parts, order=[0, 0, 0] + [1, 0] * 10):
                 pass
     assert max(ratios[0]) < 1e-6
     assert max(ratios[2]) > 1e-3

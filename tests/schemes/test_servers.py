@@ -17,13 +17,13 @@ from typing import Any
 import gymnasium
 import pytest
 import torch
+from fresh import fresh
 from marks import mostly_slow
 
 import polyactor as pa
 from polyactor import transport
 from polyactor.algorithms import A2C, PPO, VTrace
 from polyactor.board import METRICS, Board, Counter
-from polyactor.build import make_state
 from polyactor.config import Config
 from polyactor.errors import EnvironmentUnsupported, WorkerFailed
 from polyactor.machine import torch_threads
@@ -60,8 +60,9 @@ def config_of(scheme: Any, **values: Any) -> Config:
 
 @contextmanager
 def training(config: Config) -> Iterator[tuple[Generator[None, None, None], State, Board]]:
-    state, board = make_state(config), Board(config.workers, config.algorithm.metrics)
-    run = transport.run(config, state, board)
+    parts = fresh(config)
+    state, board = parts.state, parts.board
+    run = transport.run(parts)
     try:
         yield run, state, board
     finally:

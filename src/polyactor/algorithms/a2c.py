@@ -20,8 +20,6 @@ class A2C(Algorithm):
     ⟨·⟩ is the mean or the sum over real rows. Under `sync` this is A2C, under `hogwild` A3C.
     """
 
-    gamma: Annotated[float, Allowed(0, 1)] = 0.99
-    """Discount γ of one agent step."""
     gae_lambda: Annotated[float, Allowed(0, 1)] = 1.0
     """λ of generalised advantage estimation; 1 is the paper's n-step return."""
     value_coef: Annotated[float, Allowed(0)] = 0.5

@@ -27,8 +27,6 @@ class PPO(Algorithm):
     reuses: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction")
 
-    gamma: Annotated[float, Allowed(0, 1)] = 0.99
-    """Discount γ of one agent step."""
     estimator: Literal["gae", "vtrace"] = "gae"
     """Of advantages and targets; vtrace corrects both for μ being older than π when the rollout arrives."""
     gae_lambda: Annotated[float, Allowed(0, 1)] = 0.95

@@ -22,8 +22,6 @@ class VTrace(Algorithm):
 
     corrects_lag: ClassVar[bool] = True
 
-    gamma: Annotated[float, Allowed(0, 1)] = 0.99
-    """Discount γ of one agent step."""
     trace_lambda: Annotated[float, Allowed(0, 1)] = 1.0
     """λ of the traces; 1 is the paper's."""
     rho_bar: Annotated[float, Allowed(0, above=True)] = 1.0

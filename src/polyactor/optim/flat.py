@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from polyactor.errors import CheckpointError
 from polyactor.optim.rules import Rule, Statistics
 
-CARRIED = "carried"
-"""Before the names of tensors that only an exact resume needs."""
 ALIGNMENT, WORD = 64, 4
 """Bytes; each tensor starts on its own cache line, so two workers' writes to two tensors never share one."""
-
-
-class Carried(Protocol):
-    """Whoever goes on where it was when a run is resumed."""
-
-    def snapshot(self) -> dict[str, Tensor]:
-        """All that decides what it does next; may share its memory."""
-
-    def restore(self, saved: Mapping[str, Tensor]) -> None:
-        """Go on from there."""
 
 
 @dataclass(frozen=True)
@@ -104,20 +90,6 @@ def parameter_views(model: nn.Module, vector: Tensor) -> list[Tensor]:
     return [places[name] for name, _ in model.named_parameters()]
 
 
-def _refuse_others(prefix: str, own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are not of the names, types and shapes of one's own; bytes may be more or fewer."""
-    for name, tensor in own.items():
-        if name not in saved:
-            raise CheckpointError(f"the checkpoint has no {prefix}{name}, so the run cannot go on to the bit")
-        found = saved[name]
-        is_bytes = found.ndim == tensor.ndim == 1 and tensor.dtype == torch.uint8
-        if found.dtype != tensor.dtype or (found.shape != tensor.shape and not is_bytes):
-            raise CheckpointError(
-                f"the checkpoint's {prefix}{name} is {found.dtype} {list(found.shape)} and this run needs "
-                f"{tensor.dtype} {list(tensor.shape)}"
-            )
-
-
 @dataclass
 class State:
     """Everything that learning changes.
@@ -126,15 +98,11 @@ class State:
         layout: the meaning of `vector`.
         vector: ``[layout.size]`` float32, [θ ‖ running statistics].
         statistics: the optimizer's, one set for all workers or one set per worker.
-        carried: who else is saved, by name.
-        found: what a checkpoint has of them.
     """
 
     layout: Layout
     vector: Tensor
     statistics: tuple[Statistics, ...] = field(default_factory=tuple)
-    carried: dict[str, Carried] = field(default_factory=dict)
-    found: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, rule: Rule, workers: int) -> State:
@@ -157,23 +125,6 @@ class State:
         theirs = [slot.start for slot in self.layout.slots if slot.name.startswith("average.")]
         return self.vector[theirs[0] : theirs[0] + self.layout.theta] if theirs else None
 
-    def carry(self, name: str, part: Carried) -> None:
-        """Save this part with the rest from now on; where there is a checkpoint, it goes on from what that has.
-
-        Raises:
-            CheckpointError: the checkpoint has nothing of it, or what it has is of another kind.
-        """
-        prefix = f"{CARRIED}.{name}."
-        saved = {key.removeprefix(prefix): tensor for key, tensor in self.found.items() if key.startswith(prefix)}
-        if self.found:
-            _refuse_others(prefix, part.snapshot(), saved)
-            try:
-                part.restore(saved)
-            except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-                why = str(error).partition("\n")[0]
-                raise CheckpointError(f"the checkpoint's {prefix[:-1]} cannot be gone on from: {why}") from error
-        self.carried[name] = part
-
     def share_(self) -> None:
         """Move everything to shared memory, in place."""
         self.vector.share_memory_()  # type: ignore[no-untyped-call]
@@ -190,6 +141,4 @@ class State:
         named = {f"model.{name}": tensor for name, tensor in self.views().items()}
         for i, statistics in enumerate(self.statistics):
             named |= {f"optimizer.{i}.{name}": tensor for name, tensor in statistics.items()}
-        for part, carried in self.carried.items():
-            named |= {f"{CARRIED}.{part}.{name}": tensor for name, tensor in carried.snapshot().items()}
         return named

@@ -16,9 +16,8 @@ from polyactor.config import Cast, Config, Role, Scheme
 from polyactor.types import Allowed, Rollout
 
 if TYPE_CHECKING:
-    from polyactor.board import Board
+    from polyactor.build import Parts
     from polyactor.channel import Ring, SequenceLock
-    from polyactor.optim.flat import State
 
 
 @dataclass(frozen=True)
@@ -49,27 +48,22 @@ class ActorLearner(Scheme):
         return int(config.algorithm.corrects_lag) if self.max_lag is None else self.max_lag
 
     @contextmanager
-    def cast(self, config: Config, state: State, board: Board) -> Iterator[Cast]:
+    def cast(self, parts: Parts) -> Iterator[Cast]:
         """Actors, and the learner as the run's own role."""
-        from polyactor.build import make_rounds
         from polyactor.channel import Ring, SequenceLock
 
-        lag = self.lag(config)
-        rounds = make_rounds(config, lag + 1, config.workers * self.batch)
-        ring = Ring(config.workers, (lag + 1) * self.batch)
-        shared = (state, board, ring, rounds, SequenceLock())
-        yield Cast(config.workers, act, shared, main=learn(config, *shared), lost=ring.lost)
+        workers, lag = parts.config.workers, self.lag(parts.config)
+        ring = Ring(workers, (lag + 1) * self.batch)
+        shared = (ring, parts.rounds(lag + 1, workers * self.batch), SequenceLock())
+        yield Cast(workers, act, shared, main=learn(parts, *shared), lost=ring.lost)
 
 
-def act(
-    worker: int, config: Config, state: State, board: Board, ring: Ring, rounds: list[Rollout], lock: SequenceLock
-) -> Role:
+def act(worker: int, parts: Parts, ring: Ring, rounds: list[Rollout], lock: SequenceLock) -> Role:
     """An actor's life."""
-    from polyactor.build import make_actor
-
+    config = parts.config
     assert isinstance(config.scheme, ActorLearner)
     batch = config.scheme.batch
-    replica, actor = make_actor(config, worker, state, board, reading=lock.reading)
+    replica, actor = parts.actor(worker, reading=lock.reading)
     with closing(actor):
         ring.arrive(worker)
         while True:
@@ -82,21 +76,19 @@ def act(
             yield None
 
 
-def learn(config: Config, state: State, board: Board, ring: Ring, rounds: list[Rollout], lock: SequenceLock) -> Role:
+def learn(parts: Parts, ring: Ring, rounds: list[Rollout], lock: SequenceLock) -> Role:
     """The learner's life: a round is one batch of all actors."""
-    from polyactor.build import make_learner, make_replica, make_updater
     from polyactor.machine import torch_threads
 
-    assert isinstance(config.scheme, ActorLearner)
-    scheme = config.scheme
-    idle = state.layout.convolutional and scheme.lag(config) == 0
+    config, board, scheme = parts.config, parts.board, parts.config.scheme
+    assert isinstance(scheme, ActorLearner)
+    idle = parts.state.layout.convolutional and scheme.lag(config) == 0
     threads = scheme.threads or (len(os.sched_getaffinity(0)) if idle else 1)
-    replica = make_replica(config, state, board, device=config.learning_device)
-    learner = make_learner(config, 0, replica)
-    updater = make_updater(config, 0, state, board, applying=lock)
+    replica = parts.replica(device=config.learning_device)
+    learner, updater = parts.learner(0, replica), parts.updater(0, applying=lock)
     with torch_threads(threads):
         while board.steps < config.steps:
-            while not ready(config, board, ring, rounds, scheme.batch):
+            while not ready(parts, ring, rounds, scheme.batch):
                 yield ring.main
             replica.pull()
             rollout = rounds[ring.next(0) // scheme.batch]
@@ -107,8 +99,9 @@ def learn(config: Config, state: State, board: Board, ring: Ring, rounds: list[R
             yield None
 
 
-def ready(config: Config, board: Board, ring: Ring, rounds: list[Rollout], batch: int) -> bool:
+def ready(parts: Parts, ring: Ring, rounds: list[Rollout], batch: int) -> bool:
     """Whether a batch of all actors is there; of an actor that is lost blank rollouts are, once all others' are."""
+    config = parts.config
     ring.admit()
     missing = [worker for worker in range(config.workers) if ring.waiting(worker) < batch]
     if len(missing) == config.workers or not all(ring.away(worker) for worker in missing):
@@ -116,6 +109,6 @@ def ready(config: Config, board: Board, ring: Ring, rounds: list[Rollout], batch
     for worker in missing:
         for _ in range(batch - ring.waiting(worker)):
             slot = ring.latest(worker)
-            rounds[slot // batch].block(worker * batch + slot % batch, config.envs).blank_(board.version)
+            rounds[slot // batch].block(worker * batch + slot % batch, config.envs).blank_(parts.board.version)
             ring.put(worker)
     return True

@@ -15,8 +15,7 @@ from polyactor.config import Cast, Config, Role, Scheme
 from polyactor.errors import UsageError
 
 if TYPE_CHECKING:
-    from polyactor.board import Board
-    from polyactor.optim.flat import State
+    from polyactor.build import Parts
 
 Lock = Literal["none", "update", "both"]
 
@@ -46,27 +45,26 @@ class Hogwild(Scheme):
         return config.workers == 1
 
     @contextmanager
-    def cast(self, config: Config, state: State, board: Board) -> Iterator[Cast]:
+    def cast(self, parts: Parts) -> Iterator[Cast]:
         """Workers alone; the run only watches."""
         from polyactor.channel import lock_file
 
         with lock_file() as path:
-            yield Cast(config.workers, work, (state, board, path), threads=self.workers_as == "thread")
+            yield Cast(parts.config.workers, work, (path,), threads=self.workers_as == "thread")
 
 
-def work(worker: int, config: Config, state: State, board: Board, lock_path: str) -> Role:
+def work(worker: int, parts: Parts, lock_path: str) -> Role:
     """A worker's life, line for line Algorithm S3."""
-    from polyactor.build import make_actor, make_learner, make_updater
     from polyactor.channel import FileLock, once
 
+    config, board = parts.config, parts.board
     assert isinstance(config.scheme, Hogwild)
     lock = config.scheme.lock
     reading = FileLock(lock_path, shared=True).reading if lock == "both" else once
     applying = FileLock(lock_path) if lock != "none" else None
-    replica, actor = make_actor(config, worker, state, board, reading=reading)
+    replica, actor = parts.actor(worker, reading=reading)
     with closing(actor):
-        learner = make_learner(config, worker, replica)
-        updater = make_updater(config, worker, state, board, applying=applying)
+        learner, updater = parts.learner(worker, replica), parts.updater(worker, applying=applying)
         while board.steps < config.steps:
             replica.pull()  # θ' ← θ
             rollout = actor.collect(replica.version)  # T steps in B environments with π(·; θ')

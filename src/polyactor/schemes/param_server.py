@@ -17,9 +17,8 @@ from polyactor.errors import UsageError
 from polyactor.types import Allowed
 
 if TYPE_CHECKING:
-    from polyactor.board import Board
+    from polyactor.build import Parts
     from polyactor.channel import Ring, SequenceLock
-    from polyactor.optim.flat import State
     from polyactor.parcel import Parcel
 
     Parcels = list[list[Parcel]]  # by worker, by place in its queue
@@ -75,28 +74,23 @@ class ParamServer(Scheme):
         return False
 
     @contextmanager
-    def cast(self, config: Config, state: State, board: Board) -> Iterator[Cast]:
+    def cast(self, parts: Parts) -> Iterator[Cast]:
         """Workers, and the server as the run's own role."""
-        from polyactor.build import make_parcels
         from polyactor.channel import Ring, SequenceLock
 
-        ring = Ring(config.workers, self.queue)
-        parcels = make_parcels(config, state, board, self.queue, self.accumulate)
-        shared = (state, board, ring, parcels, SequenceLock())
-        yield Cast(config.workers, work, shared, main=serve(config, *shared), lost=ring.lost)
+        workers = parts.config.workers
+        ring = Ring(workers, self.queue)
+        shared = (ring, parts.gradient_slots(self.queue, self.accumulate), SequenceLock())
+        yield Cast(workers, work, shared, main=serve(parts, *shared), lost=ring.lost)
 
 
-def work(
-    worker: int, config: Config, state: State, board: Board, ring: Ring, parcels: Parcels, lock: SequenceLock
-) -> Role:
+def work(worker: int, parts: Parts, ring: Ring, parcels: Parcels, lock: SequenceLock) -> Role:
     """A worker's life."""
-    from polyactor.build import make_actor, make_learner
-
-    assert isinstance(config.scheme, ParamServer)
-    scheme = config.scheme
-    replica, actor = make_actor(config, worker, state, board, reading=lock.reading)
+    config, board, scheme = parts.config, parts.board, parts.config.scheme
+    assert isinstance(scheme, ParamServer)
+    replica, actor = parts.actor(worker, reading=lock.reading)
     with closing(actor):
-        learner = make_learner(config, worker, replica)
+        learner = parts.learner(worker, replica)
         ring.arrive(worker)
         # In place of one that was lost: until the server knows, and has done with its queue.
         while ring.free(worker) is None:
@@ -123,15 +117,15 @@ def work(
         ring.leave(worker)
 
 
-def serve(config: Config, state: State, board: Board, ring: Ring, parcels: Parcels, lock: SequenceLock) -> Role:
+def serve(parts: Parts, ring: Ring, parcels: Parcels, lock: SequenceLock) -> Role:
     """The server's life."""
     from polyactor.board import Counter
-    from polyactor.build import make_updater
     from polyactor.parcel import mean
 
-    assert isinstance(config.scheme, ParamServer)
-    scheme, workers = config.scheme, range(config.workers)
-    updaters = [make_updater(config, i, state, board, applying=lock) for i in workers]
+    config, board, scheme = parts.config, parts.board, parts.config.scheme
+    assert isinstance(scheme, ParamServer)
+    workers = range(config.workers)
+    updaters = [parts.updater(i, applying=lock) for i in workers]
     since = [board.version] * config.workers  # what a worker is differentiating was pulled at this version or later
     with ThreadPoolExecutor(scheme.updaters) as pool:
         while any(ring.playing(i) for i in workers):

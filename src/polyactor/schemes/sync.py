@@ -8,12 +8,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from polyactor.config import Cast, Config, Role, Scheme
+from polyactor.config import Cast, Role, Scheme
 from polyactor.types import Allowed
 
 if TYPE_CHECKING:
-    from polyactor.board import Board
-    from polyactor.optim.flat import State
+    from polyactor.build import Parts
 
 
 @dataclass(frozen=True)
@@ -28,26 +27,26 @@ class Sync(Scheme):
     """Threads of torch and of the emulators; 0 is all cores for images and 1 for vectors."""
 
     @contextmanager
-    def cast(self, config: Config, state: State, board: Board) -> Iterator[Cast]:
+    def cast(self, parts: Parts) -> Iterator[Cast]:
         """The run's own role alone."""
-        yield Cast(main=learn(config, state, board, self.threads))
+        yield Cast(main=learn(parts, self.threads))
 
 
-def learn(config: Config, state: State, board: Board, threads: int) -> Role:
+def learn(parts: Parts, threads: int) -> Role:
     """The loop of A2C."""
-    from polyactor.build import make_actor, make_learner, make_replica, make_updater
     from polyactor.machine import torch_threads
 
-    threads = threads or (len(os.sched_getaffinity(0)) if state.layout.convolutional else 1)
+    config, board = parts.config, parts.board
+    threads = threads or (len(os.sched_getaffinity(0)) if parts.state.layout.convolutional else 1)
     with torch_threads(threads):
-        replica, actor = make_actor(config, 0, state, board, threads=threads)
+        replica, actor = parts.actor(0, threads=threads)
         with closing(actor):
             device = config.learning_device
-            learning = replica if device == "cpu" else make_replica(config, state, board, device=device)
-            learner, updater = make_learner(config, 0, learning), make_updater(config, 0, state, board)
+            learning = replica if device == "cpu" else parts.replica(device=device)
+            learner, updater = parts.learner(0, learning), parts.updater(0)
             if config.exact_resume:
-                state.carry("actor", actor)
-                state.carry("learner", learner)
+                parts.resumables.add("actor", actor)
+                parts.resumables.add("learner", learner)
             while board.steps < config.steps:
                 for each in {replica, learning}:
                     each.pull()  # θ' ← θ

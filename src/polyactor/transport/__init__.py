@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import ExitStack
 
-from polyactor.board import Board
-from polyactor.config import Config
-from polyactor.machine import shared_memory
-from polyactor.optim.flat import State
+from polyactor.build import Parts
 from polyactor.transport import inline, local
 from polyactor.transport.pausing import paused, still
 from polyactor.transport.watchdog import Tell, untold
@@ -16,18 +12,15 @@ from polyactor.transport.watchdog import Tell, untold
 TRANSPORTS = {"local": local.play, "inline": inline.play}
 
 
-def run(config: Config, state: State, board: Board, tell: Tell = untold) -> Generator[None, None, None]:
+def run(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
     """Train; yields whenever the caller may look at the board and the state, or stop by closing it.
 
     Args:
-        config, state, board: of the run.
+        parts: of the run.
         tell: of workers that start, are lost and are replaced.
     """
-    with ExitStack() as stack:
-        with shared_memory():
-            cast = stack.enter_context(config.scheme.cast(config, state, board))
-        play = TRANSPORTS[config.transport if cast.workers else "inline"]
-        yield from play(cast, config, state, board, tell)
+    config = parts.config
+    return TRANSPORTS["inline" if config.scheme.single else config.transport](parts, tell)
 
 
 __all__ = ["TRANSPORTS", "paused", "run", "still"]

@@ -6,34 +6,34 @@ import itertools
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, closing
 
-from polyactor.board import Board
-from polyactor.config import Cast, Config, Role
-from polyactor.machine import torch_threads
-from polyactor.optim.flat import State
+from polyactor.build import Parts
+from polyactor.config import Role
+from polyactor.machine import shared_memory, torch_threads
 from polyactor.transport.watchdog import Tell, untold, watched
 
 
-def play(
-    cast: Cast, config: Config, state: State, board: Board, tell: Tell = untold, *, order: Iterable[int] | None = None
-) -> Generator[None, None, None]:
+def play(parts: Parts, tell: Tell = untold, *, order: Iterable[int] | None = None) -> Generator[None, None, None]:
     """A turn per yield; a turn lasts until the role has done one thing (a rollout, an update) or has to wait.
 
     Args:
-        cast: who plays.
-        config, state, board: of the run.
+        parts: of the run.
         tell: of an environment that hangs.
         order: whose turn it is: workers are 0 to W−1, the run's own role is W. By default 0, 1, …, W, again and again.
 
     Raises:
         RuntimeError: every role waits for another.
     """
-    roles: list[Role] = [cast.work(i, config, *cast.shared) for i in range(cast.workers)] if cast.work else []
-    main = cast.main
-    if main is not None:
-        roles.append(main)
     over: set[int] = set()
     waits = 0
-    with torch_threads(1), watched(config, board, tell), ExitStack() as stack:
+    with ExitStack() as stack:
+        with shared_memory():
+            cast = stack.enter_context(parts.config.scheme.cast(parts))
+        roles: list[Role] = [cast.work(i, parts, *cast.shared) for i in range(cast.workers)] if cast.work else []
+        main = cast.main
+        if main is not None:
+            roles.append(main)
+        stack.enter_context(torch_threads(1))
+        stack.enter_context(watched(parts.config, parts.board, tell))
         for role in roles:  # closed before this process has its threads again: a role leaves those it found
             stack.enter_context(closing(role))
         for i in order or itertools.cycle(range(len(roles))):

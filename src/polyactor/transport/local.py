@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ import cloudpickle
 
 from polyactor import failpoints
 from polyactor.board import Board, Counter, Part, Watch, nothing
-from polyactor.config import Cast, Config
+from polyactor.build import Parts
 from polyactor.machine import shared_memory, torch_threads
 from polyactor.optim.flat import State
 from polyactor.processes import Crew
@@ -26,19 +26,29 @@ DEAF = 0.2
 """Seconds a role waits at a bell before it looks by itself."""
 
 
-def play(cast: Cast, config: Config, state: State, board: Board, tell: Tell = untold) -> Generator[None, None, None]:
-    """Start the workers, play the run's own role, stop them in the end."""
-    with shared_memory():
-        state.share_()
-        board.share_()
-    for worker in range(cast.workers):
-        board.pulse.begin(worker)
-        board.leave(worker)  # until it enters
-    # cloudpickle, because an environment or algorithm may be defined in the user's own script.
-    part = (cast.work, config) if cast.threads else cloudpickle.dumps((cast.work, config))
-    crew = (Threads if cast.threads else Crew)(perform, cast.workers, (part, board, *cast.shared))
-    try:
+def play(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
+    """Start the workers, play the run's own role, stop them in the end.
+
+    Args:
+        parts: of the run.
+        tell: of workers that start, are lost and are replaced.
+    """
+    config, state, board = parts.config, parts.state, parts.board
+    with ExitStack() as stack:
+        with shared_memory():
+            cast = stack.enter_context(config.scheme.cast(parts))
+            state.share_()
+            board.share_()
+        for worker in range(cast.workers):
+            board.pulse.begin(worker)
+            board.leave(worker)  # until it enters
+        # cloudpickle, because an environment or algorithm may be defined in the user's own script.
+        part = (cast.work, parts) if cast.threads else cloudpickle.dumps((cast.work, config, parts.spec))
+        crew = (Threads if cast.threads else Crew)(perform, cast.workers, (part, state, board, *cast.shared))
+        stack.callback(crew.stop)
+        stack.callback(board.stop)
         supervisor = Supervisor(crew, config, board, cast, tell)
+        stack.callback(setattr, board, "meanwhile", nothing)
         board.meanwhile = partial(supervisor.look, 0.0)
         if cast.main is None:
             while not supervisor.look(LOOK_EVERY):
@@ -53,17 +63,17 @@ def play(cast: Cast, config: Config, state: State, board: Board, tell: Tell = un
                     supervisor.look(0.0)
                     looked = time.monotonic()
                 yield
-    finally:
-        board.meanwhile = nothing
-        board.stop()
-        crew.stop()
 
 
-def perform(worker: int, part: Any, board: Board, *shared: Any) -> None:
+def perform(worker: int, part: Any, state: State, board: Board, *shared: Any) -> None:
     """A worker's life; to a process its part comes pickled."""
-    work, config = cloudpickle.loads(part) if isinstance(part, bytes) else part
+    if isinstance(part, bytes):
+        work, config, spec = cloudpickle.loads(part)
+        parts = Parts(config, spec, state, board)
+    else:
+        work, parts = part
     failpoints.arm(worker, spared=board.starts(worker) > 0)
-    with closing(work(worker, config, *shared)) as role:
+    with closing(work(worker, parts, *shared)) as role:
         for turn, bell in enumerate(role):
             if turn == 0:
                 board.enter(worker)

@@ -48,8 +48,6 @@ class ACER(Algorithm):
     corrects_lag: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"behavior_params"})
 
-    gamma: Annotated[float, Allowed(0, 1)] = 0.99
-    """Discount γ of one agent step."""
     truncation: Annotated[float, Allowed(0)] = 10.0
     """c: importance weights above it are truncated, and the bias of that corrected."""
     trace: Annotated[float, Allowed(0)] = 1.0

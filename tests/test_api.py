@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import polyactor as pa
-from polyactor import training
+from polyactor import nursery, training
 from polyactor.config import Config
 from polyactor.optim.rules import Adam
 from polyactor.schemes import ActorLearner, Hogwild
@@ -18,7 +18,8 @@ from polyactor.schemes import ActorLearner, Hogwild
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """Configs of runs that would have been trained."""
     configs: list[Config] = []
-    monkeypatch.setattr(training, "train", configs.append)
+    monkeypatch.setattr(training, "train", lambda config, reasons: configs.append(config))
+    monkeypatch.setattr(nursery, "open_nursery", lambda: None)
     return configs
 
 

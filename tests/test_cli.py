@@ -156,7 +156,7 @@ TRAIN = "train a2c --env CartPole-v1"
         ("bench cartpole-a2c --seconds 0", "--seconds 0 is not allowed: it must be above 0"),
         (
             "train a3c --env CartPole-v1 --per-worker algorithm.epochs=2,4",
-            "--per-worker algorithm.epochs does not exist",
+            "--per-worker algorithm.epochs is not allowed: there is no setting algorithm.epochs",
         ),
         (
             "train ppo --env CartPole-v1 --scheme hogwild --workers 2 --per-worker algorithm.epochs=2,2.5",
@@ -354,7 +354,7 @@ def test_the_module_is_the_command(here: Path) -> None:
 
 
 def test_none_means_no_value_only_where_there_may_be_none():
-    from polyactor.cli import read_config
+    from polyactor.flags import read_config
 
     flags = ["--model.core", "none", "--scheme.lock=none", "--optimizer.max-grad-norm", "none", "--stop-at=None"]
     config = read_config(["tmaze-a3c-lstm", *flags])

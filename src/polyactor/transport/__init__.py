@@ -13,7 +13,8 @@ from polyactor.transport import inline, local
 from polyactor.transport.pausing import paused, still
 from polyactor.transport.watchdog import Tell, untold
 
-TRANSPORTS = {"local": local.play, "inline": inline.play}
+PLAYS = {"local": local.play, "inline": inline.play}
+"""How each transport plays; `polyactor.config.TRANSPORTS` has what it can."""
 
 
 def run(config: Config, state: State, board: Board, tell: Tell = untold) -> Generator[None, None, None]:
@@ -26,8 +27,8 @@ def run(config: Config, state: State, board: Board, tell: Tell = untold) -> Gene
     with ExitStack() as stack:
         with shared_memory():
             cast = stack.enter_context(config.scheme.cast(config, state, board))
-        play = TRANSPORTS[config.transport if cast.workers else "inline"]
+        play = PLAYS[config.transport] if cast.workers else inline.play
         yield from play(cast, config, state, board, tell)
 
 
-__all__ = ["TRANSPORTS", "paused", "run", "still"]
+__all__ = ["PLAYS", "paused", "run", "still"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 from polyactor import cli, flags
 from polyactor.compose import name_of
 from polyactor.config import Config, check
+from polyactor.errors import UsageError
 from polyactor.models.spec import TorsoName
-from polyactor.presets import METHODS, PRESETS, base_config, kind_of
+from polyactor.presets import METHODS, PRESETS, Kind, base_config, kind_of
 from polyactor.published import PUBLISHED
 
 PAGE = Path(__file__).parents[1] / "docs" / "presets.md"
@@ -145,6 +147,57 @@ def test_every_setting_exists_and_reaches_the_config(name: str) -> None:
     assert (value_at(config, "algorithm"), value_at(config, "scheme")) == (method.algorithm, method.scheme)
     assert (config.env, config.preset) == (preset.env, name)
     check(config)
+
+
+ENVS: dict[Kind, str] = {"atari": "ALE/Pong-v5", "discrete": "CartPole-v1", "continuous": "Pendulum-v1"}
+
+
+@pytest.mark.parametrize("kind", ENVS)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_of_a_method_reaches_the_config(name: str, kind: Kind) -> None:
+    if kind == "atari":
+        pytest.importorskip("ale_py")
+    config, values = base_config(name, env=ENVS[kind]), METHODS[name].values[kind]
+    assert {path: value_at(config, path) for path in values} == dict(values)
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [
+        ("algorithm.gama", "gamma"),
+        ("scheme.lok", "lock"),
+        ("optimizer.lr_ende", "lr_end"),
+        ("model.tors", "torso"),
+        ("step", "steps"),
+    ],
+)
+def test_a_typo_in_a_preset_or_a_method_is_an_error(path: str, near: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = re.escape(f"there is no setting {path} (did you mean '{near}'?)")
+    preset = PRESETS["cartpole-a3c"]
+    monkeypatch.setitem(PRESETS, "cartpole-a3c", replace(preset, values={**preset.values, path: 1}))
+    with pytest.raises(UsageError, match=said):
+        base_config("cartpole-a3c")
+    method = METHODS["a3c"]
+    wrong = {kind: {**values, path: 1} for kind, values in method.values.items()}
+    monkeypatch.setitem(METHODS, "a3c", replace(method, values=wrong))
+    with pytest.raises(UsageError, match=said):
+        base_config("a3c", env="CartPole-v1")
+
+
+OWN = """
+from dataclasses import dataclass
+from polyactor.types import Algorithm
+
+@dataclass(frozen=True)
+class Own(Algorithm):
+    gae_lambda: float = 0.5
+"""
+
+
+def test_an_algorithm_of_ones_own_takes_the_settings_it_has(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    algorithm: Any = base_config(f"{tmp_path}/own.py:Own", env="CartPole-v1").algorithm
+    assert algorithm == type(algorithm)(gae_lambda=0.95)
 
 
 @pytest.mark.parametrize("name", SOURCES)

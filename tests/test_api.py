@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import polyactor as pa
-from polyactor import training
+from polyactor import auto, cli, envs, nursery, training
 from polyactor.config import Config
 from polyactor.optim.rules import Adam
+from polyactor.presets import PRESETS, base_config
 from polyactor.schemes import ActorLearner, Hogwild
 
 
@@ -18,7 +21,8 @@ from polyactor.schemes import ActorLearner, Hogwild
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """Configs of runs that would have been trained."""
     configs: list[Config] = []
-    monkeypatch.setattr(training, "train", configs.append)
+    monkeypatch.setattr(training, "train", lambda config, spec, reasons: configs.append(config))
+    monkeypatch.setattr(nursery, "open_nursery", lambda: None)
     return configs
 
 
@@ -54,4 +58,203 @@ def test_what_is_no_setting_is_named(values: dict[str, Any], words: str, asked: 
     with pytest.raises(pa.PolyactorError) as caught:
         pa.train("a3c", env="CartPole-v1", **values)
     assert words in str(caught.value)
+    assert not asked
+
+
+CHAIN = {"env": "polyactor/Chain-v0", "workers": 1, "envs": 2, "rollout": 5, "steps": 30, "quiet": True}
+PARTS: list[tuple[str, Any]] = [
+    ("algorithm", "a2c"), ("algorithm", {"name": "a2c", "gamma": 0.9}), ("algorithm", pa.A2C(gamma=0.9)),
+    ("algorithm", "ppo"), ("algorithm", {"name": "ppo", "epochs": 2}), ("algorithm", pa.PPO(epochs=2)),
+    ("algorithm", "vtrace"), ("algorithm", {"name": "vtrace", "rho_bar": 2.0}), ("algorithm", pa.VTrace(rho_bar=2.0)),
+    ("algorithm", "acer"), ("algorithm", {"name": "acer", "replay_start": 0}), ("algorithm", pa.ACER(replay_start=0)),
+    ("scheme", "sync"), ("scheme", {"name": "sync", "threads": 1}), ("scheme", pa.Sync(threads=1)),
+    ("scheme", "hogwild"), ("scheme", {"name": "hogwild", "lock": "both"}), ("scheme", pa.Hogwild(lock="both")),
+    ("scheme", "param-server"), ("scheme", {"name": "param-server", "accumulate": 2}),
+    ("scheme", pa.ParamServer(accumulate=2)),
+    ("scheme", "actor-learner"), ("scheme", {"name": "actor-learner", "batch": 2}),
+    ("scheme", pa.ActorLearner(batch=2)),
+    ("optimizer", "sgd"), ("optimizer", {"name": "sgd", "lr": 0.1}), ("optimizer", pa.SGD(lr=0.1)),
+    ("optimizer", "rmsprop"), ("optimizer", {"name": "rmsprop", "alpha": 0.9}), ("optimizer", pa.RMSprop(alpha=0.9)),
+    ("optimizer", "adam"), ("optimizer", {"name": "adam", "beta1": 0.8}), ("optimizer", pa.Adam(beta1=0.8)),
+    ("model", "mlp"), ("model", {"name": "mlp", "hidden": [4]}), ("model", pa.ModelSpec(hidden=(4,))),
+    ("normalize", {"reward": True}), ("normalize", pa.Normalize(clip_reward=1.0)),
+    ("atari", {"stack": 2}), ("atari", pa.AtariOptions(stack=2)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "part"), PARTS, ids=repr)
+def test_every_part_trains_as_name_mapping_and_instance(section: str, part: Any, tmp_path: Path) -> None:
+    run = pa.train("a3c", transport="inline", out=tmp_path / "run", **{**CHAIN, section: part})
+    assert run.status == "done"
+
+
+@pytest.mark.parametrize(("section", "part"), [each for each in PARTS if not isinstance(each[1], str)], ids=repr)
+def test_values_of_a_mapping_arrive_and_an_instance_is_what_runs(section: str, part: Any, asked: list[Config]) -> None:
+    pa.train("a3c", **{**CHAIN, section: part})
+    found = getattr(asked[0], section)
+    if isinstance(part, dict):
+        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in part.items()}
+        assert {name: getattr(found, name) for name in plain if name != "name"} == {
+            name: value for name, value in plain.items() if name != "name"
+        }
+    else:
+        assert found == part
+
+
+def test_every_exported_part_is_tried() -> None:
+    kinds = (pa.Algorithm, type(pa.Sync()).__mro__[1], type(pa.SGD()).__mro__[1])
+    exported = {getattr(pa, name) for name in pa.__all__ if isinstance(getattr(pa, name), type)}
+    parts = {part for part in exported if issubclass(part, kinds)} | {pa.ModelSpec, pa.Normalize, pa.AtariOptions}
+    assert parts - {pa.Algorithm} == {type(part) for _, part in PARTS if not isinstance(part, (str, dict))}
+
+
+def test_nothing_of_the_preset_leaks_into_an_instance(asked: list[Config]) -> None:
+    """pong-a3c-server-3 says much of its algorithm, scheme, optimizer, model and preprocessing."""
+    preset = PRESETS["pong-a3c-server-3"].values
+    assert {path.partition(".")[0] for path in preset} >= {"algorithm", "scheme", "optimizer", "model"}
+    sections = {
+        "algorithm": pa.A2C(), "scheme": pa.ParamServer(), "optimizer": pa.Adam(), "model": pa.ModelSpec(),
+        "normalize": pa.Normalize(), "atari": pa.AtariOptions(),
+    }  # fmt: skip
+    pa.train("pong-a3c-server-3", env="CartPole-v1", per_worker=(), **sections)
+    assert {section: getattr(asked[0], section) for section in sections} == sections
+
+
+def test_another_part_by_name_has_its_own_defaults_and_the_presets_own_keeps_its_values(asked: list[Config]) -> None:
+    pa.train("pong-a3c-server-3", env="CartPole-v1", scheme="param-server", algorithm="a2c", optimizer="adam")
+    pa.train("pong-a3c-server-3", env="CartPole-v1", scheme="hogwild", algorithm="vtrace", optimizer="sgd")
+    same, other = asked
+    assert replace(same, env="") == replace(base_config("pong-a3c-server-3"), env="")
+    assert (other.scheme, other.algorithm, other.optimizer) == (pa.Hogwild(), pa.VTrace(), pa.SGD())
+
+
+def test_a_whole_config_is_trained_and_may_be_changed(asked: list[Config]) -> None:
+    config = replace(base_config("a3c", env="CartPole-v1"), workers=1)
+    pa.train(config)
+    pa.train(config, env="Acrobot-v1", optimizer="sgd", scheme={"lock": "update"}, model="mlp", steps=7)
+    whole, changed = asked
+    assert whole == config
+    model, scheme = replace(config.model, torso="mlp"), pa.Hogwild(lock="update")
+    wanted = {"env": "Acrobot-v1", "optimizer": pa.SGD(), "scheme": scheme, "model": model, "steps": 7}
+    assert changed == replace(config, **wanted)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Own(pa.Algorithm):
+    """A loss of one's own."""
+
+    gamma: float = 0.5
+
+
+def test_an_algorithm_of_ones_own_is_an_instance(asked: list[Config]) -> None:
+    pa.train("a3c", env="CartPole-v1", algorithm=Own(gamma=0.25))
+    assert asked[0].algorithm == Own(gamma=0.25)
+
+
+@pytest.mark.parametrize(
+    ("preset", "values", "words"),
+    [
+        ("a3c", {"scheme": pa.Adam()}, "scheme Adam("),
+        (
+            "a3c",
+            {"scheme": 3},
+            "scheme 3 is not allowed: it must be a name, a mapping of its fields, or an instance of",
+        ),
+        (
+            "a3c",
+            {"scheme": pa.Hogwild},
+            "is not allowed: it must be a name, a mapping of its fields, or an instance of",
+        ),
+        ("a3c", {"optimizer": pa.Hogwild()}, "or an instance of Rule"),
+        ("a3c", {"algorithm": ["a2c"]}, "or an instance of Algorithm"),
+        ("a3c", {"algorithm": "a2d"}, "algorithm a2d does not exist (did you mean 'a2c'?)"),
+        ("a3c", {"model": "mpl"}, "--model.torso mpl is not allowed: it must be one of auto, mlp"),
+        ("a3c", {"model": pa.A2C()}, "or an instance of ModelSpec"),
+        ("a3c", {"model": {"hidden": [64, "x"]}}, "--model.hidden (64, 'x') is not allowed: it must be"),
+        ("a3c", {"normalize": "reward"}, "normalize reward is not allowed: it must be a mapping of its fields, or an"),
+        ("a3c", {"normalize": {"reward": "yes"}}, "--normalize.reward yes is not allowed: it must be true or false"),
+        ("a3c", {"atari": {"stak": 2}}, "there is no setting atari.stak (did you mean 'stack'?)"),
+        ("a3c", {"quiet": 1}, "--quiet 1 is not allowed: it must be true or false"),
+        ("a3c", {"steps": 1e6}, "--steps 1000000.0 is not allowed: it must be a whole number"),
+        ("a3c", {"steps.more": 1}, "there is no setting steps.more"),
+        ("a3c", {"transport": "carrier pigeon"}, "--transport carrier pigeon is not allowed: it must be one of local"),
+        ("a3c", {"workers": "many"}, "--workers many is not allowed"),
+        ("a3c", {"env": 5}, "int could not be made"),
+        (5, {}, "preset 5 is not allowed: it must be a name or a Config"),
+        ("a3d", {}, "there is no preset a3d (did you mean 'a3c'?)"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(
+    preset: Any,
+    values: dict[str, Any],
+    words: str,
+    asked: list[Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(pa.PolyactorError) as caught:
+        pa.train(preset, **{"env": "CartPole-v1", **values})
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not asked
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_may_be_left_to_the_machine(asked: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "workers", lambda config: (3, "three"))
+    monkeypatch.setattr(auto, "cheapest", lambda microseconds, sizes: (8, "eight"))
+    pa.train("a3c", env="CartPole-v1", workers="auto", envs="auto")
+    assert (asked[0].workers, asked[0].envs) == (3, 8)
+
+
+# ---- preparing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Environments that were looked at."""
+    seen, real = [], envs.make_envs
+
+    def counted(env: Any, *args: Any, **values: Any) -> envs.VectorEnv:
+        seen.append(env)
+        return real(env, *args, **values)
+
+    monkeypatch.setattr(envs, "make_envs", counted)
+    return seen
+
+
+@pytest.mark.parametrize("preset", ["a3c", "cartpole-a2c", "bipedal-a3c-lstm"])
+def test_an_environment_is_looked_at_once(preset: str, asked: list[Config], looks: list[Any]) -> None:
+    pa.train(preset, env="CartPole-v1")
+    assert (len(asked), looks) == (1, ["CartPole-v1"])
+
+
+def test_the_command_line_looks_once_too(
+    asked: list[Config], looks: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polyactor.cli._report", lambda run: 0)
+    assert cli.run(["train", "a3c", "--env", "CartPole-v1", "--steps", "1000"]) == 0
+    assert (asked[0].steps, looks) == (1_000, ["CartPole-v1"])
+
+
+def by_flags(preset: str, **values: Any) -> None:
+    cli.run(["train", preset, *(f"--{name}={value}" for name, value in values.items())])
+
+
+@pytest.mark.parametrize("train", [pa.train, by_flags])
+def test_what_is_wrong_is_refused_in_one_order(train: Callable[..., Any], asked: list[Config], tmp_path: Path) -> None:
+    """Values, then the directory, then what does not go together."""
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "file").touch()
+    values: dict[str, Any] = {"env": "CartPole-v1", "out": taken, "steps": 0, "workers": 2, "scheme": "sync"}
+    for words, mend in (
+        ("--steps 0", {"steps": 9}),
+        ("taken is taken", {"out": tmp_path / "new"}),
+        ("--workers 2", {}),
+    ):
+        with pytest.raises(pa.PolyactorError, match=words):
+            train("a3c", **values)
+        values |= mend
     assert not asked

@@ -13,6 +13,7 @@ import pytest
 
 from polyactor import auto, checkpoint, cli
 from polyactor.config import Config
+from polyactor.envs import EnvSpec
 from polyactor.errors import UsageError
 from polyactor.flags import read_config
 
@@ -171,13 +172,13 @@ def test_a_run_says_why_and_keeps_the_numbers(
 
 
 def test_each_flag_alone_and_neither(measured: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[tuple[Config, list[str]]] = []
+    found: list[tuple[Config, EnvSpec, list[str]]] = []
     monkeypatch.setattr(
         "polyactor.training.train", lambda *given: found.append(given) or type("Run", (), {"status": ""})
     )
     for flags, workers, envs in (("--workers auto", CORES, 8), ("--envs auto", 2, 16), ("", 2, 8)):
         cli.run(["train", "cartpole-a3c", *flags.split()])
-        config, reasons = found[-1]
+        config, _, reasons = found[-1]
         assert (config.workers, config.envs) == (workers, envs)
         assert len(reasons) == bool(flags)
     assert len(measured) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -17,6 +18,8 @@ import pytest
 import polyactor as pa
 from polyactor import checkpoint, cli
 from polyactor.errors import UsageError
+from polyactor.flags import read_config
+from polyactor.settings import walk
 
 SOURCE = Path(pa.__file__).parents[1]
 USAGE, ENVIRONMENT, CHECKPOINT, DIRECTORY = 2, 3, 4, 5
@@ -156,7 +159,7 @@ TRAIN = "train a2c --env CartPole-v1"
         ("bench cartpole-a2c --seconds 0", "--seconds 0 is not allowed: it must be above 0"),
         (
             "train a3c --env CartPole-v1 --per-worker algorithm.epochs=2,4",
-            "--per-worker algorithm.epochs does not exist",
+            "--per-worker algorithm.epochs is not allowed: there is no setting algorithm.epochs",
         ),
         (
             "train ppo --env CartPole-v1 --scheme hogwild --workers 2 --per-worker algorithm.epochs=2,2.5",
@@ -292,6 +295,29 @@ def test_help_and_lists(here: Path, capsys: pytest.CaptureFixture[str], argument
     assert snapshot(here) == {}
 
 
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("command", [f"{TRAIN}", "train pong-a3c-server-3", "train acer --env Pendulum-v1"])
+def test_help_is_in_groups_and_knows_every_flag(
+    columns: int, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        cli.main([*command.split(), "--help"])
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= columns
+    lines = [line.strip("│╭╰─╮╯ ") for line in said.splitlines()]
+    starts = [n for n, line in enumerate(lines) if re.fullmatch(r"\w+ options", line)]
+    boxes = {lines[n].split()[0]: lines[n + 1 : end] for n, end in zip(starts, [*starts[1:], None], strict=True)}
+    assert list(boxes) == ["run", "model", "algorithm", "scheme", "optimizer", "environment", "faults"]
+    for setting in walk(read_config(command.split()[1:])):
+        if setting.path != "env":
+            box = boxes[setting.group]
+            (at,) = [n for n, line in enumerate(box) if re.match(rf"--{setting.flag}( |,|$)", line)]
+            after = itertools.takewhile(lambda line: not line.startswith("--"), box[at + 1 :])
+            told = re.sub(r"^[^ ]*} ", "", " ".join(after).rpartition("(default")[0])
+            assert len(told) > 8, f"--{setting.flag} is not explained"
+
+
 JUDGED = """
 import sys
 from polyactor.cli import main
@@ -354,8 +380,6 @@ def test_the_module_is_the_command(here: Path) -> None:
 
 
 def test_none_means_no_value_only_where_there_may_be_none():
-    from polyactor.cli import read_config
-
     flags = ["--model.core", "none", "--scheme.lock=none", "--optimizer.max-grad-norm", "none", "--stop-at=None"]
     config = read_config(["tmaze-a3c-lstm", *flags])
     assert (config.model.core, config.scheme.lock) == ("none", "none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import pytest
 
+import polyactor as pa
 from polyactor import cli, flags
 from polyactor.compose import name_of
 from polyactor.config import Config, check
+from polyactor.errors import UsageError
 from polyactor.models.spec import TorsoName
-from polyactor.presets import METHODS, PRESETS, base_config, kind_of
+from polyactor.presets import METHODS, PRESETS, Kind, base_config, kind_of
 from polyactor.published import PUBLISHED
 
 PAGE = Path(__file__).parents[1] / "docs" / "presets.md"
@@ -147,6 +150,57 @@ def test_every_setting_exists_and_reaches_the_config(name: str) -> None:
     check(config)
 
 
+ENVS: dict[Kind, str] = {"atari": "ALE/Pong-v5", "discrete": "CartPole-v1", "continuous": "Pendulum-v1"}
+
+
+@pytest.mark.parametrize("kind", ENVS)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_of_a_method_reaches_the_config(name: str, kind: Kind) -> None:
+    if kind == "atari":
+        pytest.importorskip("ale_py")
+    config, values = base_config(name, env=ENVS[kind]), METHODS[name].values[kind]
+    assert {path: value_at(config, path) for path in values} == dict(values)
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [
+        ("algorithm.gama", "gamma"),
+        ("scheme.lok", "lock"),
+        ("optimizer.lr_ende", "lr_end"),
+        ("model.tors", "torso"),
+        ("step", "steps"),
+    ],
+)
+def test_a_typo_in_a_preset_or_a_method_is_an_error(path: str, near: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = re.escape(f"there is no setting {path} (did you mean '{near}'?)")
+    preset = PRESETS["cartpole-a3c"]
+    monkeypatch.setitem(PRESETS, "cartpole-a3c", replace(preset, values={**preset.values, path: 1}))
+    with pytest.raises(UsageError, match=said):
+        base_config("cartpole-a3c")
+    method = METHODS["a3c"]
+    wrong = {kind: {**values, path: 1} for kind, values in method.values.items()}
+    monkeypatch.setitem(METHODS, "a3c", replace(method, values=wrong))
+    with pytest.raises(UsageError, match=said):
+        base_config("a3c", env="CartPole-v1")
+
+
+OWN = """
+from dataclasses import dataclass
+from polyactor.types import Algorithm
+
+@dataclass(frozen=True)
+class Own(Algorithm):
+    gae_lambda: float = 0.5
+"""
+
+
+def test_an_algorithm_of_ones_own_takes_the_settings_it_has(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    algorithm: Any = base_config(f"{tmp_path}/own.py:Own", env="CartPole-v1").algorithm
+    assert algorithm == type(algorithm)(gae_lambda=0.95)
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_published_row_is_what_its_source_ran(name: str) -> None:
     config = base_config(name)
@@ -224,11 +278,9 @@ def test_one_preset_in_full_is_flags_that_train_takes(name: str, capsys: pytest.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_trains(name: str, tmp_path: Path) -> None:
-    from polyactor.training import train
-
     config = base_config(name)
     config = replace(config, steps=2_000, workers=min(2, config.workers), stop_at=None, quiet=True)
-    run = train(replace(config, max_episode_steps=200, out=str(tmp_path / "run")))  # short games for a short film
+    run = pa.train(replace(config, max_episode_steps=200, out=str(tmp_path / "run")))  # short games for a short film
     assert run.status == "done"
     assert run.summary["agent_steps"] >= 2_000
 

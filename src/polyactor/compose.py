@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import math
 import sys
-import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +20,7 @@ from polyactor.errors import CheckpointError, UsageError, one_line, suggestion
 from polyactor.models.spec import ModelSpec
 from polyactor.optim.rules import RULES
 from polyactor.schemes import SCHEMES
+from polyactor.settings import declared, fits, require
 from polyactor.types import Algorithm
 
 PARTS: dict[str, Mapping[str, type[Any]]] = {"algorithm": ALGORITHMS, "scheme": SCHEMES, "optimizer": RULES}
@@ -127,7 +126,7 @@ def algorithm_from(name: str, options: Mapping[str, Any]) -> Algorithm:
     cls = part("algorithm", name)
     try:
         return typing.cast("Algorithm", _instance(cls, {k: v for k, v in options.items() if k != "outputs"}))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, UsageError) as error:
         raise CheckpointError(f"the config does not fit the algorithm {name}: {error}") from None
 
 
@@ -156,33 +155,12 @@ def _stand_in(outputs: object) -> Algorithm:
 
 
 def _instance(cls: type[Any], options: Mapping[str, Any]) -> Any:
-    known = {f.name for f in fields(cls)}
-    unknown = set(options) - known
-    if unknown:
-        raise ValueError(f"{cls.__name__} has no {', '.join(sorted(unknown))[:200]}")
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    hints = typing.get_type_hints(cls)
     for name, value in given.items():
-        if not _fits(value, hints[name]):
+        require(cls, name)
+        if not fits(value, declared(cls)[name].hint):
             raise ValueError(f"{name} is {repr(value)[:80]}")
     return cls(**given)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of a file is of the type that a field says."""
-    kind, inner = typing.get_origin(hint), typing.get_args(hint)
-    if kind in (typing.Union, types.UnionType):
-        return any(_fits(value, each) for each in inner)
-    if kind is typing.Literal:
-        return isinstance(value, str) and value in inner
-    if kind is tuple:
-        return isinstance(value, tuple) and all(_fits(each, inner[0]) for each in value)
-    if kind is not None:
-        return False  # a callable: no file holds one
-    if hint in (int, float):
-        number = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-        return number or (hint is float and isinstance(value, float) and math.isfinite(value))
-    return isinstance(value, hint)
 
 
 def _from_file(name: str) -> type[Algorithm]:

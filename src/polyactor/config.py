@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import typing
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import gymnasium
 
 from polyactor.envs import AtariOptions
-from polyactor.errors import UsageError, suggestion
+from polyactor.errors import UsageError, one_line
 from polyactor.models.spec import ModelSpec
 from polyactor.optim.rules import Rule
+from polyactor.settings import Group, fits, kind, replace_at, walk
 from polyactor.types import Algorithm, Allowed
 
 if TYPE_CHECKING:
@@ -62,6 +62,11 @@ class Scheme:
     """θ changes in the workers' processes, and not in the run's own."""
     learns_on_gpu: ClassVar[bool] = False
 
+    @property
+    def in_threads(self) -> bool:
+        """Workers are threads of the run's own process."""
+        return False
+
     def fits(self, config: Config) -> None:
         """Whether this run can be right under it.
 
@@ -87,6 +92,33 @@ class Scheme:
 
 
 @dataclass(frozen=True)
+class Transport:
+    """What a way to place workers can do, as data; the package `transport` is how each does it."""
+
+    apart: bool
+    """Workers run beside the run's own role, in processes or threads; otherwise all take turns in one thread."""
+
+    def forks(self, scheme: Scheme) -> bool:
+        """Whether worker processes are started, so that a fork server is worth its start."""
+        return self.apart and not scheme.single
+
+    def fits(self, config: Config) -> None:
+        """Whether this run can be placed so.
+
+        Raises:
+            UsageError: naming the flag, the value and the way out.
+        """
+        if config.scheme.in_threads and not self.apart:
+            raise UsageError(
+                "--scheme.workers-as thread is not allowed with "
+                f"--transport {config.transport}, where workers take turns: use local"
+            )
+
+
+TRANSPORTS = {"local": Transport(apart=True), "inline": Transport(apart=False)}
+
+
+@dataclass(frozen=True)
 class Normalize:
     """Scaling of what the model sees and learns from; the statistics are part of the state."""
 
@@ -98,63 +130,68 @@ class Normalize:
     """Learn from rewards clipped to ± this; scores stay the environment's own."""
 
 
+GROUPS = tuple(map(Group, ("run", "model", "algorithm", "scheme", "optimizer", "environment", "faults")))
+RUN, MODEL, ALGORITHM, SCHEME, OPTIMIZER, ENVIRONMENT, FAULTS = GROUPS
+"""The headings of ``train --help``, in their order there."""
+
+
 @dataclass(frozen=True)
 class Config:
     """A run."""
 
-    env: str | Callable[[], gymnasium.Env[Any, Any]]
+    env: Annotated[str | Callable[[], gymnasium.Env[Any, Any]], ENVIRONMENT]
     """Any Gymnasium id, or module:Env-vN."""
-    algorithm: Algorithm
-    scheme: Scheme
-    optimizer: Rule
-    steps: Annotated[int, Allowed(1)] = 1_000_000
+    algorithm: Annotated[Algorithm, ALGORITHM]
+    scheme: Annotated[Scheme, SCHEME]
+    optimizer: Annotated[Rule, OPTIMIZER]
+    steps: Annotated[int, Allowed(1), RUN] = 1_000_000
     """Environment steps of the whole run, all workers together."""
-    seed: Annotated[int, Allowed(0)] = 0
+    seed: Annotated[int, Allowed(0), RUN] = 0
     """Of every random stream."""
-    workers: Annotated[int, Allowed(1)] = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: Annotated[int, Allowed(1), SCHEME] = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """Worker processes (`sync` has one); auto: one per core."""
-    envs: Annotated[int, Allowed(1)] = 16
+    envs: Annotated[int, Allowed(1), ENVIRONMENT] = 16
     """Environments per worker; auto: the fewest with which a step is about as cheap as it gets, by a measurement."""
-    rollout: Annotated[int, Allowed(1)] = 5
+    rollout: Annotated[int, Allowed(1), ALGORITHM] = 5
     """T, steps per rollout."""
-    stop_at: Annotated[float | None, Allowed()] = None
+    stop_at: Annotated[float | None, Allowed(), RUN] = None
     """Stop when the mean of the last 100 games reaches this and a fresh evaluation of 100 games confirms it."""
-    evaluate_every: Annotated[int | None, Allowed(1)] = None
+    evaluate_every: Annotated[int | None, Allowed(1), RUN] = None
     """Evaluate in a process of its own every so many steps, and keep the best by that."""
-    transport: Literal["local", "inline"] = "local"
+    transport: Annotated[Literal["local", "inline"], SCHEME] = "local"
     """local: workers are processes; inline: all roles in one process, taking turns (to debug, or in a notebook)."""
-    restarts: Annotated[int | None, Allowed(0)] = 20
+    restarts: Annotated[int | None, Allowed(0), FAULTS] = 20
     """How often a worker that died or whose environment hangs is replaced within an hour; one loss more stops the run.
     none: nobody is replaced, and the run goes on with those that are left."""
-    env_timeout: Annotated[float, Allowed(0, above=True)] = 60.0
+    env_timeout: Annotated[float, Allowed(0, above=True), FAULTS] = 60.0
     """Seconds a step of an environment may take (a reset: five times as long); after that its worker is ended and
     replaced, or in the run's own process the environment alone."""
-    checkpoint_every: Annotated[float, Allowed(0)] = 60.0
+    checkpoint_every: Annotated[float, Allowed(0), RUN] = 60.0
     """Seconds between two checkpoints."""
-    exact_resume: bool = False
+    exact_resume: Annotated[bool, RUN] = False
     """Save environments and random streams too: a resumed run is bit for bit the one that was never stopped. For `sync`
     and environments that can be saved; others are refused."""
-    init_from: str | None = None
+    init_from: Annotated[str | None, RUN] = None
     """Start from the parameters of this run (or checkpoint)."""
-    max_episode_steps: Annotated[int | None, Allowed(1)] = None
+    max_episode_steps: Annotated[int | None, Allowed(1), ENVIRONMENT] = None
     """Truncate episodes after this many agent steps; none is the environment's own limit."""
-    out: str | None = None
+    out: Annotated[str | None, RUN] = None
     """The run directory itself; default runs/<preset>-<env>-<time>."""
-    device: Literal["cpu", "cuda", "auto"] = "auto"
+    device: Annotated[Literal["cpu", "cuda", "auto"], RUN] = "auto"
     """Where learning happens; acting is on CPUs. auto is the CPU, too: networks here are small."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Annotated[Literal["auto", "fp32", "bf16"], MODEL] = "auto"
     """Of the torso; auto is bf16 for CNNs on a CPU that has it."""
-    compile: bool = False
+    compile: Annotated[bool, RUN] = False
     """Differentiate by compiled code (torch.compile): small networks learn up to 1.7 times as fast, CNNs no faster. It
     needs a C++ compiler, and some time when a run starts: seconds, or more than a minute with an LSTM."""
-    quiet: bool = False
+    quiet: Annotated[bool, RUN] = False
     """Print nothing but errors."""
-    per_worker: tuple[str, ...] = ()
+    per_worker: Annotated[tuple[str, ...], SCHEME] = ()
     """Values by worker, such as algorithm.entropy-coef=.01,.02"""
-    model: ModelSpec = field(default_factory=ModelSpec)
-    normalize: Normalize = field(default_factory=Normalize)
-    atari: AtariOptions = field(default_factory=AtariOptions)
-    preset: str = ""
+    model: Annotated[ModelSpec, MODEL] = field(default_factory=ModelSpec)
+    normalize: Annotated[Normalize, ENVIRONMENT] = field(default_factory=Normalize)
+    atari: Annotated[AtariOptions, ENVIRONMENT] = field(default_factory=AtariOptions)
+    preset: Annotated[str, RUN] = ""
     """The name this run is shown under."""
 
     @property
@@ -164,24 +201,33 @@ class Config:
 
     def for_worker(self, worker: int) -> Self:
         """The config as one worker sees it, `per_worker` values in place (they repeat when workers are more)."""
-        config = self
+        config, known = self, {setting.path: setting.value for setting in walk(self)}
         for path, values in parse_per_worker(self.per_worker).items():
-            config = with_value(config, path, values[worker % len(values)])
+            value, before, flag = values[worker % len(values)], known.get(path), path.replace("_", "-")
+            if isinstance(before, int):
+                if not value.is_integer():
+                    raise UsageError(f"--per-worker {flag}={value:g} is not allowed: it must be a whole number")
+                value = type(before)(value)
+            try:
+                config = replace_at(config, path, value)
+            except UsageError as error:
+                raise UsageError(f"--per-worker {flag} is not allowed: {error}") from None
         return config
 
 
-def parse_per_worker(entries: tuple[str, ...]) -> dict[tuple[str, str], tuple[float, ...]]:
-    """``("algorithm.entropy-coef=.01,.02",)`` to ``{("algorithm", "entropy_coef"): (.01, .02)}``.
+def parse_per_worker(entries: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
+    """``("algorithm.entropy-coef=.01,.02",)`` to ``{"algorithm.entropy_coef": (.01, .02)}``.
 
     Raises:
         UsageError: not of that form.
     """
     parsed = {}
     for entry in entries:
-        path, _, values = entry.partition("=")
-        group, _, name = path.replace("-", "_").partition(".")
+        flag, _, values = entry.partition("=")
+        path = flag.replace("-", "_")
+        group, _, name = path.partition(".")
         try:
-            parsed[group, name] = tuple(float(value) for value in values.split(","))
+            parsed[path] = tuple(float(value) for value in values.split(","))
         except ValueError:
             raise UsageError(
                 f"--per-worker {entry} is not understood: write it as algorithm.entropy-coef=.01,.02"
@@ -189,25 +235,6 @@ def parse_per_worker(entries: tuple[str, ...]) -> dict[tuple[str, str], tuple[fl
         if group not in ("algorithm", "optimizer") or not name:
             raise UsageError(f"--per-worker {entry} can set only values of the algorithm or the optimizer")
     return parsed
-
-
-def with_value(config: Config, path: tuple[str, str], value: float) -> Any:
-    """The config with ``config.<group>.<name>`` replaced.
-
-    Raises:
-        UsageError: there is no such field.
-    """
-    group, name = path
-    part = getattr(config, group)
-    known = [f.name for f in fields(part)]
-    flag = f"{group}.{name}".replace("_", "-")
-    if name not in known:
-        raise UsageError(f"--per-worker {flag} does not exist{suggestion(name, known)}")
-    if isinstance(getattr(part, name), int):
-        if not value.is_integer():
-            raise UsageError(f"--per-worker {flag}={value:g} is not allowed: it must be a whole number")
-        value = int(value)
-    return replace(config, **{group: replace(part, **{name: value})})
 
 
 def check(config: Config) -> None:
@@ -246,6 +273,7 @@ def check(config: Config) -> None:
         raise UsageError(
             f"--per-worker is not allowed with {flag}, where one learner serves all: use hogwild or param-server"
         )
+    TRANSPORTS[config.transport].fits(config)
     scheme.fits(config)
     memory, alone = config.model.core != "none", scheme.alone(config)
     config.algorithm.fits(scheme.columns(config), memory=memory, alone=alone)
@@ -257,39 +285,14 @@ def check_values(config: Config) -> None:
     Raises:
         UsageError: naming the flag, the value and what is allowed.
     """
-    for flag, value, allowed in _allowed(config, ""):
-        for each in value if isinstance(value, tuple) else (value,):
-            if each is not None and each not in allowed:
-                raise UsageError(f"--{flag} {each} is not allowed: it must be {allowed}")
+    for setting in walk(config):
+        flag, value, hint = setting.flag, setting.value, setting.declared.hint
+        for allowed in setting.declared.allowed:
+            for each in value if isinstance(value, tuple) else (value,):
+                if each is not None and each not in allowed:
+                    raise UsageError(f"--{flag} {each} is not allowed: it must be {allowed}")
+        if not fits(value, hint):
+            raise UsageError(f"--{flag} {one_line(value, most=80)} is not allowed: it must be {kind(hint)}")
     for entry in config.model.hidden:
         if entry < 1:
             raise UsageError(f"--model.hidden {entry} is not allowed: it must be a number of at least 1")
-
-
-class OneOf(tuple[str, ...]):
-    """The names a setting can have."""
-
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        """The sentence's end."""
-        return f"one of {', '.join(self)}"
-
-
-def _allowed(part: Any, prefix: str) -> Iterator[tuple[str, Any, Allowed | OneOf]]:
-    hints = typing.get_type_hints(type(part), include_extras=True)
-    for f in fields(part):
-        value, hint = getattr(part, f.name), hints.get(f.name)
-        flag = prefix + f.name.replace("_", "-")
-        if is_dataclass(value):
-            yield from _allowed(value, f"{flag}.")
-        for extra in getattr(hint, "__metadata__", ()):
-            if isinstance(extra, Allowed):
-                yield flag, value, extra
-        choices = [name for kind in (hint, *typing.get_args(hint)) for name in _names(kind)]
-        if choices:
-            yield flag, value, OneOf(choices)
-
-
-def _names(hint: Any) -> tuple[str, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()

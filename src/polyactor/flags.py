@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import difflib
+import inspect
 import io
 import itertools
 import re
 import sys
-import typing
+import textwrap
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any
+from dataclasses import field, fields, is_dataclass, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 from polyactor.errors import UsageError, suggestion
+from polyactor.settings import AUTO, KINDS, Setting, replace_at, walk
+
+if TYPE_CHECKING:
+    from polyactor.config import Config
+    from polyactor.envs import EnvSpec
 
 READ_FIRST = """\
 Read first, since they decide which flags there are:
---env ID (any Gymnasium id, module:Env-v0 or module:callable), --scheme sync|hogwild|param-server|actor-learner,
---optimizer sgd|rmsprop|adam.
+--env ID (any Gymnasium id, module:Env-v0 or module:callable),
+--scheme sync|hogwild|param-server|actor-learner, --optimizer sgd|rmsprop|adam.
 """
 HELP = frozenset({"--help", "-h"})
 SHORT = {"--max-lag": "--scheme.max-lag", "--max-staleness": "--scheme.max-staleness"}
 """Flags with a short name."""
-AUTO = ("workers", "envs")
-"""Flags that may be ``auto``: a number is chosen then."""
-ARTICLES: dict[Any, str] = {int: "a whole number", float: "a number"}
 
 
-def read_config(args: list[str]) -> Any:
+def read_config(args: list[str], look: Callable[..., EnvSpec] | None = None) -> Config:
     """The config that a preset and flags describe.
 
     Preset, algorithm, scheme, optimizer and environment are read first, since they decide which other flags exist.
+
+    Args:
+        args: of the command line.
+        look: what an environment looks like, as `env_spec`, which is the default.
     """
-    from polyactor.config import Config
+    from polyactor.envs import env_spec
     from polyactor.presets import base_config
 
     if HELP.intersection(args):
@@ -41,13 +49,13 @@ def read_config(args: list[str]) -> Any:
     name, args = positional(
         args, "train needs a preset or an algorithm, such as: polyactor train a3c --env CartPole-v1"
     )
-    first: dict[str, str] = {}
+    first: dict[str, Any] = {}
     for flag in ("env", "scheme", "optimizer"):
         first_value, args = take(args, flag)
         if first_value is not None:
             first[flag] = first_value
-    base = base_config(name, **first)
-    return _parse(Config, base, args, f"polyactor train {name}", READ_FIRST)
+    base = base_config(name, look=look or env_spec, **first)
+    return _parse(base, args, f"polyactor train {name}")
 
 
 def _example(args: list[str]) -> list[str]:
@@ -59,11 +67,11 @@ def _example(args: list[str]) -> list[str]:
     return args if known else [args[0], "--env", "CartPole-v1", *args[1:]]
 
 
-def _parse(cls: type[Any], default: Any, args: list[str], prog: str, description: str) -> Any:
+def _parse(base: Config, args: list[str], prog: str) -> Config:
     """tyro's parse, its complaints as one sentence."""
     import tyro
 
-    known = _flags(default)
+    known = _flags(base)
     args = [SHORT.get(name, name) + equals + value for name, equals, value in (arg.partition("=") for arg in args)]
     for arg in args:
         flag = arg.split("=")[0]
@@ -77,16 +85,64 @@ def _parse(cls: type[Any], default: Any, args: list[str], prog: str, description
         if value and _is_switch(flag.replace("_", "-"), known):
             raise UsageError(f"{flag} {value} is not allowed: it takes no value, and no- before its name turns it off")
     args = _with_none(args, optional=[flag for flag, optional in known.items() if optional])
+    shown = _grouped(base, with_help=bool(HELP.intersection(args)))
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                cls, default=default, args=args, prog=prog, description=description, config=(tyro.conf.SuppressFixed,)
-            )
+            parsed = tyro.cli(shown, args=args, prog=prog, description=READ_FIRST, config=(tyro.conf.SuppressFixed,))
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UsageError(_one_sentence(complaint.getvalue())) from None
+    for setting in walk(base):
+        if setting.path != "env":
+            value = getattr(getattr(parsed, setting.group), _name(setting))
+            base = base if value == setting.value else replace_at(base, setting.path, value)
+    return base
+
+
+def _grouped(base: Config, *, with_help: bool) -> type[Any]:
+    """A dataclass for tyro: a field per heading of the help, in it the settings under their whole names."""
+    from tyro.conf import arg
+
+    from polyactor.config import GROUPS
+
+    documented = _texts(base) if with_help else {}
+    groups: dict[str, list[Any]] = {group.name: [] for group in GROUPS}
+    for setting in sorted(walk(base), key=lambda setting: "." in setting.path):  # the run's own before a section's
+        if setting.path != "env":
+            shown = arg(name=setting.flag, help=documented.get(setting.path, ""), prefix_name=False)
+            hint: Any = setting.declared.hint
+            groups[setting.group].append((_name(setting), Annotated[hint, shown], _default(setting.value)))
+    boxes = []
+    for name, flags in groups.items():
+        box = make_dataclass(name, flags)
+        about = inspect.getdoc(type(getattr(base, name))) if with_help and hasattr(base, name) else ""
+        boxes.append((name, Annotated[box, arg(help=about)], field(default_factory=box)))
+    return make_dataclass("Flags", boxes)
+
+
+def _name(setting: Setting) -> str:
+    return setting.path.replace(".", "__")
+
+
+def _default(value: Any) -> Any:
+    return field(default_factory=lambda: value)
+
+
+def _texts(part: Any, prefix: str = "") -> dict[str, str]:
+    """The docstrings of all fields of a config, by path."""
+    found: dict[str, str] = {}
+    for cls in reversed(type(part).__mro__):
+        with contextlib.suppress(OSError, TypeError):  # a class that no file has
+            definition = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+            for declared, text in itertools.pairwise(ast.iter_child_nodes(definition)):
+                if isinstance(declared, ast.AnnAssign) and isinstance(text, ast.Expr):
+                    found[prefix + ast.unparse(declared.target)] = " ".join(ast.literal_eval(text.value).split())
+    for name in [f.name for f in fields(part)]:
+        if is_dataclass(getattr(part, name)):
+            found |= _texts(getattr(part, name), f"{prefix}{name}.")
+    return found
 
 
 def _is_switch(flag: str, known: Collection[str]) -> bool:
@@ -102,7 +158,7 @@ def _one_sentence(box: str) -> str:
     if number:
         flag, whole, value = number.groups()
         auto = " or auto" * (flag[2:] in AUTO)
-        return f"{flag} {value} is not allowed: it must be {ARTICLES[int if whole else float]}{auto}"
+        return f"{flag} {value} is not allowed: it must be {KINDS[int if whole else float]}{auto}"
     stray = re.search(r"Unrecognized options:\s+(\S+)", text)
     if stray:
         return f"'{stray[1]}' is one word too many"
@@ -123,18 +179,14 @@ def _with_none(args: list[str], optional: Collection[str]) -> list[str]:
     return spelled
 
 
-def _flags(part: Any, prefix: str = "") -> dict[str, bool]:
+def _flags(config: Config) -> dict[str, bool]:
     """Every flag, and whether it may be none."""
     known: dict[str, bool] = {}
-    hints = typing.get_type_hints(type(part))
-    for f in fields(part):
-        flag = prefix + f.name.replace("_", "-")
-        value = getattr(part, f.name)
-        known |= (
-            _flags(value, f"{flag}.") if is_dataclass(value) else {flag: type(None) in typing.get_args(hints[f.name])}
-        )
-        if isinstance(value, bool):
-            known[f"{prefix}no-{f.name.replace('_', '-')}"] = False
+    for setting in walk(config):
+        known[setting.flag] = setting.optional
+        if isinstance(setting.value, bool):
+            section, dot, name = setting.flag.rpartition(".")
+            known[f"{section}{dot}no-{name}"] = False
     return known
 
 
@@ -189,7 +241,7 @@ def small_flags(
             try:
                 options[name] = kind(value)
             except ValueError:
-                raise UsageError(f"--{name} {value} is not allowed: it must be {ARTICLES[kind]}") from None
+                raise UsageError(f"--{name} {value} is not allowed: it must be {KINDS[kind]}") from None
             zero = name == "seed"  # of anything else none would be nothing
             if kind in (int, float) and not (0 < options[name] < float("inf") or (zero and options[name] == 0)):
                 least = "at least" if zero else "above"

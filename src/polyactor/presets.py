@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from polyactor.algorithms import ALGORITHMS
 from polyactor.compose import part
-from polyactor.config import Config
-from polyactor.envs import EnvFactory, is_atari, make_envs
+from polyactor.config import Config, Scheme
+from polyactor.envs import EnvFactory, EnvSpec, env_spec, is_atari
 from polyactor.errors import UsageError, suggestion
+from polyactor.optim import Rule
 from polyactor.published import PUBLISHED, Preset, Values
+from polyactor.settings import declared, replace_at
 from polyactor.types import Algorithm
 
 Kind = Literal["atari", "discrete", "continuous"]
@@ -59,7 +62,8 @@ _PPO: dict[Kind, Values] = {
 }  # fmt: skip
 
 _VTRACE: dict[Kind, Values] = {
-    kind: {**values, "algorithm.trace_lambda": values["algorithm.gae_lambda"]} for kind, values in _ACTOR_CRITIC.items()
+    kind: {path.replace("gae_lambda", "trace_lambda"): value for path, value in values.items()}
+    for kind, values in _ACTOR_CRITIC.items()
 }
 
 _ACER: dict[Kind, Values] = {
@@ -234,29 +238,34 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def kind_of(env: str | EnvFactory) -> Kind:
-    """Which settings an environment wants.
+def kind_of(env: str | EnvFactory, look: Callable[..., EnvSpec] = env_spec) -> Kind:
+    """Which settings an environment wants; that of an Atari id is known without a look at it.
 
     Raises:
         EnvironmentUnsupported: as `make_envs`.
     """
     if is_atari(env):
         return "atari"
-    envs = make_envs(env, 1)
-    try:
-        return "continuous" if envs.action_space.__class__.__name__ == "Box" else "discrete"
-    finally:
-        envs.close()
+    return "continuous" if look(env).continuous else "discrete"
 
 
 def base_config(
-    name: str, *, env: str | EnvFactory | None = None, scheme: str | None = None, optimizer: str | None = None
+    name: str,
+    *,
+    env: str | EnvFactory | None = None,
+    algorithm: str | Algorithm | None = None,
+    scheme: str | Scheme | None = None,
+    optimizer: str | Rule | None = None,
+    look: Callable[..., EnvSpec] = env_spec,
 ) -> Config:
     """The config a name stands for, before any flag.
 
     Args:
         name: a method, a preset, or an algorithm of one's own as ``file.py:Class``.
-        env, scheme, optimizer: in place of the name's own.
+        env: in place of the name's own.
+        algorithm, scheme, optimizer: in place of the name's own, as a name or ready-made. Another part than the name's
+            own has its own defaults: another rule wants another learning rate.
+        look: what an environment looks like, as `env_spec`.
 
     Raises:
         UsageError: no such name, or no environment.
@@ -273,38 +282,34 @@ def base_config(
         if preset is None:
             raise UsageError(f"--env is needed: polyactor train {name} --env CartPole-v1")
         env = preset.env
+    asked = {"algorithm": algorithm, "scheme": scheme, "optimizer": optimizer}
+    made: dict[str, Any] = {kind: _made(kind, value) for kind, value in asked.items() if value is not None}
     # What suits our methods is not what a source ran: its rows stand on the plain defaults.
-    values = {} if preset and preset.source else dict(method.values[kind_of(env)])
+    values = {} if preset and preset.source else dict(method.values[kind_of(env, look)])
     values |= preset.values if preset else {}
-    algorithm: Algorithm = part("algorithm", method.algorithm)()
-    own = values.pop("optimizer")
-    if optimizer is not None and optimizer != own:  # another rule wants another learning rate: its own default
-        values = {path: value for path, value in values.items() if not path.startswith("optimizer.")}
-    config = Config(
-        env=env,
-        algorithm=algorithm,
-        scheme=part("scheme", scheme or method.scheme)(),
-        optimizer=part("optimizer", optimizer or own)(),
-        preset=name,
-    )
+    own = {"algorithm": method.algorithm, "scheme": method.scheme, "optimizer": values.pop("optimizer")}
+    made = {kind: _made(kind, name) for kind, name in own.items()} | made
+    fields = declared(type(made["algorithm"]))
+
+    def applies(path: str) -> bool:
+        section, _, field = path.rpartition(".")
+        if asked.get(section) not in (None, own.get(section)):
+            return False
+        # Our settings for an algorithm of one's own are a proposal: it need not have them all.
+        return section != "algorithm" or own["algorithm"] in ALGORITHMS or field in fields
+
+    config = Config(env=env, preset=name, **made)
     if config.scheme.single:
         values |= {"workers": 1}
     if not config.scheme.per_worker:
         values |= {"per_worker": ()}
-    for path, value in values.items():
-        config = _with(config, path, value)
+    for path in filter(applies, values):
+        config = replace_at(config, path, values[path])
     return config
 
 
-def _with(config: Config, path: str, value: Any) -> Config:
-    """The config with a dotted path set; what an algorithm of one's own does not have is left out."""
-    group, _, name = path.rpartition(".")
-    if not group:
-        return replace(config, **{name: value})
-    section = getattr(config, group)
-    if name not in {f.name for f in fields(section)}:
-        return config
-    return replace(config, **{group: replace(section, **{name: value})})
+def _made(kind: str, value: str | Algorithm | Scheme | Rule) -> Any:
+    return part(kind, value)() if isinstance(value, str) else value
 
 
 def show(name: str | None = None) -> None:

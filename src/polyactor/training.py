@@ -48,13 +48,13 @@ class Run:
     summary: Mapping[str, Any]
 
 
-def train(config: Config, reasons: Sequence[str] = (), *, spec: EnvSpec | None = None) -> Run:
+def train(config: Config, spec: EnvSpec, reasons: Sequence[str] = ()) -> Run:
     """Train from the start.
 
     Args:
         config: of the run.
+        spec: of its environments.
         reasons: why it has numbers that nobody set; said below the banner.
-        spec: of its environments; by default one is made to be asked.
 
     Raises:
         UsageError: a value that cannot be.
@@ -66,7 +66,7 @@ def train(config: Config, reasons: Sequence[str] = (), *, spec: EnvSpec | None =
     directory = run_directory(config)
     config = replace(config, out=str(directory))  # whoever remembers rollouts does so there
     tune_allocator()
-    parts = Parts.fresh(config, spec or env_spec(config.env, atari=config.atari))
+    parts = Parts.fresh(config, spec)
     refuse_inexact(config)
     if config.init_from is not None:
         start_from(parts.state, Path(config.init_from))

@@ -14,7 +14,7 @@ import pytest
 from gymnasium.envs.registration import EnvSpec
 from marks import mostly_slow
 
-from polyactor.envs import AtariOptions, Step, VectorEnv, check_env, make_envs
+from polyactor.envs import AtariOptions, Step, VectorEnv, env_spec, make_envs
 from polyactor.envs.snapshot import snapshot
 from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError
 
@@ -116,7 +116,7 @@ def test_full_action_space_is_the_ids_own(monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_id_the_vector_emulator_cannot_serve_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     env = register(monkeypatch, mode=2, obs_type="ram")
     with pytest.raises(EnvironmentUnsupported, match="Mine-v0 sets mode, obs_type"):
-        check_env(env)
+        env_spec(env)
     with pytest.raises(EnvironmentUnsupported, match="Mine-v0 sets mode, obs_type"):
         make_envs(env, 1)
 

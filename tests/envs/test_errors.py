@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from polyactor.envs import check_env, gymnasium_env, make_envs
+from polyactor.envs import env_spec, gymnasium_env, make_envs
 from polyactor.errors import EnvironmentUnsupported
 
 
 def refusal(env: Any) -> str:
-    """The sentence, which `check_env` and `make_envs` must agree on."""
+    """The sentence, which `env_spec` and `make_envs` must agree on."""
     with pytest.raises(EnvironmentUnsupported) as cheap:
-        check_env(env)
+        env_spec(env)
     with pytest.raises(EnvironmentUnsupported) as full:
         make_envs(env, 2)
     assert str(cheap.value) == str(full.value)
@@ -91,7 +91,7 @@ def test_module_that_fails_to_import(tmp_path: Any, monkeypatch: pytest.MonkeyPa
 def test_module_id_module_callable_and_callable_work(module: types.ModuleType) -> None:
     module.make = lambda: gymnasium.make("Pendulum-v1")  # type: ignore[attr-defined]
     for env in ("some_games:make", "gymnasium:Pendulum-v1", module.make, "Pendulum-v1"):
-        check_env(env)
+        env_spec(env)
         assert make_envs(env, 2).reset(0).shape == (2, 3)
 
 
@@ -181,7 +181,7 @@ def test_missing_drawing_library_is_named_when_drawing(monkeypatch: pytest.Monke
 def test_importing_and_checking_needs_no_torch_and_importing_no_ale_py() -> None:
     script = (
         f"import sys; sys.path = {sys.path!r}; import polyactor.envs as envs; assert 'ale_py' not in sys.modules;"
-        "envs.check_env('CartPole-v1'); envs.check_env('ALE/Pong-v5'); assert 'torch' not in sys.modules"
+        "envs.env_spec('CartPole-v1'); envs.env_spec('ALE/Pong-v5'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 

@@ -24,9 +24,9 @@ __all__ = [
     "EnvFactory",
     "EnvSpec",
     "Listener",
+    "Specs",
     "Step",
     "VectorEnv",
-    "check_env",
     "check_exact",
     "env_spec",
     "is_atari",
@@ -141,14 +141,19 @@ def check_exact(
                     )
 
 
-def check_env(env: str | EnvFactory) -> None:
-    """Refuse what `make_envs` would refuse, at the price of at most one single environment (none for Atari ids).
+class Specs:
+    """`env_spec` with a memory: whoever asks again for the same environment, even in the end, makes it only once."""
 
-    Raises:
-        EnvironmentUnsupported: as `make_envs`.
-    """
-    source = gymnasium_env.find(env)
-    if isinstance(source, Registered) and _atari.is_atari(source):
-        _atari.check(source)
-    else:
-        gymnasium_env.check(source)
+    def __init__(self) -> None:
+        self._known: dict[tuple[str | int, AtariOptions | None], EnvSpec] = {}
+
+    def __call__(self, env: str | EnvFactory, *, atari: AtariOptions = AtariOptions()) -> EnvSpec:  # noqa: B008
+        """What an environment looks like.
+
+        Raises:
+            EnvironmentUnsupported: as `make_envs`.
+        """
+        key = (env if isinstance(env, str) else id(env), atari if is_atari(env) else None)
+        if key not in self._known:
+            self._known[key] = env_spec(env, atari=atari)
+        return self._known[key]

@@ -60,15 +60,6 @@ def find(env: str | EnvFactory) -> EnvSpec | EnvFactory:
     return _registered(env, env, [])
 
 
-def check(source: EnvSpec | EnvFactory) -> None:
-    """Make one environment and look at its spaces.
-
-    Raises:
-        EnvironmentUnsupported: it cannot be made, or nobody can act in it.
-    """
-    _make(source, max_episode_steps=None, render=False).close()
-
-
 class GymnasiumEnvs:
     """B environments of one kind; a `VectorEnv`.
 

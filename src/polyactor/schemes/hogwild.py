@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from polyactor.config import Cast, Config, Role, Scheme
-from polyactor.errors import UsageError
 
 if TYPE_CHECKING:
     from polyactor.build import Parts
@@ -33,12 +32,10 @@ class Hogwild(Scheme):
     workers_as: Literal["process", "thread"] = "process"
     """thread: workers share this process and its interpreter; slower, but nothing has to be pickled."""
 
-    def fits(self, config: Config) -> None:
-        """Inline there is nothing to share a process with."""
-        if self.workers_as == "thread" and config.transport == "inline":
-            raise UsageError(
-                "--scheme.workers-as thread is not allowed with --transport inline, where workers take turns: use local"
-            )
+    @property
+    def in_threads(self) -> bool:
+        """As `workers_as` says."""
+        return self.workers_as == "thread"
 
     def alone(self, config: Config) -> bool:
         """A worker is, where there is no other."""
@@ -50,7 +47,7 @@ class Hogwild(Scheme):
         from polyactor.channel import lock_file
 
         with lock_file() as path:
-            yield Cast(parts.config.workers, work, (path,), threads=self.workers_as == "thread")
+            yield Cast(parts.config.workers, work, (path,), threads=self.in_threads)
 
 
 def work(worker: int, parts: Parts, lock_path: str) -> Role:

@@ -9,7 +9,8 @@ from polyactor.transport import inline, local
 from polyactor.transport.pausing import paused, still
 from polyactor.transport.watchdog import Tell, untold
 
-TRANSPORTS = {"local": local.play, "inline": inline.play}
+PLAYS = {"local": local.play, "inline": inline.play}
+"""How each transport plays; `polyactor.config.TRANSPORTS` has what it can."""
 
 
 def run(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
@@ -20,7 +21,7 @@ def run(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
         tell: of workers that start, are lost and are replaced.
     """
     config = parts.config
-    return TRANSPORTS["inline" if config.scheme.single else config.transport](parts, tell)
+    return PLAYS["inline" if config.scheme.single else config.transport](parts, tell)
 
 
-__all__ = ["TRANSPORTS", "paused", "run", "still"]
+__all__ = ["PLAYS", "paused", "run", "still"]

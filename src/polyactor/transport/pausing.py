@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from polyactor.board import Board, never
-from polyactor.config import Config
+from polyactor.config import TRANSPORTS, Config
 
 HEED_WITHIN = 0.75
 """Seconds."""
@@ -17,7 +17,7 @@ def still(config: Config, board: Board) -> AbstractContextManager[bool]:
 
     It is not waited for long: others would wait with it, and it may be one that hangs.
     """
-    elsewhere = config.transport == "local" and config.scheme.applies_apart
+    elsewhere = TRANSPORTS[config.transport].apart and config.scheme.applies_apart
     return board.paused(HEED_WITHIN) if elsewhere else nullcontext(True)
 
 
@@ -26,5 +26,5 @@ def paused(config: Config, board: Board, unless: Callable[[], bool] = never) -> 
 
     They are waited for no longer when `unless` says so.
     """
-    elsewhere = config.transport == "local" and not config.scheme.single
+    elsewhere = TRANSPORTS[config.transport].apart and not config.scheme.single
     return board.paused(unless=unless) if elsewhere else nullcontext(True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from faults import Found, write
 from gymnasium import spaces
+from othersums import disturb, disturb_workers
 
 from polyactor.types import CoreState, Rollout
 
@@ -40,6 +41,16 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _other_sums(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With --other-sums: a library's sums round in another way for other shapes, here and in workers."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if request.config.getoption("--other-sums"):
+            disturb()
+            disturb_workers(monkeypatch)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +106,7 @@ def _make_rollout(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-docs", action="store_true", help="put what slow tests measure into the pages of docs/")
+    parser.addoption("--other-sums", action="store_true", help="round a library's sums by its operands' shapes")
     parser.addoption("--write-faults", action="store_true", help="write docs/faults.md; run with -m fault")
 
 

@@ -1,4 +1,4 @@
-"""What acting computed is what learning would compute, to the last bit."""
+"""What acting computed is what learning would compute, up to the order of sums."""
 
 from __future__ import annotations
 
@@ -63,6 +63,22 @@ def gradients_of(algorithm: Algorithm, model: ActorCritic, batch: Batch) -> dict
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+# Acting passes B images at once, learning T·B, and a library may add those up in another order: then the last bits of
+# outputs differ. In bf16 the last of 8 bits also decides which pixel a maximum is taken of, and whose gradient it gets.
+ROUNDING = {"fp32": 1e-5, "bf16": 0.2}
+"""How far apart gradients may then be, as a share of their norm; of images in another order it is 0.5 and more."""
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Of two gradients, as a share of the second's norm."""
+    return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
+
+
+def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], precision: str) -> None:
+    for name, gradient in theirs.items():
+        assert distance(ours[name], gradient) < ROUNDING[precision], name
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("algorithm", [A2C(), VTrace()], ids=["a2c", "vtrace"])
 @pytest.mark.parametrize(
@@ -81,7 +97,7 @@ def test_gradients_are_those_without_a_memo(spec: ModelSpec, algorithm: Algorith
     assert with_memo.keys() == without.keys() == dict(model.named_parameters()).keys()
     for name, gradient in without.items():
         assert gradient.any(), name
-        assert torch.equal(with_memo[name], gradient), name
+    assert_close(with_memo, without, precision)
 
 
 def test_the_torso_is_not_run_again() -> None:
@@ -108,10 +124,10 @@ def test_without_gradients_the_features_are_enough() -> None:
     assert len(rollout.memo.features) == len(model.trunks)
     with torch.no_grad():
         with_memo, without = model.unroll(rollout), model.unroll(rollout.replace(memo=None))
-        assert torch.equal(with_memo.policy, without.policy)
-        assert torch.equal(with_memo.value, without.value)
+        torch.testing.assert_close(with_memo.policy, without.policy, rtol=0, atol=1e-6)  # of outputs near 0.1
+        torch.testing.assert_close(with_memo.value, without.value, rtol=0, atol=1e-6)
         rollout.memo.features[0].add_(1)
-        assert not torch.equal(model.unroll(rollout).policy, without.policy)
+        assert not torch.allclose(model.unroll(rollout).policy, without.policy, rtol=0, atol=1e-4)
     assert gradients(A2C(), model, rollout).keys() == dict(model.named_parameters()).keys()
 
 
@@ -219,9 +235,10 @@ def test_a_memo_of_other_parameters_is_not_used() -> None:
         actor.envs.close()
         return gradient
 
-    assert torch.equal(learned(memo=True, older=False), learned(memo=False, older=False))
-    assert torch.equal(learned(memo=True, older=True), learned(memo=False, older=True))
-    assert not torch.equal(learned(memo=False, older=True), learned(memo=False, older=False))
+    found = {(memo, older): learned(memo=memo, older=older) for memo in (False, True) for older in (False, True)}
+    assert distance(found[True, False], found[False, False]) < ROUNDING["fp32"]
+    assert distance(found[True, True], found[False, True]) < ROUNDING["fp32"]
+    assert distance(found[False, True], found[False, False]) > 1e-2
 
 
 class Seen(NamedTuple):

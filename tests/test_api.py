@@ -224,10 +224,20 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
-@pytest.mark.parametrize("preset", ["a3c", "cartpole-a2c", "bipedal-a3c-lstm"])
-def test_an_environment_is_looked_at_once(preset: str, asked: list[Config], looks: list[Any]) -> None:
-    pa.train(preset, env="CartPole-v1")
-    assert (len(asked), looks) == (1, ["CartPole-v1"])
+@pytest.mark.parametrize(
+    ("preset", "env"),
+    [
+        ("a3c", "CartPole-v1"),
+        ("cartpole-a2c", "CartPole-v1"),
+        ("bipedal-a3c-lstm", "Pendulum-v1"),  # a source's row, which asks for no kind of environment
+        ("a3c", "PongNoFrameskip-v4"),
+    ],
+)
+def test_an_environment_is_looked_at_once(preset: str, env: str, asked: list[Config], looks: list[Any]) -> None:
+    if env.startswith("Pong"):
+        pytest.importorskip("ale_py")
+    pa.train(preset, env=env)
+    assert (len(asked), looks) == (1, [env])
 
 
 def test_the_command_line_looks_once_too(

@@ -137,8 +137,9 @@ def _texts(part: Any, prefix: str = "") -> dict[str, str]:
         with contextlib.suppress(OSError, TypeError):  # a class that no file has
             definition = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
             for declared, text in itertools.pairwise(ast.iter_child_nodes(definition)):
-                if isinstance(declared, ast.AnnAssign) and isinstance(text, ast.Expr):
-                    found[prefix + ast.unparse(declared.target)] = " ".join(ast.literal_eval(text.value).split())
+                match declared, text:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
+                        found[prefix + name] = " ".join(words.split())
     for name in [f.name for f in fields(part)]:
         if is_dataclass(getattr(part, name)):
             found |= _texts(getattr(part, name), f"{prefix}{name}.")

@@ -22,8 +22,6 @@ class SelfImitation(Algorithm):
     L = ⟨−log π(a|x) (Â + w (R − V)₊) + c (R − V)² − β H⟩, after Oh et al. 2018 (without their replay).
     """
 
-    gamma: Annotated[float, Allowed(0, 1)] = 0.99
-    """Discount γ."""
     imitation: Annotated[float, Allowed(0)] = 0.5
     """Weight w of what turned out better than expected."""
     value_coef: Annotated[float, Allowed(0)] = 0.5
@@ -35,7 +33,7 @@ class SelfImitation(Algorithm):
         x = batch.rollout
         out = model.unroll(x)
         pi_t, v_t = model.distribution(out.policy[:-1]), out.value[:-1]
-        discount_t = self.gamma * (~x.terminated).float()
+        discount_t = x.discount(self.gamma)
         advantage_t, return_t = returns.n_step(x.reward, out.value.detach(), discount_t, x.mask)
         weight_t = advantage_t + self.imitation * advantage_t.clamp(min=0)
         entropy_t = pi_t.entropy()

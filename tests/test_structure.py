@@ -20,7 +20,8 @@ from polyactor.processes import Crew
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(polyactor.__file__).parent
-MOST_FILES, MOST_LINES = 9, 1_500
+MOST_FILES = 9
+MOST_LINES = {"a3c": 1_300, "a3c-server": 1_450, "appo": 1_500, "impala": 1_450}
 
 PROBE = """
 import multiprocessing
@@ -121,7 +122,7 @@ def test_from_the_command_line_to_the_gradient_in_few_files(
         print(f"{count:>6} {path.relative_to(PACKAGE)}")
     print(f"{sum(lines.values()):>6} in {len(lines)} files")
     assert len(lines) <= MOST_FILES
-    assert sum(lines.values()) <= MOST_LINES
+    assert sum(lines.values()) <= MOST_LINES[method]
 
 
 def lint_imports(directory: Path) -> subprocess.CompletedProcess[str]:

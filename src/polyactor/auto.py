@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -147,7 +147,10 @@ class Stopwatch:
     def _make(self, size: int) -> VectorEnv:
         config, start = self.config, time.perf_counter()
         envs = make_envs(config.env, size, atari=config.atari, max_episode_steps=config.max_episode_steps)
-        self.first = envs.reset(config.seed)
+        with ExitStack() as failing:
+            failing.callback(envs.close)
+            self.first = envs.reset(config.seed)
+            failing.pop_all()
         took = time.perf_counter() - start
         self.made, self.each = self.made + took, took / size
         return envs

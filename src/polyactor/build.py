@@ -150,7 +150,7 @@ class Parts:
         config, board = self.config, self.board
         streams = self._streams(worker)
         line = board.pulse.line(worker)
-        with ExitStack() as made:  # whatever fails now, the environments are closed
+        with ExitStack() as made:  # where the rest of an actor cannot be made, its environments are closed
             line.asked(ALL, None)
             envs = make_envs(
                 config.env,

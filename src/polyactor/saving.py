@@ -96,6 +96,14 @@ class Saver:
         self.say(f"not saved: {error}; training goes on and tries again")
 
 
+def advise(error: Exception, directory: Path) -> None:
+    """End the error that stopped a run with where to go on from, where there is a checkpoint."""
+    if isinstance(error, PolyactorError):
+        error.args = (with_advice(str(error), directory),)
+    elif advice := with_advice("", directory):
+        error.add_note(advice.removeprefix("; "))
+
+
 def with_advice(message: str, directory: Path) -> str:
     """What stopped a run, and where to go on from where there is a checkpoint; said once."""
     found = checkpoint.last(directory)

@@ -24,7 +24,7 @@ from polyactor.progress import Progress, banner, clock
 from polyactor.record import keepsakes
 from polyactor.restoring import config_of, refuse_inexact, restored
 from polyactor.rundir import claimed, refuse_taken, run_directory, run_of, write_config
-from polyactor.saving import Saver, with_advice
+from polyactor.saving import Saver, advise
 from polyactor.signals import stop_signals
 from polyactor.tally import Tally
 from polyactor.telling import Teller
@@ -170,19 +170,12 @@ class _Training:
             log.summary(summary)
             self._look_back(status)
         except Exception as error:
-            self._advise(error)
+            advise(error, self.directory)
             with suppress(PolyactorError):  # what stopped the run is what a person must read
                 log.event("failed", str(error) or type(error).__name__)
                 log.summary(self.tally.summary("failed"))
             raise
         return Run(self.directory, status, summary)
-
-    def _advise(self, error: Exception) -> None:
-        """End the error with where to go on from."""
-        if isinstance(error, PolyactorError):
-            error.args = (with_advice(str(error), self.directory),)
-        elif advice := with_advice("", self.directory):
-            error.add_note(advice.removeprefix("; "))
 
     def _watch(self, scheme: Generator[None, None, None]) -> str:
         for _ in scheme:

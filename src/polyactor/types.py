@@ -469,8 +469,8 @@ class Algorithm:
     A new one is a frozen dataclass with a `loss`; everything else has a default.
     """
 
-    gamma: Annotated[float, Allowed(0, 1)] = field(default=0.99, kw_only=True)
-    """Discount γ of one agent step."""
+    gamma: Annotated[float, Allowed(0, 1)] = 0.99
+    """Discount γ of one agent step; ``--normalize.reward`` scales by the return that it discounts."""
 
     outputs: ClassVar[tuple[str, ...]] = ("policy", "value")
     """The heads its loss reads: policy, and value or q (of each action, or by a dueling network of a Box)."""

@@ -5,7 +5,7 @@ Nothing here imports torch, and ale-py only once an Atari id is asked for.
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 
 import numpy as np
 from gymnasium.envs.registration import EnvSpec as Registered
@@ -123,8 +123,11 @@ def check_exact(
     Raises:
         EnvironmentUnsupported: it cannot be saved, or what was saved is not all of it.
     """
-    made = [make_envs(env, 2, atari=atari, max_episode_steps=max_episode_steps, saved=True) for _ in range(2)]
-    with closing(made[0]) as first, closing(made[1]) as second:
+
+    def two() -> AbstractContextManager[VectorEnv]:
+        return closing(make_envs(env, 2, atari=atari, max_episode_steps=max_episode_steps, saved=True))
+
+    with two() as first, two() as second:
         first.reset(1)
         second.reset(10_000)
         first.action_space.seed(0)

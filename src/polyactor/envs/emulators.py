@@ -6,6 +6,7 @@ own, so a game is its seed and the actions since: both are saved, and a game goe
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,12 @@ class Emulators:
     def __init__(self, num_envs: int, **options: Any) -> None:
         from ale_py.vector_env import AtariVectorEnv
 
-        self.each = [AtariVectorEnv(num_envs=1, num_threads=1, **options) for _ in range(num_envs)]
+        self.each: list[Any] = []
+        with ExitStack() as made:
+            made.callback(self.close)
+            for _ in range(num_envs):
+                self.each.append(AtariVectorEnv(num_envs=1, num_threads=1, **options))
+            made.pop_all()
         self.ale = self.each[0].ale
         self.rng = np.random.default_rng()
         self.seeds = [1] * num_envs

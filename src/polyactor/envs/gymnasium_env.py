@@ -8,6 +8,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
@@ -277,12 +278,17 @@ def _make(source: EnvSpec | EnvFactory, *, max_episode_steps: int | None, render
         raise EnvironmentUnsupported(f"{name} returns a {type(made).__name__}; it must return one gymnasium.Env.")
     if max_episode_steps is not None and not isinstance(source, EnvSpec):
         made = gymnasium.wrappers.TimeLimit(made, max_episode_steps)
-    _action_space(made.action_space, name)
     space = made.observation_space
-    if not _flattenable(space):
-        raise EnvironmentUnsupported(
-            f"{name} has the observation space {shortened(space)}; what can be observed is {OBSERVATIONS}."
-        )
+    try:
+        _action_space(made.action_space, name)
+        if not _flattenable(space):
+            raise EnvironmentUnsupported(
+                f"{name} has the observation space {shortened(space)}; what can be observed is {OBSERVATIONS}."
+            )
+    except EnvironmentUnsupported:
+        with suppress(Exception):
+            made.close()
+        raise
     flat = isinstance(space, spaces.Box) and space.shape
     result: gymnasium.Env[Any, Any] = made if flat else gymnasium.wrappers.FlattenObservation(made)
     return result

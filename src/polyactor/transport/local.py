@@ -43,8 +43,9 @@ def play(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
             board.pulse.begin(worker)
             board.leave(worker)  # until it enters
         # cloudpickle, because an environment or algorithm may be defined in the user's own script.
-        part = (cast.work, parts) if cast.threads else cloudpickle.dumps((cast.work, config, parts.spec))
-        crew = (Threads if cast.threads else Crew)(perform, cast.workers, (part, state, board, *cast.shared))
+        part = (cast.work, config, parts.spec)
+        given = (part if cast.threads else cloudpickle.dumps(part), state, board, *cast.shared)
+        crew = (Threads if cast.threads else Crew)(perform, cast.workers, given)
         stack.callback(crew.stop)
         stack.callback(board.stop)
         supervisor = Supervisor(crew, config, board, cast, tell)
@@ -67,13 +68,9 @@ def play(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
 
 def perform(worker: int, part: Any, state: State, board: Board, *shared: Any) -> None:
     """A worker's life; to a process its part comes pickled."""
-    if isinstance(part, bytes):
-        work, config, spec = cloudpickle.loads(part)
-        parts = Parts(config, spec, state, board)
-    else:
-        work, parts = part
+    work, config, spec = cloudpickle.loads(part) if isinstance(part, bytes) else part
     failpoints.arm(worker, spared=board.starts(worker) > 0)
-    with closing(work(worker, parts, *shared)) as role:
+    with closing(work(worker, Parts(config, spec, state, board), *shared)) as role:
         for turn, bell in enumerate(role):
             if turn == 0:
                 board.enter(worker)

@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+import polyactor as pa
 from polyactor import checkpoint
 from polyactor.config import Config, check
 from polyactor.envs import EnvSpec, env_spec, make_envs
@@ -126,7 +127,7 @@ def test_a_run_makes_what_it_steps_and_one_to_be_asked(
     monkeypatch.setattr("polyactor.training.keepsakes", lambda *_, **__: [])  # the film has a test of its own
     file = tmp_path / "diary"
     config = config_of(method, scheme, file, workers=workers, transport=transport)
-    run = train(config)
+    run = pa.train(config)
     assert run.status == "done"
     assert counted(file) == (workers * 8, 1)
     assert Counter(what for what, _ in events(file)) == {"made": workers * 8 + 1, "stepped": workers * 8,
@@ -139,7 +140,7 @@ def test_a_run_that_is_handed_a_spec_makes_none_to_be_asked(tmp_path: Path, monk
     config = config_of("ppo", "sync", file, workers=1)
     spec = env_spec(config.env)
     file.unlink()
-    train(config, spec=spec)
+    train(config, spec)
     assert counted(file) == (8, 0)
 
 
@@ -147,7 +148,7 @@ def test_going_on_evaluating_filming_and_loading(tmp_path: Path) -> None:
     pytest.importorskip("imageio_ffmpeg")
     file = tmp_path / "diary"
     config = config_of("a2c", "sync", file, workers=1)
-    run = train(config)
+    run = pa.train(config)
     assert (run.path / "replay.mp4").exists()
     assert counted(file) == (8 + 1, 1)  # the film's is stepped
 
@@ -174,7 +175,7 @@ def test_when_not_all_can_be_made_those_that_were_are_closed(method: str, scheme
     spec = env_spec(config.env)
     file.unlink()
     with pytest.raises(EnvironmentUnsupported, match="there are no more of them"):
-        train(replace(config, env=Make(file, fails_at=3)), spec=spec)
+        train(replace(config, env=Make(file, fails_at=3)), spec)
     assert Counter(what for what, _ in events(file)) == {"made": 2, "closed": 2}
 
 
@@ -195,7 +196,7 @@ def test_when_an_actor_cannot_be_made_its_environments_are_closed(
     config = config_of("ppo", "sync", file, workers=1)
     monkeypatch.setattr("polyactor.build.Replica", cannot)
     with pytest.raises(RuntimeError, match="no room for a replica"):
-        train(config)
+        pa.train(config)
     assert Counter(what for what, _ in events(file)) == {"made": 9, "closed": 9}
 
 

@@ -11,6 +11,7 @@ from polyactor import cli
 from polyactor.bench import ADVICE, Trained, advice, bench, training_rate
 from polyactor.board import Board, Part, Watch
 from polyactor.config import Config
+from polyactor.envs import EnvSpec
 from polyactor.presets import base_config
 from polyactor.schemes import SCHEMES
 
@@ -37,8 +38,8 @@ def test_every_scheme_accounts_for_its_time(
 ) -> None:
     measured: list[Trained] = []
 
-    def noted(config: Config, seconds: float) -> Trained:
-        measured.append(training_rate(config, seconds))
+    def noted(config: Config, spec: EnvSpec, seconds: float) -> Trained:
+        measured.append(training_rate(config, spec, seconds))
         return measured[-1]
 
     monkeypatch.setattr("polyactor.bench.training_rate", noted)

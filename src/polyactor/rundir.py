@@ -7,13 +7,13 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from polyactor.checkpoint import FOLDER
-from polyactor.compose import to_json
 from polyactor.config import Config
 from polyactor.errors import RunDirectoryError, one_line
 from polyactor.files import replace_file, writing
@@ -77,14 +77,14 @@ def run_of(path: Path) -> Path:
     return folder.parent if folder.name == FOLDER and (folder.parent / CONFIG).is_file() else path
 
 
-def write_config(directory: Path, config: Config) -> None:
-    """Say what decides the run from now on.
+def write_config(directory: Path, plain: Mapping[str, Any]) -> None:
+    """Write what decides the run from now on, as plain JSON.
 
     Raises:
         OutOfResources, RunDirectoryError: it cannot be written; what was said before is untouched.
     """
     with writing(directory):
-        replace_file(directory / CONFIG, (json.dumps(to_json(config), indent=1) + "\n").encode())
+        replace_file(directory / CONFIG, (json.dumps(plain, indent=1) + "\n").encode())
 
 
 @contextmanager

@@ -135,7 +135,7 @@ class _Training:
         self.parts, self.config, self.state, self.board, self.directory = parts, config, parts.state, board, directory
         self.resumed = bool(before)
         self.tally = Tally(config, board, before)
-        write_config(directory, config)  # nothing of what goes on is refused any more
+        write_config(directory, to_json(config))  # nothing of what goes on is refused any more
         title = f"{config.preset or 'polyactor'} · {config.env} · {config.scheme.name}"
         self.log = opened.enter_context(MetricsLog(directory, append=self.resumed, steps=board.steps))
         self.progress = opened.enter_context(Progress(title, config.steps, quiet=config.quiet))

@@ -17,9 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from polyactor.evaluate import evaluate
-from polyactor.metrics import read_rows
-from polyactor.policy import read
+from polyactor.evaluation.evaluate import evaluate
+from polyactor.evaluation.policy import read
+from polyactor.storage.metrics_log import read_rows
 
 RESULTS = Path(__file__).parent.parent / "results"
 

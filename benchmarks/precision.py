@@ -38,16 +38,17 @@ import torch
 from torch import Tensor
 
 from polyactor import transport
-from polyactor.board import Counter
-from polyactor.build import Parts
+from polyactor.agent.learner import Learner
+from polyactor.agent.parts import Parts
 from polyactor.config import Config
+from polyactor.data import Rollout
 from polyactor.envs import env_spec
-from polyactor.learner import Learner
-from polyactor.machine import torch_threads, tune_allocator
-from polyactor.metrics import cpu_name, read_rows, versions
-from polyactor.plot import COLORS
-from polyactor.presets import PRESETS, base_config
-from polyactor.types import Rollout
+from polyactor.report.curves import COLORS
+from polyactor.settings.presets import PRESETS, base_config
+from polyactor.shared.counters import Counter
+from polyactor.storage.metrics_log import read_rows
+from polyactor.system.host import cpu_name, versions
+from polyactor.system.machine import torch_threads, tune_allocator
 
 RESULTS = Path(__file__).parent.parent / "results"
 PRECISIONS = ("fp32", "bf16")

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
-from polyactor.build import Parts
+from polyactor.agent.learner import differentiate
+from polyactor.agent.parts import Parts
+from polyactor.data import Batch
 from polyactor.envs import env_spec
-from polyactor.learner import differentiate
-from polyactor.machine import torch_threads, tune_allocator
-from polyactor.metrics import cpu_name, versions
-from polyactor.presets import base_config
-from polyactor.types import Batch
+from polyactor.settings.presets import base_config
+from polyactor.system.host import cpu_name, versions
+from polyactor.system.machine import torch_threads, tune_allocator
 
 RESULTS = Path(__file__).parent / "results"
 REPEATS = 20

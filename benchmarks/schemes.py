@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from polyactor import transport
+from polyactor.agent.parts import Parts
 from polyactor.algorithms import ALGORITHMS
-from polyactor.build import Parts
-from polyactor.config import Config, check
+from polyactor.config import Config
 from polyactor.envs import env_spec
-from polyactor.machine import tune_allocator
-from polyactor.metrics import cpu_name, versions
-from polyactor.presets import base_config
 from polyactor.schemes import SCHEMES
+from polyactor.settings.check import check
+from polyactor.settings.presets import base_config
+from polyactor.system.host import cpu_name, versions
+from polyactor.system.machine import tune_allocator
 
 RESULTS = Path(__file__).parent.parent / "results"
 

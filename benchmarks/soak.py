@@ -36,7 +36,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from polyactor.metrics import read_rows, resident_mb, versions
+from polyactor.storage.metrics_log import read_rows
+from polyactor.system.host import resident_mb, versions
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMES = {

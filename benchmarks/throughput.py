@@ -21,12 +21,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from polyactor.algorithms import ALGORITHMS
-from polyactor.bench import environments_alone, training_rate
-from polyactor.config import Config, check
-from polyactor.machine import tune_allocator
-from polyactor.metrics import cpu_name, versions
-from polyactor.presets import base_config
+from polyactor.config import Config
+from polyactor.report.speed import environments_alone, training_rate
 from polyactor.schemes import SCHEMES
+from polyactor.settings.check import check
+from polyactor.settings.presets import base_config
+from polyactor.system.host import cpu_name, versions
+from polyactor.system.machine import tune_allocator
 
 RESULTS = Path(__file__).parent / "results"
 PONG = "PongNoFrameskip-v4"

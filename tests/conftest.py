@@ -14,7 +14,7 @@ from faults import Found, write
 from gymnasium import spaces
 from othersums import disturb, disturb_workers
 
-from polyactor.types import CoreState, Rollout
+from polyactor.data import CoreState, Rollout
 
 FOUND = pytest.StashKey[dict[str, Found]]()
 """What tests of faults have found in this session."""

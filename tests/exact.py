@@ -9,7 +9,7 @@ from fresh import fresh
 from torch import Tensor
 
 from polyactor import transport
-from polyactor.build import make_model
+from polyactor.agent.parts import make_model
 from polyactor.config import Config
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.optim.flat import State, bind

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyactor.build import Parts
+from polyactor.agent.parts import Parts
 from polyactor.config import Config
 from polyactor.envs import env_spec
 

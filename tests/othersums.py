@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyactor import processes
+from polyactor.transport import processes
 
 SUMS = (
     *("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot"),

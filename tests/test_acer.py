@@ -16,17 +16,19 @@ from gymnasium import spaces
 from torch import Tensor
 
 from polyactor import transport
-from polyactor.actions import action_spec
 from polyactor.algorithms import ACER
 from polyactor.algorithms.acer.critics import Retrace
 from polyactor.algorithms.acer.trust_regions import by_statistics
-from polyactor.config import Config, check
-from polyactor.distributions import Categorical
+from polyactor.config import Config
+from polyactor.data import Batch, Distribution, Outputs, Rollout
+from polyactor.equations.distributions import Categorical
 from polyactor.errors import UsageError
-from polyactor.models.actor_critic import ActorCritic, Dueling
+from polyactor.models.action_space import action_spec
+from polyactor.models.actor_critic import ActorCritic
+from polyactor.models.heads import Dueling
 from polyactor.models.spec import ModelSpec
-from polyactor.presets import base_config
-from polyactor.types import Batch, Distribution, Outputs, Rollout
+from polyactor.settings.check import check
+from polyactor.settings.presets import base_config
 
 Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
 MakeRollout = Callable[..., Rollout]

@@ -14,16 +14,17 @@ from exact import outputs, train
 from gymnasium import spaces
 from torch import Tensor
 
-from polyactor.actions import action_spec
 from polyactor.algorithms import ACER
+from polyactor.algorithms.base import Algorithm
 from polyactor.config import Config
+from polyactor.data import Batch, Distribution, Outputs, Rollout
 from polyactor.envs import make_envs
 from polyactor.envs.diagnostic import LQR
+from polyactor.models.action_space import action_spec
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam
 from polyactor.schemes import Sync
-from polyactor.types import Algorithm, Batch, Distribution, Outputs, Rollout
 
 Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
 

@@ -10,19 +10,23 @@ from typing import Any
 import pytest
 
 import polyactor as pa
-from polyactor import auto, cli, envs, nursery, training
+from polyactor import envs
+from polyactor.cli import main as cli
 from polyactor.config import Config
 from polyactor.optim.rules import Adam
-from polyactor.presets import PRESETS, base_config
 from polyactor.schemes import ActorLearner, Hogwild
+from polyactor.settings import autotune
+from polyactor.settings.presets import PRESETS, base_config
+from polyactor.system import forkserver
+from polyactor.training import trainer
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """Configs of runs that would have been trained."""
     configs: list[Config] = []
-    monkeypatch.setattr(training, "train", lambda config, spec, reasons: configs.append(config))
-    monkeypatch.setattr(nursery, "open_nursery", lambda: None)
+    monkeypatch.setattr(trainer, "train", lambda config, spec, reasons: configs.append(config))
+    monkeypatch.setattr(forkserver, "open_nursery", lambda: None)
     return configs
 
 
@@ -202,8 +206,8 @@ def test_what_cannot_be_is_one_sentence(
 
 
 def test_numbers_may_be_left_to_the_machine(asked: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "workers", lambda config: (3, "three"))
-    monkeypatch.setattr(auto, "cheapest", lambda microseconds, sizes: (8, "eight"))
+    monkeypatch.setattr(autotune, "workers", lambda config: (3, "three"))
+    monkeypatch.setattr(autotune, "cheapest", lambda microseconds, sizes: (8, "eight"))
     pa.train("a3c", env="CartPole-v1", workers="auto", envs="auto")
     assert (asked[0].workers, asked[0].envs) == (3, 8)
 
@@ -243,7 +247,7 @@ def test_an_environment_is_looked_at_once(preset: str, env: str, asked: list[Con
 def test_the_command_line_looks_once_too(
     asked: list[Config], looks: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polyactor.cli._report", lambda run: 0)
+    monkeypatch.setattr("polyactor.cli.main._report", lambda run: 0)
     assert cli.run(["train", "a3c", "--env", "CartPole-v1", "--steps", "1000"]) == 0
     assert (asked[0].steps, looks) == (1_000, ["CartPole-v1"])
 

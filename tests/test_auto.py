@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from polyactor import auto, checkpoint, cli
+from polyactor.cli import main as cli
+from polyactor.cli.flags import read_config
 from polyactor.config import Config
 from polyactor.envs import EnvSpec
 from polyactor.errors import UsageError
-from polyactor.flags import read_config
+from polyactor.settings import autotune
+from polyactor.storage import checkpoint
 
 pytestmark = pytest.mark.alone
 
@@ -42,7 +44,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(auto, "Stopwatch", Fake)
+    monkeypatch.setattr(autotune, "Stopwatch", Fake)
     return seen
 
 
@@ -72,10 +74,10 @@ def test_the_smallest_size_that_is_near_the_best(costs: tuple[float, ...], tried
 
     def microseconds(size: int) -> float:
         asked.append(size)
-        return costs[auto.SIZES.index(size)]
+        return costs[autotune.SIZES.index(size)]
 
-    size, said = auto.cheapest(microseconds, auto.SIZES)
-    assert asked == list(auto.SIZES[:tried])
+    size, said = autotune.cheapest(microseconds, autotune.SIZES)
+    assert asked == list(autotune.SIZES[:tried])
     assert said.startswith(reason)
     assert size == int(said.split()[0])
 
@@ -83,7 +85,7 @@ def test_the_smallest_size_that_is_near_the_best(costs: tuple[float, ...], tried
 def test_a_worker_per_core_and_one_where_the_scheme_has_one() -> None:
     for scheme, count, why in (("hogwild", CORES, "one per core"), ("sync", 1, "--scheme sync has one")):
         config = read_config(["a3c", "--env", "CartPole-v1", "--scheme", scheme])
-        (found,), (reason,) = auto.chosen([replace(config, workers=7)], ["workers"])
+        (found,), (reason,) = autotune.chosen([replace(config, workers=7)], ["workers"])
         assert found == replace(config, workers=count)
         assert reason.startswith(f"{count} worker")
         assert why in reason
@@ -93,14 +95,14 @@ def test_only_sizes_that_the_run_can_have(measured: list[Config]) -> None:
     """With memory a minibatch is whole environments; what is wrong at every size is refused before measuring."""
     flags = ["ppo", "--env", "CartPole-v1", "--model.core", "lstm"]
     config = read_config([*flags, "--algorithm.minibatches", "20"])
-    assert auto.allowed([config]) == [32, 64]
-    (found,), _ = auto.chosen([config], ["envs"])
+    assert autotune.allowed([config]) == [32, 64]
+    (found,), _ = autotune.chosen([config], ["envs"])
     assert found.envs == 32
     measured.clear()
     for wrong, said in (("--algorithm.minibatches=65", "at most 64"), ("--algorithm.gamma=2", "--algorithm.gamma 2.0")):
         config = read_config([*flags, wrong])
         with pytest.raises(UsageError, match=said):
-            auto.chosen([config], ["envs"])
+            autotune.chosen([config], ["envs"])
     assert measured == []
 
 
@@ -123,7 +125,7 @@ def test_every_environment_steps_once_in_a_pass(flags: str, making: float, monke
         pytest.importorskip("ale_py.vector_env")
     made: list[int] = []
     stepped: list[int] = []
-    original = auto.make_envs
+    original = autotune.make_envs
 
     def make_envs(env: str, size: int, **options: Any) -> Any:
         envs = original(env, size, **options)
@@ -132,14 +134,14 @@ def test_every_environment_steps_once_in_a_pass(flags: str, making: float, monke
         made.append(size)
         return envs
 
-    monkeypatch.setattr(auto, "make_envs", make_envs)
-    monkeypatch.setattr(auto, "TIMED", 0.0)
-    monkeypatch.setattr(auto, "MAKING", making)
-    with closing(auto.Stopwatch(read_config(flags.split()))) as microseconds:
+    monkeypatch.setattr(autotune, "make_envs", make_envs)
+    monkeypatch.setattr(autotune, "TIMED", 0.0)
+    monkeypatch.setattr(autotune, "MAKING", making)
+    with closing(autotune.Stopwatch(read_config(flags.split()))) as microseconds:
         for size in (4, 8, 16):
             stepped.clear()
             assert microseconds(size) > 0
-            assert sum(stepped) == (auto.WARM_UP + 1) * size
+            assert sum(stepped) == (autotune.WARM_UP + 1) * size
             assert set(stepped) == {size if making else 4}
     assert made == ([4, 8, 16] if making else [4])
 
@@ -150,13 +152,13 @@ def test_every_environment_steps_once_in_a_pass(flags: str, making: float, monke
 def test_a_run_says_why_and_keeps_the_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(auto, "TIMED", 0.01)
+    monkeypatch.setattr(autotune, "TIMED", 0.01)
     run = tmp_path / "run"
     flags = f"--env CartPole-v1 --workers auto --envs=auto --steps 2000 --transport inline --out {run}"
     assert cli.run(["train", "a3c", *flags.split()]) == 0
     config = json.loads((run / "config.json").read_text())
     assert config["workers"] == CORES
-    assert config["envs"] in auto.SIZES
+    assert config["envs"] in autotune.SIZES
     shown = " ".join(capsys.readouterr().out.split())
     assert f"{CORES} workers × {config['envs']} environments, rollout" in shown
     reasons = [f"{CORES} workers: one per core", f"{config['envs']} environments per worker: "]
@@ -174,7 +176,7 @@ def test_a_run_says_why_and_keeps_the_numbers(
 def test_each_flag_alone_and_neither(measured: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[tuple[Config, EnvSpec, list[str]]] = []
     monkeypatch.setattr(
-        "polyactor.training.train", lambda *given: found.append(given) or type("Run", (), {"status": ""})
+        "polyactor.training.trainer.train", lambda *given: found.append(given) or type("Run", (), {"status": ""})
     )
     for flags, workers, envs in (("--workers auto", CORES, 8), ("--envs auto", 2, 16), ("", 2, 8)):
         cli.run(["train", "cartpole-a3c", *flags.split()])
@@ -188,7 +190,7 @@ def test_bench_measures_once_for_all_schemes(
     measured: list[Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found: list[Config] = []
-    monkeypatch.setattr("polyactor.bench.bench", lambda configs, seconds: found.extend(configs))
+    monkeypatch.setattr("polyactor.report.speed.bench", lambda configs, seconds: found.extend(configs))
     flags = "--env CartPole-v1 --schemes sync,hogwild,param-server --workers auto --envs auto"
     assert cli.run(["bench", "a3c", *flags.split()]) == 0
     assert [(config.workers, config.envs) for config in found] == [(1, 16), (CORES, 16), (CORES, 16)]
@@ -223,8 +225,8 @@ def test_what_is_neither_a_number_nor_auto_is_refused(
     flags: str,
     said: str,
 ) -> None:
-    monkeypatch.setattr("polyactor.training.train", None)
-    monkeypatch.setattr("polyactor.bench.bench", None)
+    monkeypatch.setattr("polyactor.training.trainer.train", None)
+    monkeypatch.setattr("polyactor.report.speed.bench", None)
     with pytest.raises(SystemExit) as stop:
         cli.main([verb, "a3c", "--env", "CartPole-v1", *flags.split()])
     captured = capsys.readouterr()

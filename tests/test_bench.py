@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from polyactor import cli
-from polyactor.bench import ADVICE, Trained, advice, bench, training_rate
-from polyactor.board import Board, Part, Watch
+from polyactor.cli import main as cli
 from polyactor.config import Config
 from polyactor.envs import EnvSpec
-from polyactor.presets import base_config
+from polyactor.report.speed import ADVICE, Trained, advice, bench, training_rate
 from polyactor.schemes import SCHEMES
+from polyactor.settings.presets import base_config
+from polyactor.shared.counters import Board
+from polyactor.shared.timing import Part, Watch
 
 pytestmark = pytest.mark.alone
 
@@ -42,7 +43,7 @@ def test_every_scheme_accounts_for_its_time(
         measured.append(training_rate(config, spec, seconds))
         return measured[-1]
 
-    monkeypatch.setattr("polyactor.bench.training_rate", noted)
+    monkeypatch.setattr("polyactor.report.speed.training_rate", noted)
     config = replace(base_config("a2c", env="CartPole-v1"), envs=4)
     configs = [
         replace(config, scheme=scheme(), workers=1 if scheme.single else 2, preset="") for scheme in SCHEMES.values()

@@ -18,9 +18,9 @@ import pytest
 import torch
 from fresh import fresh
 
-from polyactor.learner import Learner
-from polyactor.presets import base_config
-from polyactor.types import Rollout
+from polyactor.agent.learner import Learner
+from polyactor.data import Rollout
+from polyactor.settings.presets import base_config
 
 pytestmark = pytest.mark.alone
 

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import multiprocessing
 
-from polyactor.board import Board, Counter
-from polyactor.channel import Bell, Ring, SequenceLock
-from polyactor.parcel import Parcel, mean
-from polyactor.types import Gradients, Moments
+from polyactor.data import Gradients, Moments
+from polyactor.shared.counters import Board, Counter
+from polyactor.shared.gradient_slots import Parcel, mean
+from polyactor.shared.locks import SequenceLock
+from polyactor.shared.slot_queue import Bell, Ring
 
 pytestmark = pytest.mark.alone
 

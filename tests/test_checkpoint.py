@@ -17,9 +17,9 @@ import pytest
 import torch
 from safetensors.torch import save as serialize
 
-from polyactor import checkpoint
-from polyactor.checkpoint import META, STATE, exists, load, newest_good, point, save
 from polyactor.errors import CheckpointError, OutOfResources, RunDirectoryError
+from polyactor.storage import checkpoint
+from polyactor.storage.checkpoint import META, STATE, exists, load, newest_good, point, save
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,10 +16,11 @@ import gymnasium
 import pytest
 
 import polyactor as pa
-from polyactor import checkpoint, cli
+from polyactor.cli import main as cli
+from polyactor.cli.flags import read_config
 from polyactor.errors import UsageError
-from polyactor.flags import read_config
-from polyactor.settings import walk
+from polyactor.fields import walk
+from polyactor.storage import checkpoint
 
 SOURCE = Path(pa.__file__).parents[1]
 USAGE, ENVIRONMENT, CHECKPOINT, DIRECTORY = 2, 3, 4, 5
@@ -320,7 +321,7 @@ def test_help_is_in_groups_and_knows_every_flag(
 
 JUDGED = """
 import sys
-from polyactor.cli import main
+from polyactor.cli.main import main
 try:
     main(sys.argv[1:])
 except SystemExit as stop:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from polyactor.compare import compare, interval
+from polyactor.report.compare import compare, interval
 
 CONFIG = {"preset": "p", "algorithm": {"name": "acer", "replay_ratio": 4}, "scheme": {"name": "hogwild"}, "env": "E-v0"}
 

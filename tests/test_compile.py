@@ -14,17 +14,19 @@ from gymnasium import spaces
 from marks import mostly_slow
 from torch import Tensor
 
+from polyactor.agent.learner import Learner
+from polyactor.agent.replica import Replica
 from polyactor.algorithms import A2C, PPO, VTrace
-from polyactor.board import Board, Counter
-from polyactor.cli import main
+from polyactor.algorithms.base import Algorithm
+from polyactor.cli.main import main
+from polyactor.data import Rollout
 from polyactor.errors import UsageError
-from polyactor.learner import Learner, Replica
 from polyactor.models.actor_critic import ActorCritic
-from polyactor.models.normalizer import merge, moments
+from polyactor.models.running_stats import merge, moments
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD
 from polyactor.optim.flat import State
-from polyactor.types import Algorithm, Rollout
+from polyactor.shared.counters import Board, Counter
 
 MakeRollout = Callable[..., Rollout]
 T = 4

@@ -10,7 +10,7 @@ from fresh import fresh
 
 from polyactor import transport
 from polyactor.config import Config
-from polyactor.presets import base_config
+from polyactor.settings.presets import base_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU that torch can use")
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import polyactor as pa
-from polyactor import checkpoint
-from polyactor.metrics import read_rows
+from polyactor.storage import checkpoint
+from polyactor.storage.metrics_log import read_rows
 
 TIMED = {"wall_s", "steps_per_s", "rss_mb"}
 

@@ -13,8 +13,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from polyactor.actions import action_spec
-from polyactor.distributions import Categorical, Gaussian, MultiCategorical
+from polyactor.equations.distributions import Categorical, Gaussian, MultiCategorical
+from polyactor.models.action_space import action_spec
 
 
 def double(x: Any) -> Tensor:

@@ -14,12 +14,13 @@ from fresh import fresh
 from torch import Tensor
 
 from polyactor.algorithms import A2C
+from polyactor.algorithms.base import Model
 from polyactor.config import Config
+from polyactor.data import Batch, Distribution, Metrics, Outputs, Rollout
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam, RMSprop
 from polyactor.optim.flat import State
 from polyactor.schemes import Sync
-from polyactor.types import Batch, Distribution, Metrics, Model, Outputs, Rollout
 
 Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
 

@@ -14,13 +14,15 @@ import pytest
 import torch
 
 import polyactor as pa
-from polyactor import checkpoint, cli, tally, training
-from polyactor.board import Board
-from polyactor.config import check
+from polyactor.cli import main as cli
 from polyactor.errors import UsageError
-from polyactor.metrics import read_rows
-from polyactor.presets import base_config
-from polyactor.training import _Training
+from polyactor.settings.check import check
+from polyactor.settings.presets import base_config
+from polyactor.shared.counters import Board
+from polyactor.storage import checkpoint
+from polyactor.storage.metrics_log import read_rows
+from polyactor.training import stats, trainer
+from polyactor.training.trainer import _Training
 
 TIMED = {"wall_s", "steps_per_s", "rss_mb"}
 RUNS: dict[str, dict[str, Any]] = {
@@ -67,8 +69,8 @@ def train(out: Path, what: dict[str, Any], **more: Any) -> pa.Run:
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A SIGTERM to this process when so many steps are done, between two rows; or in a turn that counted none."""
     original = _Training._look
-    monkeypatch.setattr(tally, "ROWS", 40)
-    monkeypatch.setattr(training, "keepsakes", lambda *_, **__: [])  # pictures take as long as all the rest
+    monkeypatch.setattr(stats, "ROWS", 40)
+    monkeypatch.setattr(trainer, "keepsakes", lambda *_, **__: [])  # pictures take as long as all the rest
 
     def arm(steps: int, *, idle: bool = False) -> None:
         seen = [-1]

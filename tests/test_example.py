@@ -8,8 +8,8 @@ import pytest
 from fresh import fresh
 
 import polyactor as pa
-from polyactor.compose import to_json
-from polyactor.flags import read_config
+from polyactor.cli.flags import read_config
+from polyactor.settings.serialize import to_json
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "self_imitation.py"
 

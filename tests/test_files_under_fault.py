@@ -26,11 +26,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import polyactor as pa
-from polyactor import checkpoint, cli, files, rundir, training
-from polyactor.checkpoint import MANIFEST, META, STATE, load, point, save
+from polyactor.cli import main as cli
 from polyactor.errors import CheckpointError, Diverged, OutOfResources, RunDirectoryError, UsageError
-from polyactor.metrics import MetricsLog, read_rows
-from polyactor.saving import Saver, with_advice
+from polyactor.storage import atomic, checkpoint, run_directory
+from polyactor.storage.checkpoint import MANIFEST, META, STATE, load, point, save
+from polyactor.storage.metrics_log import MetricsLog, read_rows
+from polyactor.training import trainer
+from polyactor.training.checkpointing import Saver, with_advice
 
 SOURCE = Path(pa.__file__).parents[1]
 
@@ -101,7 +103,7 @@ class Disk:
             patch.setattr(os, name, simple(name))
         for name, own in {"fsync": fsync, "rename": rename, "replace": replace_}.items():
             patch.setattr(os, name, own)
-        patch.setattr(files, "open", open_, raising=False)
+        patch.setattr(atomic, "open", open_, raising=False)
         patch.setattr(Path, "write_bytes", write_bytes)
         try:
             action()
@@ -440,7 +442,7 @@ def test_a_run_on_a_disk_that_stays_full_stops_at_the_third_and_names_the_last_g
 def test_a_run_whose_parameters_are_not_finite_keeps_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, looks = training._Training._look, [0]
+    original, looks = trainer._Training._look, [0]
 
     def look(self: Any) -> bool:
         looks[0] += 1
@@ -448,7 +450,7 @@ def test_a_run_whose_parameters_are_not_finite_keeps_the_last_good_checkpoint(
             self.state.theta[0] = float("nan")
         return original(self)
 
-    monkeypatch.setattr(training._Training, "_look", look)
+    monkeypatch.setattr(trainer._Training, "_look", look)
     out = tmp_path / "run"
     with pytest.raises(Diverged, match=r"not finite.*; last checkpoint: ") as caught:
         pa.train("a2c", out=str(out), **CHAIN)
@@ -476,7 +478,7 @@ def test_rows_of_a_resumed_run_increase_and_it_says_where_it_goes_on(trained: Pa
 HOLD = """
 import sys, time
 from pathlib import Path
-from polyactor.rundir import claimed
+from polyactor.storage.run_directory import claimed
 with claimed(Path(sys.argv[1])):
     print("mine", flush=True)
     time.sleep(600)
@@ -518,45 +520,45 @@ def test_a_second_process_is_refused_and_changes_nothing_and_a_killed_one_leaves
     finally:
         holder.kill()
         holder.communicate()
-    assert (root / rundir.LOCK).exists()
+    assert (root / run_directory.LOCK).exists()
     assert pa.resume(root, steps=500, quiet=True).status == "done"
-    assert not (root / rundir.LOCK).exists()
+    assert not (root / run_directory.LOCK).exists()
 
 
 @pytest.mark.fault("F6")
 def test_one_of_many_that_start_at_once_gets_it(tmp_path: Path) -> None:
     """Whoever opened the file before its owner removed it must not hold a lock on nothing."""
     for _ in range(50):
-        with rundir.claimed(tmp_path):
-            descriptor = rundir._opened(tmp_path, create=True)
+        with run_directory.claimed(tmp_path):
+            descriptor = run_directory._opened(tmp_path, create=True)
             os.close(descriptor)
-            with pytest.raises(RunDirectoryError, match="in use"), rundir.claimed(tmp_path):
+            with pytest.raises(RunDirectoryError, match="in use"), run_directory.claimed(tmp_path):
                 pass
-    old = rundir._opened(tmp_path, create=True)
-    (tmp_path / rundir.LOCK).unlink()
-    with rundir.claimed(tmp_path):
-        rundir._lock(old, tmp_path)  # the removed file's lock is free, and is nobody's claim
+    old = run_directory._opened(tmp_path, create=True)
+    (tmp_path / run_directory.LOCK).unlink()
+    with run_directory.claimed(tmp_path):
+        run_directory._lock(old, tmp_path)  # the removed file's lock is free, and is nobody's claim
         with pytest.raises(RunDirectoryError, match="in use"):
-            os.close(rundir._locked(tmp_path))
+            os.close(run_directory._locked(tmp_path))
     os.close(old)
 
 
 def test_a_claim_sees_that_the_file_it_has_opened_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, opened = rundir._opened, [0]
+    original, opened = run_directory._opened, [0]
 
     def slow(directory: Path, *, create: bool) -> int:
         descriptor = original(directory, create=create)
         opened[0] += 1
         if opened[0] == 1:
-            (directory / rundir.LOCK).unlink()  # its owner ended just now
+            (directory / run_directory.LOCK).unlink()  # its owner ended just now
         return descriptor
 
-    monkeypatch.setattr(rundir, "_opened", slow)
-    with rundir.claimed(tmp_path):
+    monkeypatch.setattr(run_directory, "_opened", slow)
+    with run_directory.claimed(tmp_path):
         assert opened[0] == 2
         another = original(tmp_path, create=False)
         with pytest.raises(RunDirectoryError, match="in use by process"):
-            rundir._lock(another, tmp_path)
+            run_directory._lock(another, tmp_path)
         os.close(another)
 
 
@@ -564,8 +566,8 @@ def test_a_claim_sees_that_the_file_it_has_opened_is_gone(tmp_path: Path, monkey
     "said", [b"", b"{", b"[]", b'{"pid": "x"}', b"[" * 900, b'{"pid": 1, "host": "\\u001b[2J\\n"}']
 )
 def test_whatever_the_lock_says_the_sentence_is_one_line(said: bytes) -> None:
-    assert rundir._holder(said).isprintable()
-    assert rundir._holder(b'{"pid": 3, "host": "a\\u001b", "since": "b"}') == "process 3 on a? since b"
+    assert run_directory._holder(said).isprintable()
+    assert run_directory._holder(b'{"pid": 3, "host": "a\\u001b", "since": "b"}') == "process 3 on a? since b"
 
 
 # ---- C: files made to harm ---------------------------------------------------------------------------------------

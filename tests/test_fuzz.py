@@ -19,13 +19,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import polyactor as pa
-from polyactor import checkpoint, cli
-from polyactor.checkpoint import MANIFEST, META, STATE, load, save
-from polyactor.compose import from_json, to_json
+from polyactor.cli import main as cli
+from polyactor.cli.flags import read_config
 from polyactor.config import Config
 from polyactor.errors import CheckpointError, PolyactorError, UsageError
-from polyactor.flags import read_config
-from polyactor.presets import PRESETS, base_config
+from polyactor.settings.presets import PRESETS, base_config
+from polyactor.settings.serialize import from_json, to_json
+from polyactor.storage import checkpoint
+from polyactor.storage.checkpoint import MANIFEST, META, STATE, load, save
 
 CODES = {0, 2, 3, 4, 5, 6, 7, 9, 75}
 SOME, MANY = 200, 2_000
@@ -203,11 +204,11 @@ def test_a_whole_checkpoint_of_a_spoilt_config_and_spoilt_tensors(
     trained: Path, tmp_path: Path, examples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to where a resumed run would start, and to the policy's first action."""
-    from polyactor import training
+    from polyactor.training import trainer
 
     found, root = load(trained), tmp_path / "run"
-    monkeypatch.setattr(training._Training, "run", lambda self, *_: self.log.close())
-    monkeypatch.setattr(training, "tune_allocator", lambda: None)
+    monkeypatch.setattr(trainer._Training, "run", lambda self, *_: self.log.close())
+    monkeypatch.setattr(trainer, "tune_allocator", lambda: None)
     odd = [torch.zeros(0), torch.zeros(()), torch.zeros(1, 1, 1), torch.full((3,), float("nan")),
            torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool), torch.zeros(64, 64)]  # fmt: skip
     outcomes = {"refused": 0, "gone on with": 0}
@@ -308,12 +309,12 @@ def test_a_command_line(tmp_path: Path, examples: int, monkeypatch: pytest.Monke
 
         return stop
 
-    for module, name in (("training", "resume"), ("evaluate", "evaluate"), ("record", "record"), ("bench", "bench"),
-                         ("envs.inspect", "inspect"), ("auto", "chosen")):  # fmt: skip
-        monkeypatch.setattr(f"polyactor.{module}.{name}", begin("other"))
-    monkeypatch.setattr("polyactor.training.train", begin("train"))
-    monkeypatch.setattr("polyactor.auto.chosen", lambda configs, wanted: (configs, []))
-    monkeypatch.setattr("polyactor.nursery.open_nursery", lambda: None)
+    for name in ("training.trainer.resume", "evaluation.evaluate.evaluate", "report.video.record", "report.speed.bench",
+                 "envs.check.inspect", "settings.autotune.chosen"):  # fmt: skip
+        monkeypatch.setattr(f"polyactor.{name}", begin("other"))
+    monkeypatch.setattr("polyactor.training.trainer.train", begin("train"))
+    monkeypatch.setattr("polyactor.settings.autotune.chosen", lambda configs, wanted: (configs, []))
+    monkeypatch.setattr("polyactor.system.forkserver.open_nursery", lambda: None)
     codes: dict[Any, int] = {}
 
     def check(data: st.DataObject) -> None:

@@ -12,17 +12,18 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from polyactor.agent.learner import Learner
+from polyactor.agent.replica import Replica
+from polyactor.agent.updater import SKIPS_ALLOWED, Updater
 from polyactor.algorithms import A2C
-from polyactor.board import METRICS, Board, Counter
+from polyactor.data import Batch, Gradients, Outputs, Rollout
 from polyactor.errors import Diverged
-from polyactor.learner import Learner, Replica
 from polyactor.models.actor_critic import ActorCritic
-from polyactor.models.normalizer import moments
+from polyactor.models.running_stats import moments
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD, Adam, RMSprop, Rule
 from polyactor.optim.flat import State
-from polyactor.types import Batch, Gradients, Outputs, Rollout
-from polyactor.updater import SKIPS_ALLOWED, Updater
+from polyactor.shared.counters import METRICS, Board, Counter
 
 MakeRollout = Callable[..., Rollout]
 

@@ -13,13 +13,13 @@ from fresh import fresh
 from marks import mostly_slow
 
 from polyactor.algorithms import A2C, PPO, VTrace
-from polyactor.board import METRICS
+from polyactor.algorithms.base import Algorithm
 from polyactor.config import Config
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam
 from polyactor.schemes import ActorLearner
+from polyactor.shared.counters import METRICS
 from polyactor.transport import inline
-from polyactor.types import Algorithm
 
 Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
 GAMMA, START = 0.9, 1

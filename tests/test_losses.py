@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from polyactor import losses, returns
-from polyactor.actions import action_spec
 from polyactor.algorithms import A2C, ALGORITHMS, VTrace
-from polyactor.distributions import Categorical
+from polyactor.data import Batch, Distribution, Outputs, Rollout
+from polyactor.equations import losses, returns
+from polyactor.equations.distributions import Categorical
 from polyactor.errors import UsageError
+from polyactor.models.action_space import action_spec
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
-from polyactor.types import Batch, Distribution, Outputs, Rollout
 
 MakeRollout = Callable[..., Rollout]
 Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from polyactor import metrics
 from polyactor.errors import OutOfResources, RunDirectoryError
-from polyactor.metrics import MetricsLog, cpu_name, read_rows, resident_mb, versions
+from polyactor.storage import metrics_log
+from polyactor.storage.metrics_log import MetricsLog, read_rows
+from polyactor.system.host import cpu_name, resident_mb, versions
 
 KEYS = (
     "agent_steps updates games games_per_worker wall_s steps_per_s score_mean100 score_last length_mean100 policy_lag "
@@ -170,7 +171,7 @@ def test_a_disk_that_fills_up_in_mid_line_leaves_whole_lines(tmp_path: Path, mon
             return real(descriptor, data[:5])
 
         with monkeypatch.context() as patch:
-            patch.setattr(metrics.os, "write", fills_up)
+            patch.setattr(metrics_log.os, "write", fills_up)
             log.row({"agent_steps": 2, "entropy": 1.0})
         assert (tmp_path / "metrics.jsonl").read_text() == '{"agent_steps": 1, "entropy": 1.0}\n'
         assert scalars(tmp_path, "entropy") == [(1, 1.0)]
@@ -186,11 +187,11 @@ def full(*_: object) -> int:
 def test_what_waits_for_room_comes_in_order_and_the_oldest_goes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "MOST_WAITING", 5)
+    monkeypatch.setattr(metrics_log, "MOST_WAITING", 5)
     with MetricsLog(tmp_path) as log:
         log.row({"agent_steps": 0, "entropy": 0.0})
         with monkeypatch.context() as patch:
-            patch.setattr(metrics.os, "write", full)
+            patch.setattr(metrics_log.os, "write", full)
             for step in range(1, 9):
                 log.row({"agent_steps": step, "entropy": 0.0})
             log.event("stopping")
@@ -207,12 +208,14 @@ def test_what_waits_is_written_at_the_end_if_there_is_room_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with MetricsLog(tmp_path) as log, monkeypatch.context() as patch:
-        patch.setattr(metrics.os, "write", full)
+        patch.setattr(metrics_log.os, "write", full)
         log.row({"agent_steps": 1, "entropy": 0.0})
         patch.undo()
     assert [row["agent_steps"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1]
     with MetricsLog(tmp_path / "b") as log, monkeypatch.context() as patch:
-        patch.setattr(metrics.os, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+        patch.setattr(
+            metrics_log.os, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error"))
+        )
         with pytest.raises(RunDirectoryError, match="Input/output error"):  # a disk that is broken is not waited for
             log.row({"agent_steps": 1, "entropy": 0.0})
         patch.undo()
@@ -251,7 +254,8 @@ def test_a_link_or_a_pipe_in_place_of_the_rows_is_not_written_through(tmp_path: 
 
 def test_killed_while_writing_leaves_whole_lines(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys, threading; from pathlib import Path; from polyactor.metrics import MetricsLog\n"
+        "import os, signal, sys, threading; from pathlib import Path\n"
+        "from polyactor.storage.metrics_log import MetricsLog\n"
         "log = MetricsLog(Path(sys.argv[1]))\n"
         "threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()\n"
         "step = 0\n"
@@ -284,7 +288,7 @@ def test_close_twice_and_no_descriptor_left_open(tmp_path: Path) -> None:
 
 def test_versions_and_cpu_name_without_importing_torch() -> None:
     script = (
-        "import json, sys, polyactor.metrics as m; v = m.versions(); assert 'torch' not in sys.modules\n"
+        "import json, sys, polyactor.system.host as m; v = m.versions(); assert 'torch' not in sys.modules\n"
         "print(json.dumps([v, m.cpu_name()]))"
     )
     done = subprocess.run(

@@ -16,16 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from polyactor import losses, natural, transport
+from polyactor import transport
 from polyactor.algorithms import ACER
-from polyactor.board import Counter
-from polyactor.config import Config, check
-from polyactor.distributions import Categorical, Gaussian
+from polyactor.config import Config
+from polyactor.data import Batch, Rollout
+from polyactor.equations import losses, trust_region
+from polyactor.equations.distributions import Categorical, Gaussian
 from polyactor.errors import UsageError
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
-from polyactor.presets import base_config
-from polyactor.types import Batch, Rollout
+from polyactor.settings.check import check
+from polyactor.settings.presets import base_config
+from polyactor.shared.counters import Counter
 
 Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
 MakeRollout = Callable[..., Rollout]
@@ -65,9 +67,9 @@ class Linear:
     def kl(self) -> Tensor:
         return self.pi.kl_from(self.average).mean()
 
-    def product(self, damping: float) -> natural.Product:
+    def product(self, damping: float) -> trust_region.Product:
         old = Categorical(self.pi.logits.detach())
-        return natural.fisher(self.pi.kl_from(old).mean(), (self.w,), damping)
+        return trust_region.fisher(self.pi.kl_from(old).mean(), (self.w,), damping)
 
 
 NAME = "full_trust_region_parameter_space"
@@ -94,10 +96,10 @@ def test_natural_step_golden(golden: Golden) -> None:
     x, wanted = golden(NAME)
     case = Linear(x)
     product, g = case.product(x["damping"]), case.g
-    s = natural.conjugate_gradient(product, g, 50, 1e-24)
+    s = trust_region.conjugate_gradient(product, g, 50, 1e-24)
     close(s, wanted["natural_direction"])
     assert (product(s) - g).norm() < 1e-8
-    step = natural.natural_step(product, g, x["max_kl"], 50)
+    step = trust_region.natural_step(product, g, x["max_kl"], 50)
     close(step, wanted["natural_step"], 1e-6)
     assert (0.5 * step @ product(step)).item() == pytest.approx(wanted["kl_quadratic"], rel=1e-6)  # the whole of δ
     after = case.policy(case.w.detach().flatten() + step)
@@ -109,13 +111,13 @@ def test_step_around_the_average_golden(golden: Golden) -> None:
     case = Linear(x)
     product, g, k, kl = case.product(x["damping"]), case.g, case.slope(case.kl), case.kl.detach()
     assert kl.item() == pytest.approx(wanted["kl_avg_before"], abs=1e-9)
-    step = natural.step_around(product, g, k, kl, x["delta_avg"], 50)
+    step = trust_region.step_around(product, g, k, kl, x["delta_avg"], 50)
     close(step, wanted["step_around_average"], 1e-5)
     assert (kl + k @ step + 0.5 * step @ product(step)).item() == pytest.approx(x["delta_avg"], abs=1e-6)
     after = case.policy(case.w.detach().flatten() + step)
     assert after.kl_from(case.average).mean().item() == pytest.approx(wanted["kl_avg_after_average_step"], abs=1e-5)
-    same = natural.step_around(product, g, torch.zeros_like(k), torch.zeros_like(kl), x["max_kl"], 50)
-    close(same, natural.natural_step(product, g, x["max_kl"], 50), 1e-12)  # with π_average = π it is TRPO's
+    same = trust_region.step_around(product, g, torch.zeros_like(k), torch.zeros_like(kl), x["max_kl"], 50)
+    close(same, trust_region.natural_step(product, g, x["max_kl"], 50), 1e-12)  # with π_average = π it is TRPO's
 
 
 # -- their properties --------------------------------------------------------------------------------------------------
@@ -131,9 +133,9 @@ def positive(seed: int, n: int) -> Tensor:
 def test_conjugate_gradients_solve(seed: int, n: int) -> None:
     f = positive(seed, n)
     b = torch.randn(n, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
-    x = natural.conjugate_gradient(f.mv, b, 10 * n, 1e-26)
+    x = trust_region.conjugate_gradient(f.mv, b, 10 * n, 1e-26)
     assert (f @ x - b).norm() < 1e-8 * max(1.0, float(b.norm()))
-    assert (natural.conjugate_gradient(f.mv, torch.zeros_like(b)) == 0).all()
+    assert (trust_region.conjugate_gradient(f.mv, torch.zeros_like(b)) == 0).all()
 
 
 @given(seed=st.integers(0, 1000), delta=st.floats(0.01, 1.0), kl=st.floats(0.0, 0.5))
@@ -142,7 +144,7 @@ def test_no_point_of_the_region_climbs_higher(seed: int, delta: float, kl: float
     generator = torch.Generator().manual_seed(seed)
     f = positive(seed, 4)
     g, k = (torch.randn(4, generator=generator, dtype=torch.float64) for _ in range(2))
-    step = natural.step_around(f.mv, g, k, tensor(kl), delta, 100)
+    step = trust_region.step_around(f.mv, g, k, tensor(kl), delta, 100)
 
     def model(at: Tensor) -> Tensor:
         return kl + at @ k + 0.5 * ((at @ f) * at).sum(-1)
@@ -159,9 +161,9 @@ def test_no_point_of_the_region_climbs_higher(seed: int, delta: float, kl: float
 
 def test_with_nothing_to_climb_it_stays_or_comes_back() -> None:
     f, none, k = positive(0, 3), torch.zeros(3, dtype=torch.float64), tensor([0.1, 0.2, -0.1])
-    assert (natural.natural_step(f.mv, none, 0.1) == 0).all()
-    assert (natural.step_around(f.mv, none, k, tensor(0.01), 0.1) == 0).all()
-    back = natural.step_around(f.mv, none, k, tensor(0.11), 0.1, 50)
+    assert (trust_region.natural_step(f.mv, none, 0.1) == 0).all()
+    assert (trust_region.step_around(f.mv, none, k, tensor(0.01), 0.1) == 0).all()
+    back = trust_region.step_around(f.mv, none, k, tensor(0.11), 0.1, 50)
     close(back, -torch.linalg.solve(f, k).numpy(), 1e-4)
 
 
@@ -174,7 +176,7 @@ def searched(
     def evaluate() -> tuple[float, float]:
         return slope * theta[0].item(), start + kl * theta[0].item() ** 2
 
-    step, after = natural.line_search(tensor([1.0]), theta, evaluate, delta, climbs=climbs)
+    step, after = trust_region.line_search(tensor([1.0]), theta, evaluate, delta, climbs=climbs)
     assert theta[0].item() == 0.0
     assert after == pytest.approx(start + kl * step.item() ** 2)
     return step.item(), after
@@ -195,7 +197,7 @@ def test_the_longest_step_that_may_be_taken_is() -> None:
 def test_parameters_are_put_back_exactly() -> None:
     theta = (torch.rand(3, requires_grad=True), torch.rand(2, 2, requires_grad=True))
     before = [each.detach().clone() for each in theta]
-    with natural.displaced(theta, 0.1 * torch.ones(7)):
+    with trust_region.displaced(theta, 0.1 * torch.ones(7)):
         assert all((each > old).all() for each, old in zip(theta, before, strict=True))
     assert all(torch.equal(each, old) for each, old in zip(theta, before, strict=True))
 
@@ -250,19 +252,19 @@ def test_a_step_stays_in_its_region_and_the_rest_is_the_critics(
         assert direction.metrics[name].item() == pytest.approx(value.item(), abs=1e-9)
     if region == "linear":
         assert direction.step is None
-        whole = natural.flat(torch.autograd.grad(plain, theta, materialize_grads=True))
+        whole = trust_region.flat(torch.autograd.grad(plain, theta, materialize_grads=True))
         assert direction.metrics["kl"].item() == pytest.approx(before, abs=1e-9)
-        assert not torch.equal(natural.flat(direction.gradient), whole)
+        assert not torch.equal(trust_region.flat(direction.gradient), whole)
         free = replace(acer, delta=1e9).by_theta(model, batch, average, theta)
-        close(natural.flat(free.gradient), whole.numpy(), 1e-12)  # a region as wide as that holds nothing
+        close(trust_region.flat(free.gradient), whole.numpy(), 1e-12)  # a region as wide as that holds nothing
         return
     assert direction.step is not None
-    step = natural.flat(direction.step)
+    step = trust_region.flat(direction.step)
     assert step.norm() > 0
     names = [name for name, _ in model.named_parameters()]
     head = "policy.mean.weight" if kind == "box" else "policy.weight"
     assert (direction.gradient[names.index(head)] == 0).all()  # the critic's loss does not reach it
-    with natural.displaced(theta, step):
+    with trust_region.displaced(theta, step):
         after = distance(model, x, near)
     assert after == pytest.approx(direction.metrics["kl"].item(), abs=1e-9)
     assert after <= 1.5 * 0.02 or after < before
@@ -285,7 +287,7 @@ def test_it_climbs(make_rollout: MakeRollout, region: Any) -> None:
     start = objective()
     direction = acer.by_theta(model, Batch(x), average, theta)
     assert direction.step is not None
-    with natural.displaced(theta, natural.flat(direction.step)):
+    with trust_region.displaced(theta, trust_region.flat(direction.step)):
         assert objective() > start + 1e-4
 
 
@@ -347,6 +349,6 @@ def test_gaussians_are_differentiated_twice() -> None:
     theta = (torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True),)
     pi = Gaussian(theta[0][:1], theta[0][1:])
     old = Gaussian(pi.mean.detach(), pi.log_std.detach())
-    product = natural.fisher(pi.kl_from(old), theta, 0.0)
+    product = trust_region.fisher(pi.kl_from(old), theta, 0.0)
     close(product(tensor([1.0, 0.0])), [math.exp(0.4), 0.0])
     close(product(tensor([0.0, 1.0])), [0.0, 2.0])

@@ -12,9 +12,10 @@ import gymnasium
 import pytest
 
 import polyactor as pa
-from polyactor import pace
-from polyactor.board import Board, Counter, Part
-from polyactor.pace import Pace
+from polyactor.shared.counters import Board, Counter
+from polyactor.shared.timing import Part
+from polyactor.training import stragglers
+from polyactor.training.stragglers import Pace
 
 pytestmark = pytest.mark.alone
 
@@ -38,7 +39,7 @@ def rollouts(board: Board, clock: Clock, *took: float | None) -> None:
             board.spend(worker, Part.EMULATE, 2 * seconds)
             board.spend(worker, Part.WAIT, 50.0)
             board.spend(worker, Part.DIFFERENTIATE, 50.0)
-    clock.now += pace.EVERY
+    clock.now += stragglers.EVERY
 
 
 def test_a_slow_worker_is_named_once(clock: Clock) -> None:
@@ -107,7 +108,7 @@ class SlowInOne(gymnasium.Wrapper[Any, Any, Any, Any]):
 def test_a_run_tells_of_a_slow_worker(
     name: str, steps: int, options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pace, "EVERY", 0.25)
+    monkeypatch.setattr(stragglers, "EVERY", 0.25)
     run = pa.train(
         name, env=lambda: SlowInOne(gymnasium.make("CartPole-v1")), workers=2, envs=1, steps=steps, quiet=True,
         out=tmp_path / "run", **options,

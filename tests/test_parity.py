@@ -20,8 +20,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyactor.losses import clipped_surrogate
-from polyactor.returns import Estimate, gae, vtrace
+from polyactor.equations.losses import clipped_surrogate
+from polyactor.equations.returns import Estimate, gae, vtrace
 
 GAMMA = 0.93
 RLAX = [(1.0, 1.0, 1.0), (0.9, 2.0, 3.0), (0.0, 1.0, 0.5), (0.95, 1.5, 1.0)]  # λ, ρ̄, ρ̄_π

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.image import imread
 
 from polyactor.errors import UsageError
-from polyactor.plot import curve
+from polyactor.report.curves import curve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -214,7 +214,7 @@ def test_missing_columns_odd_configs_and_one_row_still_plot(tmp_path: Path, figu
 
 def test_pyplot_and_its_global_state_stay_out(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from polyactor.plot import curve\n"
+        "import sys; from pathlib import Path; from polyactor.report.curves import curve\n"
         "assert 'matplotlib' not in sys.modules\n"
         "curve([Path(sys.argv[1])], Path(sys.argv[2]))\n"
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)\n"

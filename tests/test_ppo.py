@@ -15,14 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from polyactor import losses, returns
-from polyactor.actions import action_spec
 from polyactor.algorithms import A2C, PPO
+from polyactor.algorithms.base import Algorithm
+from polyactor.data import Batch, Distribution, Metrics, Outputs, Rollout
+from polyactor.equations import losses, returns
 from polyactor.errors import UsageError
+from polyactor.models.action_space import action_spec
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
-from polyactor.presets import base_config
-from polyactor.types import Algorithm, Batch, Distribution, Metrics, Outputs, Rollout
+from polyactor.settings.presets import base_config
 
 MakeRollout = Callable[..., Rollout]
 ACTIONS = 3

@@ -11,14 +11,15 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from polyactor.agent.learner import Learner
+from polyactor.agent.replica import Replica
 from polyactor.algorithms import A2C
-from polyactor.board import Board
-from polyactor.learner import Learner, Replica
+from polyactor.data import Rollout
 from polyactor.models.actor_critic import IMAGES_IN_CACHE, ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD
 from polyactor.optim.flat import State
-from polyactor.types import Rollout
+from polyactor.shared.counters import Board
 
 IMAGE = spaces.Box(0, 255, (4, 84, 84), np.uint8)
 SPECS = [ModelSpec(), ModelSpec(core="lstm", core_size=32), ModelSpec(core="lstm", core_size=32, share_torso=False)]

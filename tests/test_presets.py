@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 import polyactor as pa
-from polyactor import cli, flags
-from polyactor.compose import name_of
-from polyactor.config import Config, check
+from polyactor.cli import flags
+from polyactor.cli import main as cli
+from polyactor.config import Config
 from polyactor.errors import UsageError
 from polyactor.models.spec import TorsoName
-from polyactor.presets import METHODS, PRESETS, Kind, base_config, kind_of
-from polyactor.published import PUBLISHED
+from polyactor.settings.check import check
+from polyactor.settings.presets import METHODS, PRESETS, Kind, base_config, kind_of
+from polyactor.settings.published import PUBLISHED
+from polyactor.settings.registry import name_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "presets.md"
 NEGATIVE = {"pong-a3c-server-1", "pong-a3c-server-6", "pong-a3c-server-7"}

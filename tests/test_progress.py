@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from polyactor.progress import Progress
+from polyactor.training.progress import Progress
 
 
 @pytest.mark.parametrize("words", ["KeyError: [/obs/state]", "list[int] in runs/[exp]/1", "[bold]not bold[/bold]"])

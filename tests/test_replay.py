@@ -13,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polyactor as pa
-from polyactor import checkpoint, cli
-from polyactor.actor import row_of
-from polyactor.build import make_model
+from polyactor.agent.actor import row_of
+from polyactor.agent.parts import make_model
+from polyactor.agent.replay_buffer import Ring
+from polyactor.cli import main as cli
+from polyactor.data import FIELDS, Rollout, leaves
 from polyactor.envs import EnvSpec, VectorEnv, make_envs
 from polyactor.errors import CheckpointError, OutOfResources
-from polyactor.presets import base_config
-from polyactor.replay import Ring
-from polyactor.types import FIELDS, Rollout, leaves
+from polyactor.settings.presets import base_config
+from polyactor.storage import checkpoint
 
 T, B, SLOTS = 4, 3, 5
 

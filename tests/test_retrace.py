@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from polyactor import losses, returns
-from polyactor.distributions import Categorical, Gaussian, MultiCategorical
+from polyactor.equations import losses, returns
+from polyactor.equations.distributions import Categorical, Gaussian, MultiCategorical
 
 Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
 

@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from polyactor.returns import Estimate, gae, n_step, vtrace
+from polyactor.equations.returns import Estimate, gae, n_step, vtrace
 
 Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import polyactor
-from polyactor import cli
-from polyactor.processes import Crew
+from polyactor.cli import main as cli
+from polyactor.transport.processes import Crew
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(polyactor.__file__).parent
@@ -40,7 +40,7 @@ WATCH = """
 import json, traceback
 from pathlib import Path
 import torch
-from polyactor.actor import Actor
+from polyactor.agent.actor import Actor
 from polyactor.algorithms import ALGORITHMS
 
 SEEN = Path(__file__).with_name("stacks")
@@ -112,10 +112,10 @@ def test_from_the_command_line_to_the_gradient_in_few_files(
     for verb in ("collect", "loss", "grad"):
         stacks[verb] = ours(json.loads((tmp_path / "stacks" / f"{verb}.json").read_text()))
     names = {verb: {str(path.relative_to(PACKAGE)) for path in files} for verb, files in stacks.items()}
-    assert {"cli.py", "transport/local.py", "processes.py"} <= names["spawn"]
-    assert {f"schemes/{scheme}.py", "actor.py"} <= names["collect"]
-    assert {f"schemes/{scheme}.py", "learner.py", f"algorithms/{algorithm}.py"} <= names["loss"]
-    assert {f"schemes/{scheme}.py", "learner.py"} <= names["grad"]
+    assert {"cli/main.py", "transport/local.py", "transport/processes.py"} <= names["spawn"]
+    assert {f"schemes/{scheme}.py", "agent/actor.py"} <= names["collect"]
+    assert {f"schemes/{scheme}.py", "agent/learner.py", f"algorithms/{algorithm}.py"} <= names["loss"]
+    assert {f"schemes/{scheme}.py", "agent/learner.py"} <= names["grad"]
 
     lines = {path: len(path.read_text().splitlines()) for path in set().union(*stacks.values())}
     for path, count in sorted(lines.items()):
@@ -144,7 +144,7 @@ def test_imports_go_down_only() -> None:
 
 @pytest.mark.parametrize(
     ("file", "wrong"),
-    [("actor.py", "import polyactor.cli"), ("algorithms/a2c.py", "import threading")],
+    [("agent/actor.py", "import polyactor.cli.main"), ("algorithms/a2c.py", "import threading")],
 )
 def test_an_import_that_goes_up_is_found(tmp_path: Path, file: str, wrong: str) -> None:
     pytest.importorskip("importlinter")

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from polyactor.board import Board, Counter
-from polyactor.build import Streams
-from polyactor.channel import Bell
+from polyactor.agent.streams import Streams
 from polyactor.config import Cast, Config
 from polyactor.errors import EnvironmentUnsupported, Loss, WorkerFailed
-from polyactor.presets import base_config
-from polyactor.pulse import ALL, Pulse
+from polyactor.settings.presets import base_config
+from polyactor.shared.counters import Board, Counter
+from polyactor.shared.heartbeat import ALL, Pulse
+from polyactor.shared.slot_queue import Bell
 from polyactor.transport import supervisor as module
 from polyactor.transport.supervisor import LIFELESS, SPARED, WINDOW, Supervisor
 from polyactor.transport.watchdog import PATIENCE
@@ -50,7 +50,7 @@ class Stage:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **values: Any) -> None:
         self.now = 1000.0
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr("polyactor.pulse.monotonic", lambda: self.now)
+        monkeypatch.setattr("polyactor.shared.heartbeat.monotonic", lambda: self.now)
         self.config: Config = replace(base_config("a3c", env="CartPole-v1"), **values)
         self.board, self.crew = Board(2), Played()
         self.told: list[str] = []
@@ -254,7 +254,7 @@ def test_who_was_only_waiting_for_one_that_is_silent_is_spared(monkeypatch: pyte
 
 def test_a_pulse_tells_what_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("polyactor.pulse.monotonic", lambda: now[0])
+    monkeypatch.setattr("polyactor.shared.heartbeat.monotonic", lambda: now[0])
     pulse = Pulse(2)
     assert pulse.hanging(0, 1.0) is None  # nothing has begun
     pulse.begin(0)

@@ -17,8 +17,8 @@ import pytest
 from marks import mostly_slow
 
 import polyactor as pa
-from polyactor import checkpoint
-from polyactor.metrics import read_rows
+from polyactor.storage import checkpoint
+from polyactor.storage.metrics_log import read_rows
 
 pytestmark = pytest.mark.alone
 

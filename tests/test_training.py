@@ -29,22 +29,29 @@ from gymnasium import spaces
 from marks import mostly_slow
 
 import polyactor as pa
-from polyactor import checkpoint, cli, machine, tally, telling, transport
-from polyactor.actor import Actor
-from polyactor.board import Board, Counter
-from polyactor.build import PLAY, Parts, Streams, make_model
+from polyactor import transport
+from polyactor.agent.actor import Actor
+from polyactor.agent.parts import Parts, make_model
+from polyactor.agent.streams import PLAY, Streams
+from polyactor.cli import main as cli
 from polyactor.config import Config
 from polyactor.envs import env_spec, make_envs
 from polyactor.errors import CheckpointError, EnvironmentUnsupported
-from polyactor.evaluate import Evaluator, evaluate, play
-from polyactor.metrics import read_rows
+from polyactor.evaluation.evaluate import evaluate, play
+from polyactor.evaluation.policy import Policy, make_trained
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim.flat import State
-from polyactor.policy import Policy, make_trained
-from polyactor.presets import PRESETS, base_config
-from polyactor.progress import Progress
-from polyactor.record import record
+from polyactor.report.video import record
+from polyactor.settings.presets import PRESETS, base_config
+from polyactor.shared.counters import Board, Counter
+from polyactor.storage import checkpoint
+from polyactor.storage.metrics_log import read_rows
+from polyactor.system import machine
+from polyactor.training import events as told
+from polyactor.training import stats
+from polyactor.training.background_eval import Evaluator
+from polyactor.training.progress import Progress
 from polyactor.transport.watchdog import untold, watched
 
 SOURCE = Path(pa.__file__).parents[1]
@@ -136,7 +143,7 @@ def test_the_banner_says_what_to_expect_of_a_preset(
 def test_it_says_how_much_memory_it_takes_and_whether_that_is_nearly_all(
     there: int, low: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(telling, "memory_mb", lambda: there)
+    monkeypatch.setattr(told, "memory_mb", lambda: there)
     run = pa.train("a2c", env="polyactor/Chain-v0", steps=1_000, out=tmp_path / "run")
     said = capsys.readouterr().out
     rows = read_rows(run.path / "metrics.jsonl")
@@ -174,7 +181,7 @@ def test_rows_have_the_documented_keys_in_order(finished: pa.Run) -> None:
 
 
 def test_a_slow_run_reports_with_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tally, "ROWS", 1)
+    monkeypatch.setattr(stats, "ROWS", 1)
     run = pa.train("a2c", env="CartPole-v1", steps=4_000, out=str(tmp_path / "run"), quiet=True, checkpoint_every=0.0)
     rows = read_rows(run.path / "metrics.jsonl")
     assert len(rows) > 10  # one, but for the checkpoints: it looks and saves after each update
@@ -411,8 +418,8 @@ def test_a_score_that_is_reached_is_confirmed(tmp_path: Path) -> None:
 
 def test_time_spent_on_fresh_games_is_no_part_of_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     now, board = [1_000.0], Board(1)
-    monkeypatch.setattr(tally.time, "monotonic", lambda: now[0])
-    known = tally.Tally(base_config("a2c", env="CartPole-v1"), board, {})
+    monkeypatch.setattr(stats.time, "monotonic", lambda: now[0])
+    known = stats.Tally(base_config("a2c", env="CartPole-v1"), board, {})
     for seconds, apart in ((10.0, 0.0), (40.0, 30.0)):
         board.count(0, Counter.STEPS, 1_000)
         now[0] += seconds
@@ -424,10 +431,10 @@ def test_time_spent_on_fresh_games_is_no_part_of_the_speed(monkeypatch: pytest.M
 def test_a_score_that_fresh_games_do_not_confirm_is_not_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from polyactor.evaluate import Evaluation
+    from polyactor.evaluation.evaluate import Evaluation
 
     worse = Evaluation((14.0,) * 100, (14,) * 100, 0, 0, False)
-    monkeypatch.setattr("polyactor.goal.evaluate_on_all_cores", lambda *_, **__: worse)
+    monkeypatch.setattr("polyactor.training.target_score.evaluate_on_all_cores", lambda *_, **__: worse)
     run = train(tmp_path / "run", stop_at=15.0)
     assert run.status == "done"
     assert run.summary["reached_at_steps"] is None
@@ -436,7 +443,7 @@ def test_a_score_that_fresh_games_do_not_confirm_is_not_reached(
 
 @pytest.mark.fault("P6")
 def test_a_signal_ends_the_games_that_would_confirm_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from polyactor import evaluate as evaluation
+    from polyactor.evaluation import evaluate as evaluation
 
     original = evaluation.play
 
@@ -500,7 +507,7 @@ class Sleeper(Quiet):
 def test_an_environment_that_hangs_while_a_score_is_confirmed_is_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from polyactor import evaluate as evaluation
+    from polyactor.evaluation import evaluate as evaluation
 
     original, found = evaluation.play, []
 
@@ -548,7 +555,7 @@ def test_a_signal_ends_the_film_of_a_run_that_is_over(tmp_path: Path, monkeypatc
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*given)
 
-    monkeypatch.setattr("polyactor.record.make_trained", asked)
+    monkeypatch.setattr("polyactor.report.video.make_trained", asked)
     run = train(tmp_path / "run", steps=500)
     assert run.status == "done"
     assert events(run.path, "video_skipped")[0]["reason"] == "a signal asked for the end"
@@ -589,9 +596,9 @@ def test_workers_wait_while_the_state_is_copied_and_not_while_it_is_written(
         boards.append(Board(*given))
         return boards[0]
 
-    monkeypatch.setattr("polyactor.build.Board", board)
+    monkeypatch.setattr("polyactor.agent.parts.Board", board)
     monkeypatch.setattr(State, "tensors", noted("copied", State.tensors))
-    monkeypatch.setattr("polyactor.saving.checkpoint.save", noted("written", checkpoint.save))
+    monkeypatch.setattr("polyactor.training.checkpointing.checkpoint.save", noted("written", checkpoint.save))
     config = {"env": Quiet, "scheme": "hogwild", "workers": 2, "steps": 10**9, "checkpoint_every": 0.2}
     assert train(tmp_path / "run", **config).status == "stopped"
     assert len(words["written"]) >= 2
@@ -990,7 +997,7 @@ def test_a_film_begins_anew_where_a_game_is_lost(tmp_path: Path, monkeypatch: py
     assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
 
     taken = count(4)
-    monkeypatch.setattr("polyactor.record.MAX_GAME_STEPS", 2)  # and nothing is left to show
+    monkeypatch.setattr("polyactor.report.video.MAX_GAME_STEPS", 2)  # and nothing is left to show
     with pytest.raises(EnvironmentUnsupported, match=r"was played to its end: .* the projector jammed"):
         record(policy.config, dict(policy.model.state_dict()), out)
 
@@ -1024,13 +1031,13 @@ def test_steps_made_while_a_row_is_written_belong_to_the_next(monkeypatch: pytes
     """Measuring memory takes a moment, in which workers go on."""
     config = replace(base_config("a3c", env="CartPole-v1"), steps=1_000)
     board = Board(2)
-    counted = tally.Tally(config, board, {})
+    counted = stats.Tally(config, board, {})
 
     def measure(process: int) -> float:
         board.count(1, Counter.STEPS, 7)
         return 1.0
 
-    monkeypatch.setattr(tally, "resident_mb", measure)
+    monkeypatch.setattr(stats, "resident_mb", measure)
     board.count(0, Counter.STEPS, 10)
     for worker, troubles in enumerate([(1, 2, 3), (10, 20, 30)]):
         for counter, times in zip((Counter.SKIPPED, Counter.STARTS, Counter.ENV_ERRORS), troubles, strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from polyactor.types import FIELDS, Along, Memo, Moments, Rollout, leaves, map_tree
+from polyactor.data import FIELDS, Along, Memo, Moments, Rollout, leaves, map_tree
 
 T, B, N = 3, 4, 2
 

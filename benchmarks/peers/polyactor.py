@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from polyactor import transport
-from polyactor.bench import ENVIRONMENTS
-from polyactor.build import Parts
-from polyactor.config import Config, check
+from polyactor.agent.parts import Parts
+from polyactor.cli.flags import read_config
+from polyactor.config import Config
 from polyactor.envs import env_spec, make_envs
-from polyactor.flags import read_config
-from polyactor.machine import tune_allocator
-from polyactor.processes import Crew
+from polyactor.report.speed import ENVIRONMENTS
+from polyactor.settings.check import check
+from polyactor.system.machine import tune_allocator
+from polyactor.transport.processes import Crew
 
 INTERVAL = 0.2
 """Seconds between two lines."""

@@ -1,6 +1,6 @@
 """``python -m polyactor``."""
 
-from polyactor.cli import main
+from polyactor.cli.main import main
 
 if __name__ == "__main__":
     main()

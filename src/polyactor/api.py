@@ -7,21 +7,23 @@ from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
-from polyactor import nursery
-from polyactor.auto import chosen
-from polyactor.compose import PARTS, SECTIONS, name_of, part
-from polyactor.config import TRANSPORTS, Config, Normalize, Scheme, check, check_values
+from polyactor.algorithms.base import Algorithm
+from polyactor.config import TRANSPORTS, Config, Normalize, Scheme
 from polyactor.envs import AtariOptions, EnvFactory, EnvSpec, Specs
 from polyactor.errors import UsageError, one_line
+from polyactor.fields import AUTO, replace_at
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Rule
-from polyactor.presets import base_config
-from polyactor.rundir import run_directory
-from polyactor.settings import AUTO, replace_at
-from polyactor.types import Algorithm
+from polyactor.settings.autotune import chosen
+from polyactor.settings.check import check, check_values
+from polyactor.settings.presets import base_config
+from polyactor.settings.registry import PARTS, name_of, part
+from polyactor.settings.serialize import SECTIONS
+from polyactor.storage.run_directory import run_directory
+from polyactor.system import forkserver
 
 if TYPE_CHECKING:
-    from polyactor.training import Run
+    from polyactor.training.trainer import Run
 
 KINDS: dict[str, type[Any]] = {"algorithm": Algorithm, "scheme": Scheme, "optimizer": Rule, **SECTIONS}
 """The sections of a config, and what each is an instance of."""
@@ -76,7 +78,7 @@ def train(
         preset, env, {name: value for name, value in sections.items() if value is not None}, values, look
     )
     (ready,) = prepare([config], auto, look)
-    from polyactor.training import train as run  # here, so that a wrong value costs no import of torch
+    from polyactor.training.trainer import train as run  # here, so that a wrong value costs no import of torch
 
     return run(ready.config, ready.spec, ready.reasons)
 
@@ -119,7 +121,7 @@ def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, ke
     for config in configs:
         check(config)
     if any(TRANSPORTS[config.transport].forks(config.scheme) for config in configs):
-        nursery.open_nursery()  # it imports torch while we do
+        forkserver.open_nursery()  # it imports torch while we do
     return [Ready(config, spec, reasons) for config, spec in zip(configs, specs, strict=True)]
 
 

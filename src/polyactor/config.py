@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import gymnasium
 
+from polyactor.algorithms.base import Algorithm
 from polyactor.envs import AtariOptions
-from polyactor.errors import UsageError, one_line
+from polyactor.errors import UsageError
+from polyactor.fields import Allowed, Group, replace_at, walk
 from polyactor.models.spec import ModelSpec
 from polyactor.optim.rules import Rule
-from polyactor.settings import Group, fits, kind, replace_at, walk
-from polyactor.types import Algorithm, Allowed
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from polyactor.build import Parts
-    from polyactor.channel import Bell
+    from polyactor.agent.parts import Parts
+    from polyactor.shared.slot_queue import Bell
 
 
 Role = Generator["Bell | None", None, None]
@@ -131,6 +130,8 @@ class Normalize:
 
 
 GROUPS = tuple(map(Group, ("run", "model", "algorithm", "scheme", "optimizer", "environment", "faults")))
+
+
 RUN, MODEL, ALGORITHM, SCHEME, OPTIMIZER, ENVIRONMENT, FAULTS = GROUPS
 """The headings of ``train --help``, in their order there."""
 
@@ -235,64 +236,3 @@ def parse_per_worker(entries: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
         if group not in ("algorithm", "optimizer") or not name:
             raise UsageError(f"--per-worker {entry} can set only values of the algorithm or the optimizer")
     return parsed
-
-
-def check(config: Config) -> None:
-    """Every number in its range, every name one of those there are.
-
-    Raises:
-        UsageError: naming the flag, the value and what is allowed.
-    """
-    check_values(config)
-    for worker in range(config.workers if config.per_worker else 0):
-        check(replace(config.for_worker(worker), per_worker=()))
-    scheme, flag = config.scheme, f"--scheme {config.scheme.name}"
-    if config.device == "cuda":
-        if not scheme.learns_on_gpu:
-            raise UsageError(f"--device cuda is not allowed with {flag}: use cpu, or --scheme sync or actor-learner")
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UsageError("--device cuda is not allowed: this machine has no GPU that torch can use; use cpu")
-    if config.exact_resume and not scheme.single:
-        raise UsageError(f"--exact-resume is not allowed with {flag}, which never runs twice alike: use --scheme sync")
-    if config.exact_resume and config.device == "cuda":
-        raise UsageError("--exact-resume is not allowed with --device cuda, which never runs twice alike: use cpu")
-    if config.compile and not shutil.which(os.environ.get("CXX", "g++")):
-        raise UsageError("--compile is not allowed: it needs a C++ compiler (g++, or what CXX names), and none is here")
-    if config.algorithm.differentiate and config.compile:
-        raise UsageError("--compile is not allowed: what would be compiled is the gradient of a loss, and this is not")
-    if config.algorithm.moves and config.precision == "bf16":
-        raise UsageError("--precision bf16 is not allowed: steps this small would be rounded away; use fp32")
-    if scheme.single and config.workers != 1:
-        raise UsageError(
-            f"--workers {config.workers} is not allowed: {flag} has one worker; "
-            "give it more environments with --envs, or use --scheme hogwild"
-        )
-    if config.per_worker and not scheme.per_worker:
-        raise UsageError(
-            f"--per-worker is not allowed with {flag}, where one learner serves all: use hogwild or param-server"
-        )
-    TRANSPORTS[config.transport].fits(config)
-    scheme.fits(config)
-    memory, alone = config.model.core != "none", scheme.alone(config)
-    config.algorithm.fits(scheme.columns(config), memory=memory, alone=alone)
-
-
-def check_values(config: Config) -> None:
-    """Every number in its range, every name one of those there are; whether they go together is not asked.
-
-    Raises:
-        UsageError: naming the flag, the value and what is allowed.
-    """
-    for setting in walk(config):
-        flag, value, hint = setting.flag, setting.value, setting.declared.hint
-        for allowed in setting.declared.allowed:
-            for each in value if isinstance(value, tuple) else (value,):
-                if each is not None and each not in allowed:
-                    raise UsageError(f"--{flag} {each} is not allowed: it must be {allowed}")
-        if not fits(value, hint):
-            raise UsageError(f"--{flag} {one_line(value, most=80)} is not allowed: it must be {kind(hint)}")
-    for entry in config.model.hidden:
-        if entry < 1:
-            raise UsageError(f"--model.hidden {entry} is not allowed: it must be a number of at least 1")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from polyactor.envs import diagnostic, make_envs
+from polyactor.models.encoders import CNN, is_image, make_torso
 from polyactor.models.spec import ModelSpec, TorsoName
-from polyactor.models.torso import CNN, is_image, make_torso
 
 
 def test_registration_is_idempotent() -> None:

@@ -16,17 +16,17 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyactor.actor import Actor
+from polyactor.agent.actor import Actor
 from polyactor.algorithms import A2C
+from polyactor.data import Batch, Rollout
 from polyactor.envs import Step, VectorEnv, check_exact, make_envs
-from polyactor.envs.each import MOST_FAILURES, SOUND_AFTER
-from polyactor.envs.inspect import inspect
+from polyactor.envs.check import inspect
+from polyactor.envs.serial_vector_env import MOST_FAILURES, SOUND_AFTER
+from polyactor.equations.returns import gae
 from polyactor.errors import EnvironmentUnsupported
-from polyactor.evaluate import play
+from polyactor.evaluation.evaluate import play
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
-from polyactor.returns import gae
-from polyactor.types import Batch, Rollout
 
 B, LENGTH, FOR_EVER = 3, 7, 10**9
 Fault = Callable[[Any], Any]

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.envs.classic_control import CartPoleEnv
 
 from polyactor.envs import VectorEnv, make_envs
-from polyactor.envs.each import Each
+from polyactor.envs.serial_vector_env import Each
 
 
 class Echo(gymnasium.Env[Any, Any]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,14 +14,15 @@ import numpy as np
 import pytest
 
 import polyactor as pa
-from polyactor import checkpoint
-from polyactor.config import Config, check
+from polyactor.config import Config
 from polyactor.envs import EnvSpec, env_spec, make_envs
 from polyactor.errors import EnvironmentUnsupported
-from polyactor.evaluate import evaluate
-from polyactor.policy import Policy, read
-from polyactor.presets import base_config
-from polyactor.training import resume, train
+from polyactor.evaluation.evaluate import evaluate
+from polyactor.evaluation.policy import Policy, read
+from polyactor.settings.check import check
+from polyactor.settings.presets import base_config
+from polyactor.storage import checkpoint
+from polyactor.training.trainer import resume, train
 
 LENGTH = 8
 """Steps of a game."""
@@ -33,8 +35,8 @@ class Diary(gymnasium.Env[Any, Any]):
     observation_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)
 
-    def __init__(self, file: Path, render_mode: str | None) -> None:
-        self.file, self.render_mode = file, render_mode
+    def __init__(self, file: Path, render_mode: str | None, together: int) -> None:
+        self.file, self.render_mode, self.together = file, render_mode, together
         self.name = f"{os.getpid()}-{id(self)}-{os.urandom(4).hex()}"
         self.time, self.stepped, self.closed = 0, False, False
         self.note("made")
@@ -51,6 +53,10 @@ class Diary(gymnasium.Env[Any, Any]):
         if not self.stepped:
             self.stepped = True
             self.note("stepped")
+            # One worker alone could do all steps before the other has begun.
+            end = time.monotonic() + 60.0
+            while self.together > sum(what == "made" for what, _ in events(self.file)) and time.monotonic() < end:
+                time.sleep(0.01)
         self.time += 1
         return np.full(3, self.time / LENGTH, np.float32), float(action), self.time == LENGTH, False, {}
 
@@ -65,15 +71,16 @@ class Diary(gymnasium.Env[Any, Any]):
 
 @dataclass(frozen=True)
 class Make:
-    """Makes them; from the one of this number on it cannot."""
+    """Makes them; from the one of this number on it cannot. Their first steps wait until so many have been made."""
 
     file: Path
     fails_at: int | None = None
+    together: int = 0
 
     def __call__(self, render_mode: str | None = None) -> Diary:
         if self.fails_at is not None and len(events(self.file)) >= self.fails_at - 1:
             raise RuntimeError("there are no more of them")
-        return Diary(self.file, render_mode)
+        return Diary(self.file, render_mode, self.together)
 
 
 def events(file: Path) -> list[tuple[str, str]]:
@@ -124,10 +131,11 @@ def config_of(method: str, scheme: str, file: Path, **values: Any) -> Config:
 def test_a_run_makes_what_it_steps_and_one_to_be_asked(
     method: str, scheme: str, workers: int, transport: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polyactor.training.keepsakes", lambda *_, **__: [])  # the film has a test of its own
+    monkeypatch.setattr("polyactor.training.trainer.keepsakes", lambda *_, **__: [])  # the film has a test of its own
     file = tmp_path / "diary"
     config = config_of(method, scheme, file, workers=workers, transport=transport)
-    run = pa.train(config)
+    together = workers * 8 + 1 if transport == "local" else 0  # inline a worker is made when it is its turn
+    run = pa.train(replace(config, env=Make(file, together=together)))
     assert run.status == "done"
     assert counted(file) == (workers * 8, 1)
     assert Counter(what for what, _ in events(file)) == {"made": workers * 8 + 1, "stepped": workers * 8,
@@ -135,7 +143,7 @@ def test_a_run_makes_what_it_steps_and_one_to_be_asked(
 
 
 def test_a_run_that_is_handed_a_spec_makes_none_to_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polyactor.training.keepsakes", lambda *_, **__: [])
+    monkeypatch.setattr("polyactor.training.trainer.keepsakes", lambda *_, **__: [])
     file = tmp_path / "diary"
     config = config_of("ppo", "sync", file, workers=1)
     spec = env_spec(config.env)
@@ -194,7 +202,7 @@ def test_when_an_actor_cannot_be_made_its_environments_are_closed(
 
     file = tmp_path / "diary"
     config = config_of("ppo", "sync", file, workers=1)
-    monkeypatch.setattr("polyactor.build.Replica", cannot)
+    monkeypatch.setattr("polyactor.agent.parts.Replica", cannot)
     with pytest.raises(RuntimeError, match="no room for a replica"):
         pa.train(config)
     assert Counter(what for what, _ in events(file)) == {"made": 9, "closed": 9}

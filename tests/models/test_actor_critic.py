@@ -12,12 +12,12 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from polyactor.actor import Actor
+from polyactor.agent.actor import Actor
+from polyactor.data import Rollout
 from polyactor.envs import make_envs
 from polyactor.models.actor_critic import CLIP_OBSERVATION, ActorCritic
-from polyactor.models.normalizer import merge, moments
+from polyactor.models.running_stats import merge, moments
 from polyactor.models.spec import ModelSpec
-from polyactor.types import Rollout
 
 VECTOR = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 SMALL = ModelSpec(hidden=(8,), core_size=6)

@@ -13,14 +13,15 @@ from fresh import fresh
 from gymnasium import spaces
 
 from polyactor.algorithms.a2c import A2C
+from polyactor.algorithms.base import Algorithm
 from polyactor.algorithms.ppo import PPO
 from polyactor.algorithms.vtrace import VTrace
 from polyactor.config import Config, Normalize
+from polyactor.data import Batch, Rollout
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim.rules import SGD
 from polyactor.schemes import Hogwild
-from polyactor.types import Algorithm, Batch, Rollout
 
 T, B = 3, 8
 IMAGE = spaces.Box(0, 255, (4, 42, 42), np.uint8)

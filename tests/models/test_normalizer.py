@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from polyactor.models.normalizer import RunningMoments, merge, moments
+from polyactor.models.running_stats import RunningMoments, merge, moments
 
 
 def buffers(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:

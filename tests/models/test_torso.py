@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from polyactor.models.torso import ReLU
+from polyactor.models.encoders import ReLU
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

@@ -12,15 +12,15 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from polyactor.agent.learner import differentiate
+from polyactor.agent.updater import Updater
 from polyactor.algorithms import A2C
-from polyactor.board import Board, Counter
-from polyactor.learner import differentiate
+from polyactor.data import Batch, Gradients, Rollout
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD, Adam, RMSprop, Rule
 from polyactor.optim.flat import State, bind, parameter_views
-from polyactor.types import Batch, Gradients, Rollout
-from polyactor.updater import Updater
+from polyactor.shared.counters import Board, Counter
 
 Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
 

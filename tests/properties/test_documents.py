@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from polyactor import cli
+from polyactor.cli import main as cli
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

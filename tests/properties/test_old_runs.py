@@ -16,7 +16,8 @@ from old_runs.make import RUNS, newest, outputs
 from safetensors.torch import load_file
 
 import polyactor as pa
-from polyactor import cli, training
+from polyactor.cli import main as cli
+from polyactor.training import trainer
 
 HERE = Path(__file__).parent / "old_runs"
 EXACT = [name for name, values in RUNS.items() if values.get("exact_resume")]
@@ -25,7 +26,7 @@ EXACT = [name for name, values in RUNS.items() if values.get("exact_resume")]
 @pytest.fixture
 def old(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of a kept run; pictures and films of it would take most of the time."""
-    monkeypatch.setattr(training, "keepsakes", lambda *_, **__: [])
+    monkeypatch.setattr(trainer, "keepsakes", lambda *_, **__: [])
     return Path(shutil.copytree(HERE / request.param, tmp_path / request.param))
 
 

@@ -21,11 +21,11 @@ from gymnasium import spaces
 
 from polyactor import transport
 from polyactor.algorithms import A2C
-from polyactor.board import Board
 from polyactor.config import Config
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam
 from polyactor.schemes import ActorLearner, Hogwild, ParamServer, Sync
+from polyactor.shared.counters import Board
 
 pytestmark = pytest.mark.alone
 

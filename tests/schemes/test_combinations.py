@@ -12,16 +12,18 @@ import pytest
 import torch
 from fresh import fresh
 
-from polyactor import cli, transport
+from polyactor import transport
 from polyactor.algorithms import A2C, ACER, ALGORITHMS, PPO, VTrace
-from polyactor.board import Counter
-from polyactor.config import Config, Normalize, check
+from polyactor.algorithms.base import Algorithm
+from polyactor.cli import main as cli
+from polyactor.config import Config, Normalize
 from polyactor.errors import UsageError
-from polyactor.evaluate import evaluate
+from polyactor.evaluation.evaluate import evaluate
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam
 from polyactor.schemes import SCHEMES, Sync
-from polyactor.types import Algorithm
+from polyactor.settings.check import check
+from polyactor.shared.counters import Counter
 
 PAGE = Path(__file__).parents[2] / "docs" / "combinations.md"
 STEPS, GAMES = 20_000, 50

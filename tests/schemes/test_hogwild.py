@@ -28,18 +28,19 @@ from fresh import fresh
 from gymnasium import spaces
 from living import alive
 
-from polyactor import nursery, transport
+from polyactor import transport
 from polyactor.algorithms import A2C, ACER, PPO
-from polyactor.board import METRICS, Board, Counter
-from polyactor.channel import FileLock
 from polyactor.config import Config
 from polyactor.errors import Diverged, EnvironmentUnsupported, PolyactorError, UsageError, WorkerFailed
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam
 from polyactor.optim.flat import State
-from polyactor.processes import Crew
 from polyactor.schemes import Hogwild
 from polyactor.schemes.hogwild import Lock
+from polyactor.shared.counters import METRICS, Board, Counter
+from polyactor.shared.locks import FileLock
+from polyactor.system import forkserver
+from polyactor.transport.processes import Crew
 
 pytestmark = pytest.mark.alone
 
@@ -300,9 +301,9 @@ def test_a_run_that_is_closed_lets_its_workers_go() -> None:
 PARENT = """
 import multiprocessing
 from polyactor import transport
-from polyactor.build import Parts
+from polyactor.agent.parts import Parts
 from polyactor.envs import env_spec
-from polyactor.presets import base_config
+from polyactor.settings.presets import base_config
 from dataclasses import replace
 
 if __name__ == "__main__":
@@ -441,7 +442,7 @@ def test_more_shared_tensors_than_the_server_takes() -> None:
     assert torch.cat(tensors).eq(1).all()
 
 
-@pytest.mark.skipif(not nursery.FORKS, reason="workers are spawned here")
+@pytest.mark.skipif(not forkserver.FORKS, reason="workers are spawned here")
 def test_workers_share_what_an_import_allocates() -> None:
     there = torch.zeros(1).share_memory_()
     crew = Crew(hold, 1, (there,))
@@ -496,7 +497,7 @@ def test_one_wait_is_enough_to_know_that_a_worker_has_ended() -> None:
 
 HOLDER = """
 import sys
-from polyactor.channel import FileLock
+from polyactor.shared.locks import FileLock
 with FileLock(sys.argv[1]):
     print("held", flush=True)
     input()
@@ -504,7 +505,7 @@ with FileLock(sys.argv[1]):
 COUNTER = """
 import sys
 from pathlib import Path
-from polyactor.channel import FileLock
+from polyactor.shared.locks import FileLock
 lock, number = FileLock(sys.argv[1]), Path(sys.argv[2])
 print("ready", flush=True)
 input()

@@ -26,15 +26,18 @@ from gymnasium import spaces
 from living import alive
 from marks import mostly_slow
 
-from polyactor import failpoints, nursery, processes, transport
+from polyactor import transport
 from polyactor.algorithms import A2C, ACER, PPO, VTrace
-from polyactor.board import Board, Counter
 from polyactor.config import Config, Scheme
 from polyactor.errors import EnvironmentUnsupported, OutOfResources, UsageError, WorkerFailed
 from polyactor.optim.flat import State
-from polyactor.presets import base_config
 from polyactor.schemes import ActorLearner, Hogwild, ParamServer
-from polyactor.transport import pausing
+from polyactor.settings.presets import base_config
+from polyactor.shared.counters import Board, Counter
+from polyactor.system import failpoints
+from polyactor.system import forkserver as workers_start
+from polyactor.transport import pause as pausing
+from polyactor.transport import processes
 
 pytestmark = pytest.mark.alone
 
@@ -142,7 +145,7 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(name: str, record_prop
 
 
 @pytest.mark.fault("P1", "P11")
-@pytest.mark.skipif(not nursery.FORKS, reason="workers are spawned here")
+@pytest.mark.skipif(not workers_start.FORKS, reason="workers are spawned here")
 @pytest.mark.parametrize("name", ["hogwild", "server", "learner"])
 def test_when_the_server_they_are_forked_from_is_killed_all_are_replaced_and_none_is_left(name: str) -> None:
     """Nobody says then how a worker ended, nor whether it has."""

@@ -20,13 +20,13 @@ from marks import mostly_slow
 
 from polyactor import transport
 from polyactor.algorithms import A2C, ACER, PPO, VTrace
-from polyactor.board import Counter, Game
+from polyactor.algorithms.base import Algorithm
 from polyactor.config import Config, Normalize, Scheme
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam, RMSprop
 from polyactor.schemes import ActorLearner, Hogwild, ParamServer, Sync
-from polyactor.types import Algorithm
+from polyactor.shared.counters import Counter, Game
 
 UPDATES, T, B = 50, 5, 8
 

@@ -14,18 +14,19 @@ from fresh import fresh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polyactor.agent.learner import Learner
+from polyactor.agent.parts import Parts
 from polyactor.algorithms import A2C, VTrace
-from polyactor.board import METRICS, Counter
-from polyactor.build import Parts
-from polyactor.channel import Bell
+from polyactor.algorithms.base import Algorithm
 from polyactor.config import Cast, Config, Scheme
-from polyactor.learner import Learner
+from polyactor.data import Batch, Metrics
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD
 from polyactor.schemes import ActorLearner, Hogwild, ParamServer
 from polyactor.schemes.param_server import choose
+from polyactor.shared.counters import METRICS, Counter
+from polyactor.shared.slot_queue import Bell
 from polyactor.transport import inline
-from polyactor.types import Algorithm, Batch, Metrics
 
 Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
 T, B = 2, 1

@@ -23,14 +23,14 @@ from marks import mostly_slow
 import polyactor as pa
 from polyactor import transport
 from polyactor.algorithms import A2C, PPO, VTrace
-from polyactor.board import METRICS, Board, Counter
 from polyactor.config import Config
 from polyactor.errors import EnvironmentUnsupported, WorkerFailed
-from polyactor.machine import torch_threads
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam
 from polyactor.optim.flat import State
 from polyactor.schemes import ActorLearner, Hogwild, ParamServer, Sync
+from polyactor.shared.counters import METRICS, Board, Counter
+from polyactor.system.machine import torch_threads
 
 pytestmark = pytest.mark.alone
 

@@ -2,9 +2,9 @@
 
 from polyactor.algorithms.a2c import A2C
 from polyactor.algorithms.acer import ACER
+from polyactor.algorithms.base import Algorithm
 from polyactor.algorithms.ppo import PPO
 from polyactor.algorithms.vtrace import VTrace
-from polyactor.types import Algorithm
 
 ALGORITHMS: dict[str, type[Algorithm]] = {"a2c": A2C, "acer": ACER, "ppo": PPO, "vtrace": VTrace}
 

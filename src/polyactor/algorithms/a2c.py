@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from polyactor import losses, returns
-from polyactor.types import Algorithm, Allowed, Batch, Metrics, Model, anneal
+from polyactor.algorithms.base import Algorithm, Model
+from polyactor.data import Batch, Metrics
+from polyactor.equations import losses, returns
+from polyactor.equations.schedules import anneal
+from polyactor.fields import Allowed
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,9 +6,12 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from polyactor import losses, returns
+from polyactor.algorithms.base import Algorithm, Model, Replay
+from polyactor.data import Batch, Metrics, Rollout
+from polyactor.equations import losses, returns
+from polyactor.equations.schedules import anneal
 from polyactor.errors import UsageError
-from polyactor.types import Algorithm, Allowed, Batch, Metrics, Model, Replay, Rollout, anneal
+from polyactor.fields import Allowed
 
 if TYPE_CHECKING:
     import torch

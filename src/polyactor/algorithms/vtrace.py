@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
-from polyactor import losses, returns
+from polyactor.algorithms.base import Algorithm, Model
+from polyactor.data import Batch, Metrics
+from polyactor.equations import losses, returns
+from polyactor.equations.schedules import anneal
 from polyactor.errors import UsageError
-from polyactor.types import Algorithm, Allowed, Batch, Metrics, Model, anneal
+from polyactor.fields import Allowed
 
 if TYPE_CHECKING:
     from torch import Tensor

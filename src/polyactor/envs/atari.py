@@ -12,10 +12,10 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from polyactor.envs import snapshot
-from polyactor.envs.emulators import Emulators
+from polyactor.envs.atari_exact import Emulators
 from polyactor.envs.vector_env import ActionSpace, Step, none_lost
 from polyactor.errors import EnvironmentUnsupported, UsageError
-from polyactor.types import Allowed
+from polyactor.fields import Allowed
 
 MAX_FRAMES = 108_000
 """Emulator frames after which a game is truncated: 30 minutes at 60 frames a second."""

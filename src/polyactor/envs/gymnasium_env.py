@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from polyactor.envs import snapshot
 from polyactor.envs.atari import looks_atari
-from polyactor.envs.each import Each, first_line, shortened
+from polyactor.envs.serial_vector_env import Each, first_line, shortened
 from polyactor.envs.vector_env import ActionSpace, Listener, Step, none_lost
 from polyactor.errors import EnvironmentUnsupported, suggestion
 

@@ -14,25 +14,29 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from polyactor.actions import ActionSpec, action_spec
+from polyactor.data import NEVER, CoreState, Distribution, Memo, Outputs, Pull, Rollout
+from polyactor.models.action_space import action_spec
 from polyactor.models.core import LSTM, Identity
-from polyactor.models.normalizer import RunningMoments
+from polyactor.models.encoders import CNN, is_image, make_torso, orthogonal, to_channels_first, to_channels_last
+from polyactor.models.heads import Dueling, critic_width, own_layer, policy_head
+from polyactor.models.running_stats import RunningMoments
 from polyactor.models.spec import ModelSpec
-from polyactor.models.torso import CNN, is_image, make_torso, orthogonal, to_channels_first, to_channels_last
-from polyactor.types import NEVER, CoreState, Distribution, Memo, Outputs, Pull, Rollout
 
 Precision = Literal["fp32", "bf16"]
+
 
 CLIP_OBSERVATION = 5.0
 """Normalised observations are clipped to this many standard deviations."""
 
 
-DUELING_UNITS = 64
-"""Of the layer that joins features and actions."""
 IMAGES_IN_CACHE = 8
 """Images scaled at a time, so that every pass over them but the first reads from the cache."""
+
+
 MOST_PIXELS_KEPT = 1 << 27
 """Of a rollout's images, for learning from them more than once: 256 MiB in bf16, twice that in fp32."""
+
+
 PULLS = itertools.count(1)
 """Numbers of the copies of a state that the models of this process have held."""
 
@@ -59,67 +63,6 @@ class Trunk(nn.Module):
         """The core's features ``[T, B, F]`` of the torso's ``[T·B, F]``, and the state after the last row."""
         output: tuple[Tensor, CoreState] = self.core(features.view(*is_first.shape, -1), state, is_first)
         return output
-
-
-class GaussianHead(nn.Module):
-    """Mean and log σ, ``[..., 2d]``; log σ free of the observation."""
-
-    def __init__(self, features: int, dims: int, log_std: float) -> None:
-        super().__init__()
-        self.mean = orthogonal(nn.Linear(features, dims), 0.01)
-        self.log_std = nn.Parameter(torch.full((dims,), log_std))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., F]`` to ``[..., 2d]``."""
-        mean = self.mean(x)
-        return torch.cat([mean, self.log_std.expand_as(mean)], -1)
-
-
-def policy_head(features: int, actions: ActionSpec, spec: ModelSpec) -> nn.Module:
-    """Features to the parameters of the action distribution; near-uniform, near-zero at the start."""
-    if actions.dims and spec.log_std == "free":
-        return GaussianHead(features, actions.dims, spec.log_std_start)
-    head = orthogonal(nn.Linear(features, actions.params), 0.01)
-    if actions.dims:  # a fixed log σ is no parameter: then there are no such rows
-        nn.init.constant_(head.bias[actions.dims :], spec.log_std_start)
-    return head
-
-
-def own_layer(features: int, width: int | None) -> nn.Module:
-    """What a head has to itself before its output: a ReLU layer of `width` units, or nothing."""
-    if width is None:
-        return nn.Identity()
-    return nn.Sequential(orthogonal(nn.Linear(features, width)), nn.ReLU())
-
-
-def critic_width(head: str, actions: ActionSpec) -> int:
-    """How many numbers the critic says: V(x), or Q(x, a) of each action.
-
-    Raises:
-        ValueError: Q is asked for and the actions cannot be listed.
-    """
-    if head == "value":
-        return 1
-    if head != "q":
-        raise ValueError(f"there is no head {head!r}: an algorithm may ask for value or q")
-    if len(actions.sizes) > 1:
-        raise ValueError("Q(x, ·) needs one discrete action or a Box, not several parts")
-    return 1 if actions.dims else actions.params
-
-
-class Dueling(nn.Module):
-    """A(x, a) of continuous actions, for the stochastic dueling network (Wang et al. 2017, eq. 13)."""
-
-    def __init__(self, features: int, dims: int) -> None:
-        super().__init__()
-        self.hidden = orthogonal(nn.Linear(features + dims, DUELING_UNITS))
-        self.out = orthogonal(nn.Linear(DUELING_UNITS, 1), 0.01)
-
-    def forward(self, features: Tensor, action: Tensor) -> Tensor:
-        """``[T, B, F]`` and ``[..., T, B, d]`` to ``[..., T, B]``."""
-        both = torch.cat([features.expand(*action.shape[:-1], -1), action], -1)
-        advantage: Tensor = self.out(torch.tanh(self.hidden(both)))
-        return advantage.squeeze(-1)
 
 
 class ActorCritic(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from polyactor.types import CoreState
+from polyactor.data import CoreState
 
 
 class Identity(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from polyactor.types import Allowed
+from polyactor.fields import Allowed
 
 TorsoName = Literal[
     "auto", "mlp", "a3c-cnn", "a3c-conv", "nature-cnn", "nature-cnn-32", "nature-conv", "elu-conv", "pool-conv"

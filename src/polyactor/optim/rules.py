@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from polyactor.types import Allowed, anneal
+from polyactor.equations.schedules import anneal
+from polyactor.fields import Allowed
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from polyactor.config import Cast, Config, Role, Scheme
-from polyactor.types import Allowed, Rollout
+from polyactor.data import Rollout
+from polyactor.fields import Allowed
 
 if TYPE_CHECKING:
-    from polyactor.build import Parts
-    from polyactor.channel import Ring, SequenceLock
+    from polyactor.agent.parts import Parts
+    from polyactor.shared.locks import SequenceLock
+    from polyactor.shared.slot_queue import Ring
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class ActorLearner(Scheme):
     @contextmanager
     def cast(self, parts: Parts) -> Iterator[Cast]:
         """Actors, and the learner as the run's own role."""
-        from polyactor.channel import Ring, SequenceLock
+        from polyactor.shared.locks import SequenceLock
+        from polyactor.shared.slot_queue import Ring
 
         workers, lag = parts.config.workers, self.lag(parts.config)
         ring = Ring(workers, (lag + 1) * self.batch)
@@ -78,7 +81,7 @@ def act(worker: int, parts: Parts, ring: Ring, rounds: list[Rollout], lock: Sequ
 
 def learn(parts: Parts, ring: Ring, rounds: list[Rollout], lock: SequenceLock) -> Role:
     """The learner's life: a round is one batch of all actors."""
-    from polyactor.machine import torch_threads
+    from polyactor.system.machine import torch_threads
 
     config, board, scheme = parts.config, parts.board, parts.config.scheme
     assert isinstance(scheme, ActorLearner)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from polyactor.config import Cast, Config, Role, Scheme
 
 if TYPE_CHECKING:
-    from polyactor.build import Parts
+    from polyactor.agent.parts import Parts
 
 Lock = Literal["none", "update", "both"]
 
@@ -44,7 +44,7 @@ class Hogwild(Scheme):
     @contextmanager
     def cast(self, parts: Parts) -> Iterator[Cast]:
         """Workers alone; the run only watches."""
-        from polyactor.channel import lock_file
+        from polyactor.shared.locks import lock_file
 
         with lock_file() as path:
             yield Cast(parts.config.workers, work, (path,), threads=self.in_threads)
@@ -52,7 +52,7 @@ class Hogwild(Scheme):
 
 def work(worker: int, parts: Parts, lock_path: str) -> Role:
     """A worker's life, line for line Algorithm S3."""
-    from polyactor.channel import FileLock, once
+    from polyactor.shared.locks import FileLock, once
 
     config, board = parts.config, parts.board
     assert isinstance(config.scheme, Hogwild)

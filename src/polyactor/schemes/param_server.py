@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from polyactor.config import Cast, Config, Role, Scheme
 from polyactor.errors import UsageError
-from polyactor.types import Allowed
+from polyactor.fields import Allowed
 
 if TYPE_CHECKING:
-    from polyactor.build import Parts
-    from polyactor.channel import Ring, SequenceLock
-    from polyactor.parcel import Parcel
+    from polyactor.agent.parts import Parts
+    from polyactor.shared.gradient_slots import Parcel
+    from polyactor.shared.locks import SequenceLock
+    from polyactor.shared.slot_queue import Ring
 
     Parcels = list[list[Parcel]]  # by worker, by place in its queue
 
@@ -76,7 +77,8 @@ class ParamServer(Scheme):
     @contextmanager
     def cast(self, parts: Parts) -> Iterator[Cast]:
         """Workers, and the server as the run's own role."""
-        from polyactor.channel import Ring, SequenceLock
+        from polyactor.shared.locks import SequenceLock
+        from polyactor.shared.slot_queue import Ring
 
         workers = parts.config.workers
         ring = Ring(workers, self.queue)
@@ -119,8 +121,8 @@ def work(worker: int, parts: Parts, ring: Ring, parcels: Parcels, lock: Sequence
 
 def serve(parts: Parts, ring: Ring, parcels: Parcels, lock: SequenceLock) -> Role:
     """The server's life."""
-    from polyactor.board import Counter
-    from polyactor.parcel import mean
+    from polyactor.shared.counters import Counter
+    from polyactor.shared.gradient_slots import mean
 
     config, board, scheme = parts.config, parts.board, parts.config.scheme
     assert isinstance(scheme, ParamServer)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from polyactor.config import Cast, Role, Scheme
-from polyactor.types import Allowed
+from polyactor.fields import Allowed
 
 if TYPE_CHECKING:
-    from polyactor.build import Parts
+    from polyactor.agent.parts import Parts
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Sync(Scheme):
 
 def learn(parts: Parts, threads: int) -> Role:
     """The loop of A2C."""
-    from polyactor.machine import torch_threads
+    from polyactor.system.machine import torch_threads
 
     config, board = parts.config, parts.board
     threads = threads or (len(os.sched_getaffinity(0)) if parts.state.layout.convolutional else 1)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from polyactor.build import Parts
+from polyactor.agent.parts import Parts
 from polyactor.transport import inline, local
-from polyactor.transport.pausing import paused, still
+from polyactor.transport.pause import paused, still
 from polyactor.transport.watchdog import Tell, untold
 
 PLAYS = {"local": local.play, "inline": inline.play}

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, closing
 
-from polyactor.build import Parts
+from polyactor.agent.parts import Parts
 from polyactor.config import Role
-from polyactor.machine import shared_memory, torch_threads
+from polyactor.system.machine import shared_memory, torch_threads
 from polyactor.transport.watchdog import Tell, untold, watched
 
 

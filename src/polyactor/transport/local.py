@@ -10,14 +10,15 @@ from typing import Any
 
 import cloudpickle
 
-from polyactor import failpoints
-from polyactor.board import Board, Counter, Part, Watch, nothing
-from polyactor.build import Parts
-from polyactor.machine import shared_memory, torch_threads
+from polyactor.agent.parts import Parts
 from polyactor.optim.flat import State
-from polyactor.processes import Crew
-from polyactor.threads import Threads
+from polyactor.shared.counters import Board, Counter, nothing
+from polyactor.shared.timing import Part, Watch
+from polyactor.system import failpoints
+from polyactor.system.machine import shared_memory, torch_threads
+from polyactor.transport.processes import Crew
 from polyactor.transport.supervisor import Supervisor
+from polyactor.transport.threads import Threads
 from polyactor.transport.watchdog import Tell, untold
 
 LOOK_EVERY = 0.05

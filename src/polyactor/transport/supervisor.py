@@ -6,10 +6,10 @@ import time
 from collections import deque
 from typing import Protocol
 
-from polyactor.board import Board, Counter
-from polyactor.channel import Bell
 from polyactor.config import Cast, Config
 from polyactor.errors import EnvironmentUnsupported, Loss, OutOfResources, PolyactorError, WorkerFailed
+from polyactor.shared.counters import Board, Counter
+from polyactor.shared.slot_queue import Bell
 from polyactor.transport.watchdog import PATIENCE, Tell
 
 WINDOW = 3600.0

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from time import monotonic
 from types import FrameType
 
-from polyactor.board import Board
 from polyactor.config import Config
 from polyactor.errors import EnvironmentUnsupported
+from polyactor.shared.counters import Board
 
 Tell = Callable[..., None]
 """Called with an event's name, a reason and fields, as `MetricsLog.event` is."""

@@ -6,24 +6,15 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from polyactor import losses, natural
 from polyactor.algorithms.acer import trust_regions
 from polyactor.algorithms.acer.critics import Critic, DiscreteCritic, DuelingCritic, Estimate, Policy, Retrace
-from polyactor.distributions import Probabilities
+from polyactor.algorithms.base import Algorithm, Differentiate, Model, Replay
+from polyactor.data import Batch, Direction, Metrics, Outputs, Rollout
+from polyactor.equations import losses, trust_region
+from polyactor.equations.distributions import Probabilities
+from polyactor.equations.schedules import anneal
 from polyactor.errors import UsageError
-from polyactor.types import (
-    Algorithm,
-    Allowed,
-    Batch,
-    Differentiate,
-    Direction,
-    Metrics,
-    Model,
-    Outputs,
-    Replay,
-    Rollout,
-    anneal,
-)
+from polyactor.fields import Allowed
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +56,7 @@ class ACER(Algorithm):
     trust_region: Region = "params"
     """How the policy is held near the average one. By its statistics, row by row: params (logits, or mean and log σ) or
     probs, the paper's, of discrete actions. By θ, in the mean of a batch: linear. By steps of θ along the natural
-    gradient: average, or natural, near the policy of the step before. none holds nothing."""
+    gradient: average, or trust_region, near the policy of the step before. none holds nothing."""
     delta: Annotated[float | None, Allowed(0, above=True)] = None
     """δ, how far a step may lead; none: 1 for the statistics of a row, 0.01 for the mean of a batch."""
     hold_entropy: bool = False
@@ -236,8 +227,8 @@ class ACER(Algorithm):
                 j, kl, kl_from_old, evaluate, theta, delta, around_average=around
             )
         descent = descent if step.ascent is None else descent - step.ascent
-        taken = None if step.taken is None else natural.parts(step.taken, theta)
-        return Direction(natural.parts(descent, theta), self.report(x, pi_t, estimate, step.metrics), taken)
+        taken = None if step.taken is None else trust_region.parts(step.taken, theta)
+        return Direction(trust_region.parts(descent, theta), self.report(x, pi_t, estimate, step.metrics), taken)
 
     def report(self, x: Rollout, pi_t: Policy, estimate: Estimate, near: Metrics) -> Metrics:
         """The metrics: means over real rows, but for losses, which are reduced as they are."""

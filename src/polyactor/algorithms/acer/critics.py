@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from polyactor import losses, returns
-from polyactor.distributions import Categorical, Gaussian, Probabilities
-from polyactor.types import Batch, Distribution, Model, Outputs, Rollout
+from polyactor.algorithms.base import Model
+from polyactor.data import Batch, Distribution, Outputs, Rollout
+from polyactor.equations import losses, returns
+from polyactor.equations.distributions import Categorical, Gaussian, Probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from polyactor import losses, natural
 from polyactor.algorithms.acer.critics import Policy
-from polyactor.types import Metrics, Model, Rollout
+from polyactor.algorithms.base import Model
+from polyactor.data import Metrics, Rollout
+from polyactor.equations import losses, trust_region
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +76,7 @@ def along_natural_gradient(
     *,
     around_average: bool,
 ) -> Step:
-    """The natural step (see `polyactor.natural`), searched for along its line.
+    """The natural step (see `polyactor.equations.trust_region`), searched for along its line.
 
     Args:
         objective: what is climbed, a scalar differentiable by θ.
@@ -87,12 +88,12 @@ def along_natural_gradient(
         around_average: the policy that is stayed near is the average one, and not that of now.
     """
     g, k = slope(objective, theta), slope(kl, theta)
-    product = natural.fisher(kl_from_old, theta)
+    product = trust_region.fisher(kl_from_old, theta)
     if around_average:
-        step = natural.step_around(product, g, k, kl.detach(), delta)
+        step = trust_region.step_around(product, g, k, kl.detach(), delta)
     else:
-        step = natural.natural_step(product, g, delta)
-    taken, after = natural.line_search(step, theta, evaluate, delta, climbs=bool(g @ step > 0))
+        step = trust_region.natural_step(product, g, delta)
+    taken, after = trust_region.line_search(step, theta, evaluate, delta, climbs=bool(g @ step > 0))
     return Step(None, taken, {"kl": kl.new_tensor(after), "projected": (taken != step).any().to(kl.dtype)})
 
 
@@ -100,4 +101,4 @@ def slope(value: Tensor, theta: Sequence[Tensor]) -> Tensor:
     """``[θ]`` the gradient of a scalar by all parameters; its graph stays."""
     from torch.autograd import grad
 
-    return natural.flat(grad(value, theta, retain_graph=True, materialize_grads=True))
+    return trust_region.flat(grad(value, theta, retain_graph=True, materialize_grads=True))

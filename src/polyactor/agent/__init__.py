@@ -1,0 +1,1 @@
+"""Who collects, differentiates and applies: the three verbs, and what they are made of."""

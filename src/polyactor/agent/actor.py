@@ -1,0 +1,217 @@
+"""Acting: step the environments with the policy and hand out rollouts. Never learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyactor.data import Moments, Rollout, Tree
+from polyactor.envs.spec import EnvSpec
+from polyactor.models.running_stats import blank_row, moments
+from polyactor.shared.heartbeat import ALL, Line, Pulse
+from polyactor.shared.timing import Part, Watch, unwatched
+from polyactor.system.failpoints import hit
+
+if TYPE_CHECKING:
+    from polyactor.envs import Step, VectorEnv
+    from polyactor.models.actor_critic import ActorCritic
+
+KEPT = ("observation", "is_first", "ended", "score", "steps")
+"""What an actor keeps of each environment between two rollouts."""
+
+
+def row_of(spec: EnvSpec, model: ActorCritic, needs: Collection[str] = ()) -> dict[str, Tree]:
+    """A row of each field of the rollouts that a model collects in such environments, for `Rollout.blank`.
+
+    Args:
+        spec: what one environment looks like.
+        model: acts there.
+        needs: the optional fields that are wanted, by name.
+    """
+    actions, flag, number = model.actions, torch.zeros((), dtype=torch.bool), torch.zeros(())
+    optional = {"behavior_params": torch.zeros(actions.params)}
+    return {
+        "observation": torch.from_numpy(np.zeros(spec.observation_space.shape, spec.observation_space.dtype)),
+        "is_first": flag,
+        "action": torch.zeros(actions.shape, dtype=torch.float32 if actions.dims else torch.int64),
+        "reward": number,
+        "terminated": flag,
+        "behavior_log_prob": number,
+        "core_state": tuple(part[0] for part in model.initial_state(1)),
+        "version": torch.zeros((), dtype=torch.int64),
+        "moments": {name: blank_row(tuple(part.mean.shape)) for name, part in model.running.items()},
+        **{name: optional[name] for name in needs},
+    }
+
+
+def unheard(why: str) -> None:
+    """Nobody wants to know."""
+
+
+class Actor:
+    """Owns a vector environment, a recurrent state and its random stream; reads a model it does not change.
+
+    Args:
+        envs: B environments in NEXT_STEP mode.
+        model: acts; whoever owns it may change its parameters between two calls of `collect`.
+        length: T, steps per rollout.
+        generator: samples the actions.
+        gamma: discount of the return whose moments scale rewards, where the model keeps them.
+        differentiated: its rollouts are differentiated with the model as it is, so all that acting computes is kept.
+        needs: the optional fields that its rollouts have, by name.
+        line: where it notes that the environments have been asked, and have answered.
+        on_game: called with score and length (agent steps) of every finished game.
+        on_lost: called with a sentence for every failure of an environment, which cost its game.
+        spend: called with the seconds each part of collecting took.
+    """
+
+    def __init__(
+        self,
+        envs: VectorEnv,
+        model: ActorCritic,
+        *,
+        length: int,
+        seed: int,
+        generator: torch.Generator,
+        gamma: float,
+        differentiated: bool = False,
+        needs: Collection[str] = (),
+        line: Line | None = None,
+        on_game: Callable[[float, int], None],
+        on_lost: Callable[[str], None] = unheard,
+        spend: Callable[[Part, float], None] = unwatched,
+    ) -> None:
+        self.envs, self.model, self.generator, self.gamma = envs, model, generator, gamma
+        self.on_game, self.on_lost, self.spend = on_game, on_lost, spend
+        self.line = line or Pulse(1).line(0)
+        b = envs.num_envs
+        self.length, self.differentiated, self.needs = length, differentiated, needs
+        self.own: Rollout | None = None
+        self.line.asked(ALL, None)
+        self.observation = envs.reset(seed)
+        self.line.answered()
+        self.is_first, self.ended = np.ones(b, dtype=bool), np.zeros(b, dtype=bool)
+        self.state = model.initial_state(b)
+        self.score, self.steps = np.zeros(b), np.zeros(b, dtype=np.int64)
+        self.discounted_return = torch.zeros(b)
+
+    def collect(self, version: int, into: Rollout | None = None) -> Rollout:
+        """T steps with π(·; θ'), where θ' is the model's version now.
+
+        Args:
+            version: of the model's parameters.
+            into: memory to write to; by default the actor's own, which holds until the next `collect`.
+        """
+        if into is None:
+            if self.own is None:
+                self.own = self._memory()
+            into = self.own.replace(memo=self.own.memo and replace(self.own.memo, pull=self.model.pull))
+        hit("rollout")
+        with torch.inference_mode():
+            self._collect(into)
+        into.version.fill_(version)
+        return into
+
+    def _memory(self) -> Rollout:
+        """A rollout of its own, with a memo where that pays."""
+        row, b = row_of(EnvSpec.of(self.envs), self.model, self.needs), self.envs.num_envs
+        memo = self.model.blank_memo(row["observation"].shape, self.length * b, differentiated=self.differentiated)
+        return Rollout.blank(row, t=self.length, b=b).replace(memo=memo)
+
+    def _collect(self, x: Rollout) -> None:
+        watch = Watch(self.spend)
+        # Written through NumPy: a row of a tensor costs more to assign than these small rows to copy.
+        observation, is_first, action, reward, terminated = (
+            each.numpy() for each in (x.observation, x.is_first, x.action, x.reward, x.terminated)
+        )
+        observation[0], is_first[0] = self.observation, self.is_first
+        for own, part in zip(x.core_state, self.state, strict=True):
+            own.copy_(part)
+        b, params = self.envs.num_envs, []
+        for t in range(len(reward)):
+            memo = None if x.memo is None else x.memo[t * b : (t + 1) * b]
+            params_t, self.state = self.model.step(x.observation[t], self.state, x.is_first[t], memo)
+            params.append(params_t)
+            a_t = self.model.distribution(params_t).sample(self.generator).numpy()
+            watch.lap(Part.INFER)
+            self.line.asked(ALL, a_t)
+            step = self.envs.step(a_t)
+            self.line.answered()
+            watch.lap(Part.EMULATE)
+            action[t], reward[t], terminated[t] = a_t, step.reward, step.terminated
+            # The row after `done` holds the final observation; the row after that starts the next episode. A lost game
+            # is one that was truncated before: x_t is its final observation, and row t the fake step.
+            observation[t + 1], is_first[t + 1] = step.observation, self.ended | step.lost
+            self._count(step)
+            self.ended = step.done.copy()
+            watch.lap(Part.STORE)
+        behavior = torch.stack(params)
+        x.behavior_log_prob.copy_(self.model.distribution(behavior).log_prob(x.action))
+        if x.behavior_params is not None:
+            x.behavior_params.copy_(behavior)
+        self.observation, self.is_first = observation[-1].copy(), is_first[-1].copy()
+        for name, new in self._moments(x).items():
+            x.moments[name].copy_(new)
+        watch.lap(Part.STORE)
+
+    def close(self) -> None:
+        """Close the environments; what they have to say against it changes nothing any more."""
+        self.line.asked(ALL, None)
+        with suppress(Exception):
+            self.envs.close()
+        self.line.answered()
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Everything that `collect` goes on from, but the model's parameters."""
+        arrays = {name: torch.from_numpy(getattr(self, name)) for name in KEPT}
+        state = {f"state_{i}": part for i, part in enumerate(self.state)}
+        return arrays | state | {
+            "discounted_return": self.discounted_return,
+            "generator": self.generator.get_state(),
+            "envs": torch.frombuffer(bytearray(self.envs.snapshot()), dtype=torch.uint8),
+        }  # fmt: skip
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on, to the bit, as the actor that `snapshot` was taken of."""
+        for name in KEPT:
+            setattr(self, name, saved[name].numpy())
+        self.state = tuple(saved[f"state_{i}"] for i in range(len(self.state)))
+        self.discounted_return = saved["discounted_return"]
+        self.generator.set_state(saved["generator"])
+        self.envs.restore(saved["envs"].numpy().tobytes())
+
+    def _count(self, step: Step) -> None:
+        """Scores are the environment's own: whole games, unclipped; fake steps and lost games count nothing."""
+        self.score += step.reward
+        self.steps += ~self.ended
+        for i in np.flatnonzero(step.done):
+            self.on_game(float(self.score[i]), int(self.steps[i]))
+            self.score[i], self.steps[i] = 0.0, 0
+        if step.why:
+            self.score[step.lost], self.steps[step.lost] = 0.0, 0
+            for sentence in step.why:
+                self.on_lost(sentence)
+
+    def _moments(self, x: Rollout) -> dict[str, Moments]:
+        """What this rollout adds to the model's running statistics."""
+        new: dict[str, Moments] = {}
+        if self.model.observation_moments is not None:
+            if self.model.image:  # one frame in T is sample enough, and T times cheaper
+                new["observation_moments"] = moments(x.observation[-1])
+            else:
+                new["observation_moments"] = moments(x.observation[1:].flatten(0, 1))
+        if self.model.return_moments is not None:
+            mask = ~x.is_first[1:]
+            returns = torch.zeros_like(x.reward)
+            for t, reward in enumerate(x.reward):
+                self.discounted_return = reward + self.gamma * self.discounted_return * mask[t]
+                returns[t] = self.discounted_return
+                self.discounted_return = self.discounted_return * ~x.terminated[t]
+            new["return_moments"] = moments(returns.flatten(), mask.flatten())
+        return new

@@ -1,0 +1,235 @@
+"""A ring of past rollouts, each frame of an image stored once, in files that are mapped into memory."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from polyactor.data import FIELDS, Rollout, Tree, leaves, map_tree
+from polyactor.errors import CheckpointError, OutOfResources, RunDirectoryError
+
+ADDED = "added"
+"""The file that counts rollouts."""
+FRAMES = "observation"
+"""The field of which one frame of a stack is stored."""
+
+
+class Ring:
+    """The latest rollouts of B environments, and rollouts of one environment drawn from them.
+
+    A rollout's row T is row 0 of the next one, so an environment's rollouts are one stream, and row t of slot i is row
+    ``i · T + t`` of every array. Of stacked frames the newest is stored; a stack is rebuilt from the rows before it,
+    with blank frames where the episode had not begun (never at a life lost, which begins none).
+
+    Args:
+        like: a rollout of the shape and kind that will come.
+        rollouts: slots. What the newest rollout's last row overwrites cannot be sampled, nor the one whose first
+            stacks would need what was overwritten, so it is the latest ``rollouts − 1`` or ``− 2`` that can be.
+        stack: frames of an observation, the newest last; 1 where observations are not stacks.
+        folder: of the files; None keeps everything in memory.
+
+    Raises:
+        OutOfResources: the disk is too small for all of it, which is reserved now.
+        CheckpointError: there are files already, and they are not those of such a ring.
+    """
+
+    def __init__(self, like: Rollout, rollouts: int, *, stack: int = 1, folder: Path | None = None) -> None:
+        self.length, self.columns = like.reward.shape
+        self.slots, self.stack = rollouts, stack
+        self.lost = 2 if stack > 1 else 1
+        shapes = _shapes(like, rollouts, stack)
+        self.arrays = {name: _array(shape, dtype, name, folder) for name, (shape, dtype) in shapes.items()}
+        self.names = {field: named(field, getattr(like, field)) for field in kept(like)}
+
+    @staticmethod
+    def size(like: Rollout, rollouts: int, *, stack: int = 1) -> int:
+        """Bytes of such a ring."""
+        return sum(_bytes(shape, dtype) for shape, dtype in _shapes(like, rollouts, stack).values())
+
+    @property
+    def added(self) -> int:
+        """Rollouts so far."""
+        return int(self.arrays[ADDED][0])
+
+    @property
+    def whole(self) -> range:
+        """Numbers of the rollouts that can be sampled."""
+        return self._whole(self.added)
+
+    def _whole(self, added: int) -> range:
+        return range(max(0, added - self.slots + self.lost), added)
+
+    @property
+    def steps(self) -> int:
+        """Rows that can be sampled."""
+        return len(self.whole) * self.length * self.columns
+
+    @property
+    def full(self) -> bool:
+        """Every rollout from now on takes the place of another."""
+        return len(self.whole) == self.slots - self.lost
+
+    def add(self, rollout: Rollout) -> None:
+        """Write a rollout ``[T, B]`` over the oldest one."""
+        slot, t = self.added % self.slots, self.length
+        first = slot * t
+        after = (first + t) % (self.slots * t)  # where row T goes
+        for field in kept(rollout):
+            axes = FIELDS[field].axes
+            for name, tensor in zip(leaves(self.names[field]), leaves(getattr(rollout, field)), strict=True):
+                array, rows = self.arrays[name], tensor.numpy()
+                if field == FRAMES and self.stack > 1:
+                    rows = rows[:, :, -1]
+                if axes[0] == "B":
+                    array[slot] = rows
+                    continue
+                array[first : first + t] = rows[:t]
+                if axes[0] == "T+1":
+                    array[after] = rows[t]
+        self.arrays[ADDED][0] += 1  # last: a rollout that was not written whole does not count
+
+    def flushed(self) -> int:
+        """Rollouts so far, all of them on the disk now."""
+        for array in self.arrays.values():
+            if isinstance(array, np.memmap):
+                array.flush()
+        return self.added
+
+    def rewind(self, added: int) -> None:
+        """Forget all but so many rollouts, counted from the first that ever was.
+
+        Raises:
+            CheckpointError: what could be sampled then is not all there any more.
+        """
+        wanted = self._whole(added)
+        lost = len(wanted) > 0 and wanted.start < self.whole.start
+        if lost or self.added < added:
+            why = ", written over some that it needs" if lost else ""
+            raise CheckpointError(
+                f"the replay files have {self.added} rollouts where the checkpoint has {added}{why}, so the run cannot "
+                "go on to the bit; it can with new episodes: add --restart"
+            )
+        self.arrays[ADDED][0] = added
+
+    def sample(self, count: int, generator: torch.Generator, length: int | None = None) -> Rollout:
+        """So many stretches of one environment each, ``[T, count]``, any of them as likely as any other.
+
+        Args:
+            count: of stretches.
+            generator: draws them.
+            length: T of stretches that begin at any row; by default they are rollouts as they were added. The
+                recurrent state is that before a rollout's first row.
+        """
+        t, every = (self.length, self.length) if length is None else (length, 1)
+        first, rows = self.whole.start * self.length, len(self.whole) * self.length
+        starts = (rows - t) // every + 1
+        drawn = torch.randint(starts * self.columns, (count,), generator=generator, device=generator.device)
+        start, column = np.divmod(drawn.cpu().numpy(), self.columns)
+        return self.take(first + every * start, column, t)
+
+    def take(self, start: NDArray[np.int64], column: NDArray[np.int64], t: int) -> Rollout:
+        """T rows from each of these on ``[n]``, counted from the first that ever was, of these columns ``[n]``."""
+        rows = self.slots * self.length
+        row_tp1 = ((start + np.arange(t + 1)[:, None]) % rows, column)
+        place = {"T": (row_tp1[0][:t], column), "T+1": row_tp1, "B": (start // self.length % self.slots, column)}
+
+        def taken(field: str) -> Tree:
+            if field == FRAMES:
+                return torch.from_numpy(self._observation(start, column, t))
+            rows = place[FIELDS[field].axes[0]]
+            return map_tree(lambda name: torch.from_numpy(self.arrays[name][rows]), self.names[field])
+
+        return Rollout(**{field: taken(field) for field in self.names})
+
+    def _observation(self, start: NDArray[np.int64], column: NDArray[np.int64], t: int) -> NDArray[Any]:
+        """``[T+1, n, *O]``."""
+        rows, older = self.slots * self.length, self.stack - 1
+        row = (start + np.arange(-older, t + 1)[:, None]) % rows
+        frames: NDArray[Any] = self.arrays["observation"][row, column]
+        if self.stack == 1:
+            return frames
+        is_first = self.arrays["is_first"][row, column]
+        # Episodes begun by row: a frame belongs to a stack where no other episode has begun in between.
+        episode = is_first.cumsum(0)
+        stacked = np.empty((t + 1, *frames.shape[1:], self.stack), frames.dtype)  # as convolutions want it: frames last
+        for age in range(self.stack):
+            past, place = slice(older - age, older - age + t + 1), stacked[..., self.stack - 1 - age]
+            place[:] = frames[past]
+            place[episode[past] != episode[older:]] = 0
+        return np.moveaxis(stacked, -1, 2)
+
+
+Shapes = dict[str, tuple[tuple[int, ...], "np.dtype[Any]"]]
+
+
+def kept(rollout: Rollout) -> list[str]:
+    """The fields of a rollout that are kept, by name."""
+    return [name for name, own in FIELDS.items() if own.replayed and getattr(rollout, name) is not None]
+
+
+def named(name: str, tree: Tree) -> Tree:
+    """The tree with the name of its file in the place of each tensor."""
+    if isinstance(tree, tuple):
+        return tuple(named(f"{name}_{i}", part) for i, part in enumerate(tree))
+    if isinstance(tree, Mapping):
+        return {key: named(f"{name}_{key}", part) for key, part in tree.items()}
+    return name
+
+
+def _shapes(like: Rollout, rollouts: int, stack: int) -> Shapes:
+    shapes: Shapes = {ADDED: ((1,), np.dtype(np.int64))}
+    for field in kept(like):
+        rows = rollouts if FIELDS[field].axes[0] == "B" else rollouts * len(like.reward)
+        tree = getattr(like, field)
+        for name, tensor in zip(leaves(named(field, tree)), leaves(tree), strict=True):
+            array = tensor[:, :, -1].numpy() if field == FRAMES and stack > 1 else tensor.numpy()
+            row = array.shape if FIELDS[field].axes[0] == "B" else array.shape[1:]
+            shapes[name] = ((rows, *row), array.dtype)
+    return shapes
+
+
+def _bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
+def _refuse_foreign(path: Path, size: int) -> None:
+    """Refuse a file of another ring, and links, which would have us write somewhere else."""
+    for place in (path.parent.parent, path.parent, path):
+        if place.is_symlink():
+            raise CheckpointError(f"{place} is a symbolic link: remove it to go on without what was remembered")
+    if not path.exists():
+        return
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size not in (0, size):
+        raise CheckpointError(
+            f"{path} has {found.st_size} bytes where the run's has {size}: "
+            f"remove {path.parent} to go on without what was remembered"
+        )
+
+
+def _array(shape: tuple[int, ...], dtype: np.dtype[Any], name: str, folder: Path | None) -> NDArray[Any]:
+    """In a file of its own, reserved whole, or in memory that is touched when it is written."""
+    size = _bytes(shape, dtype)
+    if folder is None:
+        return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype, math.prod(shape)).reshape(shape)
+    path = folder / f"{name}.bin"
+    _refuse_foreign(path, size)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(size)
+    except OSError as error:
+        path.unlink(missing_ok=True)  # what could be reserved of it is given back
+        kind = OutOfResources if error.errno in (28, 122) else RunDirectoryError
+        raise kind(f"cannot reserve {size / 1e9:.1f} GB for replay in {path}: {error.strerror}") from error
+    return np.memmap(path, dtype, "r+", shape=shape)

@@ -1,0 +1,101 @@
+"""Applying: `Updater` is the only place where θ changes. Schemes decide where it is."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+
+from polyactor.data import Gradients
+from polyactor.errors import Diverged
+from polyactor.models.running_stats import can_merge, merge
+from polyactor.optim.flat import State
+from polyactor.optim.rules import Rule
+from polyactor.shared.counters import Board, Counter, scalars
+from polyactor.shared.timing import Part, Watch
+from polyactor.system.failpoints import hit
+
+SKIPS_ALLOWED = 20
+"""Updates in a row that may be skipped for a non-finite gradient before the run stops."""
+
+
+class Updater:
+    """Owns θ, the optimizer's statistics, clipping, and schedules on progress; the only place where θ changes.
+
+    Args:
+        state: what is moved, in place; may be shared memory.
+        rule: how.
+        board: where updates and consumed environment steps are counted.
+        worker: whose counters and statistics these are.
+        total_steps: environment steps of the whole run; progress is steps consumed ÷ this.
+        averaging: α, how much of the average network an update leaves.
+        applying: held while θ changes.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        rule: Rule,
+        board: Board,
+        *,
+        worker: int,
+        total_steps: int,
+        averaging: float | None = None,
+        applying: AbstractContextManager[object] | None = None,
+    ) -> None:
+        self.average, self.averaging = state.average, 1.0 if averaging is None else averaging
+        self.state, self.rule, self.board = state, rule, board
+        self.worker, self.total_steps = worker, total_steps
+        self.applying = applying or nullcontext()
+        self.statistics = state.statistics[worker % len(state.statistics)]
+        self.running = state.views()
+
+    def apply(self, gradients: Gradients) -> int:
+        """θ ← θ + Δ(dθ), merge the running statistics, count; returns the new version.
+
+        Raises:
+            Diverged: too many gradients (or running statistics) in a row were not finite. Each is skipped and counted.
+        """
+        hit("update")
+        watch = Watch(partial(self.board.spend, self.worker))
+        dtheta, count = gradients.vector, self.board.count
+        norm = float(torch.linalg.vector_norm(dtheta))
+        if math.isinf(norm):  # squares of 1e20 overflow float32, but float64 takes seven times as long
+            norm = float(torch.linalg.vector_norm(dtheta, dtype=torch.float64))
+        finite = math.isfinite(norm) and all(map(can_merge, gradients.moments.values()))
+        finite = finite and (gradients.step is None or bool(gradients.step.isfinite().all()))
+        lr = self.rule.lr_at(self.board.steps / self.total_steps)
+        with self.applying:
+            staleness = self.board.version - gradients.version
+            if finite:
+                if self.rule.max_grad_norm is not None:
+                    dtheta.mul_(min(1.0, self.rule.max_grad_norm / (norm + 1e-6)))
+                self.rule.step(self.state.theta, dtheta, self.statistics, lr)
+                hit("update.inside")
+                if gradients.step is not None:
+                    self.state.theta.add_(gradients.step)
+                if self.average is not None:
+                    self.average.lerp_(self.state.theta, 1 - self.averaging)  # θ_a ← α θ_a + (1 − α) θ
+                for name, moments in gradients.moments.items():
+                    merge(self.running, name, moments)
+            count(self.worker, Counter.UPDATES, int(finite))
+            count(self.worker, Counter.STEPS, gradients.steps)
+        if finite:
+            self.board.counters[self.worker, Counter.SKIPPED_IN_A_ROW] = 0
+            own = {"grad_norm": norm, "learning_rate": lr, "gradient_staleness": float(staleness)}
+            self.board.record(self.worker, scalars(gradients.metrics) | own)
+        else:
+            self._skip()
+        watch.lap(Part.APPLY)
+        return self.board.version
+
+    def _skip(self) -> None:
+        self.board.count(self.worker, Counter.SKIPPED, 1)
+        self.board.count(self.worker, Counter.SKIPPED_IN_A_ROW, 1)
+        if self.board.counters[self.worker, Counter.SKIPPED_IN_A_ROW] > SKIPS_ALLOWED:
+            raise Diverged(
+                f"more than {SKIPS_ALLOWED} gradients in a row were not finite, so the run stopped; "
+                "lower --optimizer.lr or look for NaN in the environment's rewards and observations"
+            )

@@ -1,0 +1,1 @@
+"""The command line: flags to a config, and a call of the library."""

@@ -1,0 +1,257 @@
+"""Flags to a config, or to the options of a small verb; what is wrong with them in one sentence."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import inspect
+import io
+import itertools
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import field, fields, is_dataclass, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from polyactor.errors import UsageError, suggestion
+from polyactor.fields import AUTO, KINDS, Setting, replace_at, walk
+
+if TYPE_CHECKING:
+    from polyactor.config import Config
+    from polyactor.envs import EnvSpec
+
+READ_FIRST = """\
+Read first, since they decide which flags there are:
+--env ID (any Gymnasium id, module:Env-v0 or module:callable),
+--scheme sync|hogwild|param-server|actor-learner, --optimizer sgd|rmsprop|adam.
+"""
+HELP = frozenset({"--help", "-h"})
+SHORT = {"--max-lag": "--scheme.max-lag", "--max-staleness": "--scheme.max-staleness"}
+"""Flags with a short name."""
+
+
+def read_config(args: list[str], look: Callable[..., EnvSpec] | None = None) -> Config:
+    """The config that a preset and flags describe.
+
+    Preset, algorithm, scheme, optimizer and environment are read first, since they decide which other flags exist.
+
+    Args:
+        args: of the command line.
+        look: what an environment looks like, as `env_spec`, which is the default.
+    """
+    from polyactor.envs import env_spec
+    from polyactor.settings.presets import base_config
+
+    if HELP.intersection(args):
+        args = _example(args)
+    name, args = positional(
+        args, "train needs a preset or an algorithm, such as: polyactor train a3c --env CartPole-v1"
+    )
+    first: dict[str, Any] = {}
+    for flag in ("env", "scheme", "optimizer"):
+        first_value, args = take(args, flag)
+        if first_value is not None:
+            first[flag] = first_value
+    base = base_config(name, look=look or env_spec, **first)
+    return _parse(base, args, f"polyactor train {name}")
+
+
+def _example(args: list[str]) -> list[str]:
+    """A whole command for who asks for help before there is one: A3C, and an environment where the name has none."""
+    from polyactor.settings.presets import PRESETS
+
+    args = args if not args[0].startswith("-") else ["a3c", *args]
+    known = args[0] in PRESETS or any(arg.partition("=")[0] == "--env" for arg in args)
+    return args if known else [args[0], "--env", "CartPole-v1", *args[1:]]
+
+
+def _parse(base: Config, args: list[str], prog: str) -> Config:
+    """tyro's parse, its complaints as one sentence."""
+    import tyro
+
+    known = _flags(base)
+    args = [SHORT.get(name, name) + equals + value for name, equals, value in (arg.partition("=") for arg in args)]
+    for arg in args:
+        flag = arg.split("=")[0]
+        if arg.startswith("--") and flag[2:].replace("_", "-") not in known and flag != "--help":
+            near = difflib.get_close_matches(flag[2:], known, n=1, cutoff=0.5)
+            hint = f" (did you mean '--{near[0]}'?)" if near else ""
+            raise UsageError(f"there is no flag {flag}{hint}")
+    for arg, after in itertools.pairwise([*args, "--"]):
+        flag, equals, value = arg.partition("=")
+        value = value if equals or after.startswith("-") else after
+        if value and _is_switch(flag.replace("_", "-"), known):
+            raise UsageError(f"{flag} {value} is not allowed: it takes no value, and no- before its name turns it off")
+    args = _with_none(args, optional=[flag for flag, optional in known.items() if optional])
+    shown = _grouped(base, with_help=bool(HELP.intersection(args)))
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            parsed = tyro.cli(shown, args=args, prog=prog, description=READ_FIRST, config=(tyro.conf.SuppressFixed,))
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_one_sentence(complaint.getvalue())) from None
+    for setting in walk(base):
+        if setting.path != "env":
+            value = getattr(getattr(parsed, setting.group), _name(setting))
+            base = base if value == setting.value else replace_at(base, setting.path, value)
+    return base
+
+
+def _grouped(base: Config, *, with_help: bool) -> type[Any]:
+    """A dataclass for tyro: a field per heading of the help, in it the settings under their whole names."""
+    from tyro.conf import arg
+
+    from polyactor.config import GROUPS
+
+    documented = _texts(base) if with_help else {}
+    groups: dict[str, list[Any]] = {group.name: [] for group in GROUPS}
+    for setting in sorted(walk(base), key=lambda setting: "." in setting.path):  # the run's own before a section's
+        if setting.path != "env":
+            shown = arg(name=setting.flag, help=documented.get(setting.path, ""), prefix_name=False)
+            hint: Any = setting.declared.hint
+            groups[setting.group].append((_name(setting), Annotated[hint, shown], _default(setting.value)))
+    boxes = []
+    for name, flags in groups.items():
+        box = make_dataclass(name, flags)
+        about = inspect.getdoc(type(getattr(base, name))) if with_help and hasattr(base, name) else ""
+        boxes.append((name, Annotated[box, arg(help=about)], field(default_factory=box)))
+    return make_dataclass("Flags", boxes)
+
+
+def _name(setting: Setting) -> str:
+    return setting.path.replace(".", "__")
+
+
+def _default(value: Any) -> Any:
+    return field(default_factory=lambda: value)
+
+
+def _texts(part: Any, prefix: str = "") -> dict[str, str]:
+    """The docstrings of all fields of a config, by path."""
+    found: dict[str, str] = {}
+    for cls in reversed(type(part).__mro__):
+        with contextlib.suppress(OSError, TypeError):  # a class that no file has
+            definition = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+            for declared, text in itertools.pairwise(ast.iter_child_nodes(definition)):
+                match declared, text:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
+                        found[prefix + name] = " ".join(words.split())
+    for name in [f.name for f in fields(part)]:
+        if is_dataclass(getattr(part, name)):
+            found |= _texts(getattr(part, name), f"{prefix}{name}.")
+    return found
+
+
+def _is_switch(flag: str, known: Collection[str]) -> bool:
+    """A flag that is on or off: it has a twin with no- before its name."""
+    section, dot, name = flag.removeprefix("--").rpartition(".")
+    return flag.startswith("--") and (name.startswith("no-") or f"{section}{dot}no-{name}" in known)
+
+
+def _one_sentence(box: str) -> str:
+    """What tyro says in a box, in one line."""
+    text = re.sub(r"[╭╮╰╯│─]+|Value error", " ", box)
+    number = re.search(r"Error parsing (--\S+): (?:invalid literal for (int)|could not convert).*?:\s+'(.*?)'", text)
+    if number:
+        flag, whole, value = number.groups()
+        auto = " or auto" * (flag[2:] in AUTO)
+        return f"{flag} {value} is not allowed: it must be {KINDS[int if whole else float]}{auto}"
+    stray = re.search(r"Unrecognized options:\s+(\S+)", text)
+    if stray:
+        return f"'{stray[1]}' is one word too many"
+    text = re.split(r"Argument helptext|For full helptext|Got errors", text)[0]
+    return " ".join(text.split()).removeprefix("Invalid choice ") or "the flags were not understood"
+
+
+def _with_none(args: list[str], optional: Collection[str]) -> list[str]:
+    """``none`` as tyro spells it, where it means no value (and not the lock or the core of that name)."""
+    flag, spelled = "", []
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if arg.startswith("--"):
+            flag = name[2:].replace("_", "-")
+        said = value if equals and arg.startswith("--") else arg
+        is_none = said.lower() == "none" and flag in optional
+        spelled.append(arg.removesuffix(said) + "None" if is_none else arg)
+    return spelled
+
+
+def _flags(config: Config) -> dict[str, bool]:
+    """Every flag, and whether it may be none."""
+    known: dict[str, bool] = {}
+    for setting in walk(config):
+        known[setting.flag] = setting.optional
+        if isinstance(setting.value, bool):
+            section, dot, name = setting.flag.rpartition(".")
+            known[f"{section}{dot}no-{name}"] = False
+    return known
+
+
+def take_auto(args: list[str]) -> tuple[list[str], list[str]]:
+    """The flags whose value is ``auto``, where it may be, and the other arguments."""
+    wanted = []
+    for flag in AUTO:
+        value, rest = take(args, flag)
+        if value == "auto":
+            wanted.append(flag)
+            args = rest
+    return wanted, args
+
+
+def take(args: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """The value of ``--flag value`` or ``--flag=value``, and the other arguments."""
+    value, rest = None, []
+    waiting = iter(args)
+    for arg in waiting:
+        if arg == f"--{flag}":
+            value = next(waiting, None)
+            if value is None:
+                raise UsageError(f"--{flag} needs a value")
+        elif arg.startswith(f"--{flag}="):
+            value = arg.partition("=")[2]
+        else:
+            rest.append(arg)
+    return value, rest
+
+
+def positional(args: list[str], needed: str) -> tuple[str, list[str]]:
+    """The first argument, which is no flag, and the others."""
+    if not args or args[0].startswith("-"):
+        raise UsageError(needed)
+    return args[0], args[1:]
+
+
+def small_flags(
+    args: list[str], kinds: Mapping[str, Callable[[str], Any]], usage: str, *, runs: bool = True
+) -> dict[str, Any]:
+    """Flags of the small verbs: ``--name value``, or ``--name`` alone for a bool; what is left are run directories."""
+    options: dict[str, Any] = {}
+    if HELP.intersection(args):
+        print(f"usage: polyactor {usage}")
+        sys.exit(0)
+    for name, kind in kinds.items():
+        if kind is bool:
+            options[name], args = f"--{name}" in args, [arg for arg in args if arg != f"--{name}"]
+            continue
+        value, args = take(args, name)
+        if value is not None:
+            try:
+                options[name] = kind(value)
+            except ValueError:
+                raise UsageError(f"--{name} {value} is not allowed: it must be {KINDS[kind]}") from None
+            zero = name == "seed"  # of anything else none would be nothing
+            if kind in (int, float) and not (0 < options[name] < float("inf") or (zero and options[name] == 0)):
+                least = "at least" if zero else "above"
+                raise UsageError(f"--{name} {value} is not allowed: it must be {least} 0")
+    for arg in args:
+        if arg.startswith("-"):
+            raise UsageError(f"there is no flag {arg}{suggestion(arg, [f'--{name}' for name in kinds])}: {usage}")
+    if args and not runs:
+        raise UsageError(f"'{args[0]}' is one word too many: polyactor {usage}")
+    if runs and not args:
+        raise UsageError(f"a run directory is needed: polyactor {usage}")
+    return options | {"runs": args}

@@ -1,0 +1,92 @@
+"""The list of methods and presets, as `polyactor presets` prints it."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from polyactor.errors import UsageError, suggestion
+from polyactor.settings.presets import METHODS, PRESETS
+from polyactor.settings.published import Values
+
+
+def show(name: str | None = None) -> None:
+    """Print every name with its settings, its source's claim and what was measured; or one name in full.
+
+    Raises:
+        UsageError: no such name.
+    """
+    from polyactor.system.console import Lasting
+
+    console = Lasting(highlight=False, markup=False)
+
+    def say(text: str, indent: int = 0, style: str = "") -> None:
+        lines = textwrap.wrap(text, console.width - indent, break_on_hyphens=False, break_long_words=False)
+        console.print(textwrap.indent("\n".join(lines), " " * indent), style=style, soft_wrap=True)
+
+    if name is not None:
+        console.print("\n".join(_in_full(name)), soft_wrap=True)
+        return
+    say("methods: polyactor train NAME --env ID", style="bold")
+    for each, method in METHODS.items():
+        say(f"{each}: {method.about} ({method.algorithm} under {method.scheme})", 2)
+    source = None
+    for each, preset in PRESETS.items():
+        if preset.source != source:
+            source = preset.source
+            console.print()
+            say(f"presets from {source}" if source else "presets: polyactor train NAME", style="bold")
+        say(f"{each}: {preset.about}", 2, "cyan")
+        say(f"{preset.env}, {preset.method}; {_settings(preset.values)}".rstrip("; "), 6, "dim")
+        if preset.claim:
+            say(f"published: {preset.claim}", 6)
+        say(f"measured:  {preset.measured or 'not yet'}", 6)
+    console.print()
+    say("polyactor presets NAME shows one in full; docs/presets.md says where a published row had to differ.")
+
+
+def _in_full(name: str) -> list[str]:
+    """Everything a name stands for, as lines."""
+    if name in PRESETS:
+        preset = PRESETS[name]
+        about, settings = preset.about, {"settings": preset.values}
+        says = {"environment": preset.env, "method": preset.method, "source": preset.source}
+        says |= {"published": preset.claim, "measured": preset.measured}
+    elif name in METHODS:
+        method = METHODS[name]
+        about, settings = method.about, {f"settings, {kind}": values for kind, values in method.values.items()}
+        says = {"algorithm": method.algorithm, "scheme": method.scheme}
+    else:
+        raise UsageError(f"there is no preset {name}{suggestion(name, [*METHODS, *PRESETS])}")
+    lines = [f"{name}: {about}", *(f"  {key}: {value}" for key, value in says.items() if value)]
+    for heading, values in settings.items():
+        lines += [heading, *(f"  --{_setting(path, value, ' ')}" for path, value in values.items())]
+    return lines
+
+
+def _settings(values: Values) -> str:
+    """Settings in a line, section by section; the run's own first."""
+    sections: dict[str, list[str]] = {"": []}
+    for path, value in values.items():
+        section, _, name = path.rpartition(".")
+        sections.setdefault(section, []).append(_setting(name, value, "="))
+    return "; ".join(
+        f"{section}: {', '.join(names)}".removeprefix(": ") for section, names in sections.items() if names
+    )
+
+
+def _setting(path: str, value: Any, joint: str) -> str:
+    """One setting as its flag is spelled."""
+    section, dot, name = path.replace("_", "-").rpartition(".")
+    if isinstance(value, bool):
+        return f"{section}{dot}{'' if value else 'no-'}{name}"
+    return f"{section}{dot}{name}{joint}{_text(value)}"
+
+
+def _text(value: Any) -> str:
+    """As one would type it."""
+    if isinstance(value, tuple):
+        return " ".join(map(_text, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:_}" if isinstance(value, int) else str(value).replace("None", "none")

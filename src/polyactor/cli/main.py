@@ -1,0 +1,100 @@
+"""The command line: flags to a config, and a call of the library. Nothing heavy is imported before flags are right."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from polyactor.cli.flags import read_config, small_flags, take_auto
+from polyactor.cli.verbs import LOOKING, the_run
+from polyactor.errors import PolyactorError, UsageError, WorkerFailed, one_line, suggestion
+
+STOPPED_AND_SAVED = 75
+USAGE = """\
+usage: polyactor VERB ...
+
+  train PRESET --env ID [flags]   train; `polyactor train a3c --env CartPole-v1 --help` lists the flags
+  resume RUN [--steps N] [--algorithm FILE:CLASS] [--restart] [--trust-env] [--quiet]
+                                  go on with a run; N is the new total
+  evaluate RUN [--games N] [--seed S] [--tag best|last] [--trust-env]
+                                  whole games with the trained policy, greedy and sampled
+  record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last] [--trust-env]
+                                  one game as an mp4
+  plot RUN... [--out FILE]        learning curves over steps and over wall time
+  compare RUN...                  the same, and a table
+  presets [NAME]                  every name that train takes, or one of them in full
+  check --env ID                  is this environment fit for training?
+  bench [PRESET] [--env ID] [--seconds S] [--schemes A,B,…]
+                                  speed on this machine, against the environments alone
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a verb and exit with the documented code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    # Before torch is loaded: its threads would spin between two passes, on the cores that the emulators need then.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        code = run(args)
+        sys.stdout.flush()
+        sys.exit(code)
+    except PolyactorError as error:
+        for note in getattr(error, "__notes__", ()):  # where a worker raised it
+            print(note, file=sys.stderr)
+        # Words of a file or a path go no further than into the line; a worker's traceback has lines of its own.
+        said = error if isinstance(error, WorkerFailed) else one_line(error, most=100_000)
+        print(f"polyactor: {said}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read has read enough; what is left must not be tried again at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def run(args: list[str]) -> int:
+    """Run a verb; returns the exit code."""
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    verb, rest = args[0], args[1:]
+    if verb in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"polyactor {version('polyactor')}")
+        return 0
+    if verb not in VERBS:
+        raise UsageError(f"there is no verb '{verb}'{suggestion(verb, VERBS)}: choose from {', '.join(VERBS)}")
+    return VERBS[verb](rest)
+
+
+def _train(args: list[str]) -> int:
+    auto, args = take_auto(args)
+    from polyactor.api import prepare
+    from polyactor.envs import Specs
+
+    look = Specs()
+    (ready,) = prepare([read_config(args, look)], auto, look)
+    from polyactor.training.trainer import train
+
+    return _report(train(ready.config, ready.spec, ready.reasons))
+
+
+def _report(run: Any) -> int:
+    return STOPPED_AND_SAVED if run.status == "stopped" else 0
+
+
+def _resume(args: list[str]) -> int:
+    kinds = {"steps": int, "algorithm": str, "restart": bool, "trust-env": bool, "quiet": bool}
+    usage = "resume RUN [--steps N] [--algorithm FILE:CLASS] [--restart] [--trust-env] [--quiet]"
+    options = small_flags(args, kinds, usage)
+    from polyactor.training.trainer import resume
+
+    path = the_run(options)
+    given = {name.replace("-", "_"): value for name, value in options.items() if name in kinds}
+    return _report(resume(path, **given))
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {"train": _train, "resume": _resume, **LOOKING}

@@ -1,0 +1,123 @@
+"""The verbs that look at a run, an environment or this machine. Nothing heavy is imported before flags are right."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from polyactor.cli.flags import HELP, read_config, small_flags, take, take_auto
+from polyactor.errors import UsageError
+
+
+def _evaluate(args: list[str]) -> int:
+    kinds = {"games": int, "seed": int, "tag": str, "trust-env": bool}
+    options = small_flags(args, kinds, "evaluate RUN [--games N] [--seed S] [--tag best|last] [--trust-env]")
+    from polyactor.evaluation.evaluate import evaluate
+    from polyactor.evaluation.policy import read
+
+    config, tensors = read(the_run(options), options.get("tag"), trust_env=options["trust-env"])
+    games, seed, cores = options.get("games", 100), options.get("seed", 0), len(os.sched_getaffinity(0))
+    for deterministic in (True, False):
+        print(evaluate(config, tensors, games=games, deterministic=deterministic, seed=seed, threads=cores), flush=True)
+    return 0
+
+
+def _record(args: list[str]) -> int:
+    kinds = {"out": Path, "seed": int, "greedy": bool, "tag": str, "trust-env": bool}
+    options = small_flags(args, kinds, "record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last] [--trust-env]")
+    from polyactor.evaluation.policy import read
+    from polyactor.report.video import record
+
+    path = the_run(options)
+    config, tensors = read(path, options.get("tag"), trust_env=options["trust-env"])
+    out = options.get("out", path / "replay.mp4")
+    score = record(config, tensors, out, deterministic=options.get("greedy", False), seed=options.get("seed", 0))
+    print(f"{out}: a game of score {score:g}")
+    return 0
+
+
+def _plot(args: list[str]) -> int:
+    options = small_flags(args, {"out": Path}, "plot RUN... [--out FILE]")
+    from polyactor.report.curves import curve
+
+    runs = [Path(run) for run in options["runs"]]
+    print(curve(runs, options.get("out", runs[0] / "curve.png")))
+    return 0
+
+
+def _compare(args: list[str]) -> int:
+    options = small_flags(args, {"out": Path}, "compare RUN... [--out FILE]")
+    from polyactor.report.compare import compare
+    from polyactor.report.curves import curve
+
+    runs = [Path(run) for run in options["runs"]]
+    compare(runs)
+    print(curve(runs, options.get("out", Path("compare.png"))))
+    return 0
+
+
+def _presets(args: list[str]) -> int:
+    name = args[0] if args and not args[0].startswith("-") else None
+    small_flags(args if name is None else args[1:], {}, "presets [NAME]", runs=False)
+    from polyactor.cli.list_presets import show
+
+    show(name)
+    return 0
+
+
+def _check(args: list[str]) -> int:
+    options = small_flags(args, {"env": str}, "check --env ID", runs=False)
+    if "env" not in options:
+        raise UsageError("check needs --env, such as: polyactor check --env CartPole-v1")
+    from polyactor.envs.check import inspect
+
+    print(inspect(options["env"]))
+    return 0
+
+
+def _bench(args: list[str]) -> int:
+    from polyactor.api import prepare
+    from polyactor.envs import Specs
+    from polyactor.schemes import SCHEMES
+
+    if HELP.intersection(args):
+        print("usage: polyactor bench [PRESET] [--env ID] [--seconds S] [--schemes A,B,…], and flags of train:\n")
+    look, (auto, args) = Specs(), take_auto(args)
+    seconds, args = take(args, "seconds")
+    schemes, args = take(args, "schemes")
+    if not args or args[0].startswith("-"):
+        elsewhere = any(arg.partition("=")[0] == "--env" for arg in args)
+        args = ["a3c" if elsewhere else "pong-a3c", *args]
+    options = small_flags(["--seconds", seconds or "15"], {"seconds": float}, "bench [PRESET]", runs=False)
+    names = [read_config(args, look).scheme.name] if schemes is None else schemes.split(",")
+    for name in names:
+        if name not in SCHEMES:
+            raise UsageError(f"--schemes {schemes} is not allowed: each must be one of {', '.join(SCHEMES)}")
+    configs = [read_config([*args, "--scheme", name], look) for name in names]
+    ready = prepare(configs, auto, look, kept=False)
+    from polyactor.report.speed import bench
+
+    for reason in ready[0].reasons:
+        print(reason)
+    bench([run.config for run in ready], seconds=options["seconds"])
+    return 0
+
+
+def the_run(options: dict[str, Any]) -> Path:
+    """The one run directory that is named."""
+    if len(options["runs"]) != 1:
+        raise UsageError(f"one run directory is needed, not {len(options['runs'])}")
+    return Path(options["runs"][0])
+
+
+LOOKING: dict[str, Callable[[list[str]], int]] = {
+    "evaluate": _evaluate,
+    "record": _record,
+    "plot": _plot,
+    "compare": _compare,
+    "presets": _presets,
+    "check": _check,
+    "bench": _bench,
+}

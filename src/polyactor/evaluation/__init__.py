@@ -1,0 +1,1 @@
+"""A trained policy, and what it scores in whole games."""

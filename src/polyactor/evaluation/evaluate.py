@@ -1,0 +1,211 @@
+"""Whole games with a policy as it is: after training, or beside it in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyactor.agent.streams import PLAY, Streams
+from polyactor.config import Config
+from polyactor.envs import EnvSpec, VectorEnv, make_envs
+from polyactor.errors import EnvironmentUnsupported
+from polyactor.evaluation.policy import make_trained
+from polyactor.models.actor_critic import ActorCritic
+from polyactor.shared.counters import Board, never, nothing
+from polyactor.shared.heartbeat import ALL
+from polyactor.system.machine import torch_threads
+from polyactor.transport.watchdog import Tell, untold, watched
+
+MAX_GAME_STEPS = 27_000
+"""Agent steps after which a game is cut: 108,000 emulator frames, half an hour of play."""
+
+
+STUCK_AFTER = 2_000
+"""Agent steps without reward or any change of the observation after which a game counts as stuck."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Whole games, real scores.
+
+    Attributes:
+        scores: of every game, the same number from each environment.
+        lengths: agent steps.
+        stuck: games cut because nothing happened any more (a greedy policy that never serves, say).
+        capped: games cut at the step limit.
+        deterministic: the mode of the policy's distribution, or samples from it.
+        lost: games that an environment's failure ended; others were played in their place.
+    """
+
+    scores: tuple[float, ...]
+    lengths: tuple[int, ...]
+    stuck: int
+    capped: int
+    deterministic: bool
+    lost: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Mean score."""
+        return statistics.fmean(self.scores)
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation of the scores."""
+        return statistics.pstdev(self.scores)
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        how = "greedy" if self.deterministic else "sampled"
+        cut = f", {self.stuck} stuck" * bool(self.stuck) + f", {self.capped} cut at the step limit" * bool(self.capped)
+        cut += f", {self.lost} lost to failures and played again" * bool(self.lost)
+        spread = f"from {min(self.scores):g} to {max(self.scores):g}"
+        return f"{how}: {self.mean:.2f} ± {self.std:.2f} over {len(self.scores)} games, {spread}{cut}"
+
+
+@torch.inference_mode()
+def play(
+    model: ActorCritic,
+    envs: VectorEnv,
+    *,
+    games: int,
+    deterministic: bool,
+    seed: int,
+    max_game_steps: int = MAX_GAME_STEPS,
+    stuck_after: int = STUCK_AFTER,
+    stopped: Callable[[], bool] = never,
+    answered: Callable[[], object] = nothing,
+) -> Evaluation:
+    """Play whole games, the same number in each environment, so that short games are not counted more often.
+
+    Args:
+        model: acts; not changed.
+        envs: B environments; their random stream starts anew from the seed.
+        games: at least this many in all (rounded up to a multiple of B).
+        max_game_steps: a game longer than this is cut and its score so far counts; so does the next.
+        stuck_after: a game in which neither reward nor observation changed for so many steps is cut.
+        stopped: looked at after every step; the games so far are all when it says so.
+        answered: called when the environments have.
+
+    Raises:
+        EnvironmentUnsupported: an environment failed again and again, or more games were lost than were to be played.
+    """
+    b, per_env = envs.num_envs, -(-games // envs.num_envs)
+    streams = Streams.of(seed, PLAY)
+    observation, state = envs.reset(streams.env), model.initial_state(b)
+    answered()
+    is_first, ended = np.ones(b, dtype=bool), np.zeros(b, dtype=bool)
+    score, length, still, left = np.zeros(b), np.zeros(b, int), np.zeros(b, int), np.full(b, per_env)
+    scores: list[float] = []
+    lengths: list[int] = []
+    stuck = capped = lost = 0
+    while left.any() and not stopped():
+        params, state = model.step(torch.from_numpy(observation), state, torch.from_numpy(is_first))
+        pi = model.distribution(params)
+        action = pi.mode() if deterministic else pi.sample(streams.act)
+        before = observation
+        step = envs.step(action.numpy())
+        answered()
+        observation, reward, done = step.observation, step.reward, step.done
+        score, length = score + reward, length + ~ended
+        if step.why:
+            score[step.lost], length[step.lost] = 0.0, 0
+            lost += int(step.lost.sum())
+            if lost > b * per_env:
+                raise EnvironmentUnsupported(f"{lost} games were lost to failures; the last: {step.why[-1]}.")
+        unchanged = (observation == before).reshape(b, -1).all(1) & (reward == 0) & ~ended & ~step.lost
+        still = np.where(unchanged, still + 1, 0)
+        is_stuck, is_capped = still >= stuck_after, length >= max_game_steps
+        over = (done | is_stuck | is_capped) & (left > 0)
+        for i in np.flatnonzero(over):
+            scores.append(float(score[i]))
+            lengths.append(int(length[i]))
+            stuck += bool(is_stuck[i] and not done[i])
+            capped += bool(is_capped[i] and not done[i] and not is_stuck[i])
+        # An environment cannot be reset alone: one whose game was cut plays no further ones.
+        left = np.where(over, np.where(done, left - 1, 0), left)
+        score, length, still = np.where(done, 0, score), np.where(done, 0, length), np.where(done, 0, still)
+        is_first, ended = ended | step.lost, done
+    return Evaluation(tuple(scores), tuple(lengths), stuck, capped, deterministic, lost)
+
+
+@contextmanager
+def fresh_envs(
+    config: Config, count: int, tell: Tell = untold, **options: Any
+) -> Iterator[tuple[VectorEnv, Callable[[], object]]]:
+    """Environments for whole games in this process, watched; and what is called whenever they have answered.
+
+    Args:
+        config: of the run.
+        count: how many.
+        tell: as `watched` takes it.
+        options: more for `make_envs`.
+    """
+    board = Board(1)
+    line = board.pulse.line(0)
+    line.asked(ALL, None)
+    with watched(config, board, tell):
+        envs = make_envs(
+            config.env,
+            count,
+            atari=config.atari,
+            max_episode_steps=config.max_episode_steps,
+            listener=line,
+            **options,
+        )
+        line.answered()
+        try:
+            yield envs, line.answered
+        finally:
+            line.asked(ALL, None)
+            envs.close()
+            line.answered()
+
+
+def evaluate(
+    config: Config,
+    tensors: Mapping[str, Tensor],
+    *,
+    games: int = 100,
+    deterministic: bool = False,
+    seed: int = 0,
+    threads: int = 1,
+    stopped: Callable[[], bool] = never,
+    tell: Tell = untold,
+) -> Evaluation:
+    """Play with the parameters given, in fresh environments; one that does not answer in time counts as failed.
+
+    Args:
+        config: of the run.
+        tensors: the model's parameters and buffers by name.
+        threads: of the environments.
+        stopped: as `play` takes it.
+        tell: as `watched` takes it.
+    """
+    with fresh_envs(config, min(games, 50), tell, threads=threads) as (envs, answered):
+        model = make_trained(config, EnvSpec.of(envs), tensors)
+        how: dict[str, Any] = {"deterministic": deterministic, "seed": seed, "stopped": stopped, "answered": answered}
+        return play(model, envs, games=games, **how)
+
+
+def evaluate_on_all_cores(
+    config: Config,
+    tensors: Mapping[str, Tensor],
+    *,
+    games: int,
+    seed: int,
+    stopped: Callable[[], bool] = never,
+    tell: Tell = untold,
+) -> Evaluation:
+    """As `evaluate`, while nobody else computes."""
+    cores = len(os.sched_getaffinity(0))
+    with torch_threads(cores):
+        return evaluate(config, tensors, games=games, seed=seed, threads=cores, stopped=stopped, tell=tell)

@@ -1,0 +1,195 @@
+"""Every setting by its dotted name: what its field declares, one walk over all of them, and one way to replace one."""
+
+from __future__ import annotations
+
+import math
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from numbers import Real
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from polyactor.errors import UsageError, suggestion
+
+T = TypeVar("T")
+
+AUTO = ("workers", "envs")
+"""Settings that may be ``auto``: a number is chosen for this machine then."""
+KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+"""Types of settings, as the end of a sentence."""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The range of a number in a configuration; annotate a field with it and the command line enforces it."""
+
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    """The low end itself is not allowed."""
+    below: bool = False
+    """The high end itself is not allowed."""
+
+    def __contains__(self, value: float) -> bool:
+        """NaN is in no range, nor is what is no number."""
+        if not isinstance(value, Real):
+            return False
+        low_ok = self.low is None or (value > self.low if self.above else value >= self.low)
+        high_ok = self.high is None or (value < self.high if self.below else value <= self.high)
+        return abs(value) <= sys.float_info.max and low_ok and high_ok
+
+    def __str__(self) -> str:
+        """The sentence's end: 'a number from 0 to 1'."""
+        if self.low is not None and self.high is not None:
+            start = f"above {self.low} and up" if self.above else f"from {self.low}"
+            return f"a number {start} {'to below' if self.below else 'to'} {self.high}"
+        if self.low is not None:
+            return f"a number above {self.low}" if self.above else f"a number of at least {self.low}"
+        return "a finite number"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The heading under which ``--help`` shows a field, or all fields of a section; an annotation of the field."""
+
+    name: str
+
+
+class OneOf(tuple[str, ...]):
+    """The names a setting can have."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        """The sentence's end."""
+        return f"one of {', '.join(self)}"
+
+
+class Declared(NamedTuple):
+    """What a dataclass says of one of its fields.
+
+    Attributes:
+        hint: its type, without annotations.
+        allowed: the ranges and names its values must be in.
+        group: its heading in ``--help``; empty where the section's own holds.
+    """
+
+    hint: Any
+    allowed: tuple[Allowed | OneOf, ...]
+    group: str
+
+
+class Setting(NamedTuple):
+    """One value of a config.
+
+    Attributes:
+        path: its dotted name, such as ``algorithm.gae_lambda``.
+        value: what it is.
+        declared: what its field says of it.
+        group: its heading in ``--help``.
+    """
+
+    path: str
+    value: Any
+    declared: Declared
+    group: str
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line, without dashes in front."""
+        return self.path.replace("_", "-")
+
+    @property
+    def optional(self) -> bool:
+        """Whether none is a value."""
+        return types.NoneType in typing.get_args(self.declared.hint)
+
+
+_DECLARED: dict[type[Any], dict[str, Declared]] = {}
+
+
+def declared(cls: type[Any]) -> dict[str, Declared]:
+    """What a dataclass says of its fields, by name."""
+    if cls in _DECLARED:
+        return _DECLARED[cls]
+    hints, found = typing.get_type_hints(cls, include_extras=True), _DECLARED.setdefault(cls, {})
+    for f in fields(cls):
+        extras = getattr(hints[f.name], "__metadata__", ())
+        hint = typing.get_args(hints[f.name])[0] if extras else hints[f.name]
+        kinds = (hint, *typing.get_args(hint))
+        names = OneOf(
+            name for kind in kinds if typing.get_origin(kind) is Literal for name in typing.get_args(kind)
+        )  # of a Literal, or of one that may be none
+        allowed = [extra for extra in extras if isinstance(extra, Allowed)] + [names] * bool(names)
+        group = next((extra.name for extra in extras if isinstance(extra, Group)), "")
+        found[f.name] = Declared(hint, tuple(allowed), group)
+    return found
+
+
+def walk(part: Any, prefix: str = "", group: str = "") -> Iterator[Setting]:
+    """Every setting of a config or of a section of it; a section that holds something else counts as one setting."""
+    for name, field in declared(type(part)).items():
+        value, own = getattr(part, name), field.group or group
+        if is_dataclass(field.hint) and isinstance(value, typing.cast("type", field.hint)):
+            yield from walk(value, f"{prefix}{name}.", own)
+        else:
+            yield Setting(prefix + name, value, field, own)
+
+
+def replace_at(part: T, path: str, value: Any, *, prefix: str = "") -> T:
+    """The config with the value of one dotted name replaced.
+
+    Args:
+        part: a config, or a section of it.
+        path: the name, such as ``algorithm.gamma``.
+        value: the new one.
+        prefix: what leads to the section, for the sentence.
+
+    Raises:
+        UsageError: there is no such setting.
+    """
+    name, dot, rest = path.partition(".")
+    require(type(part), name, prefix)
+    if dot:
+        section = getattr(part, name)
+        if not is_dataclass(section):
+            raise UsageError(f"there is no setting {prefix}{path}")
+        value = replace_at(section, rest, value, prefix=f"{prefix}{name}.")
+    return typing.cast("T", replace(typing.cast("Any", part), **{name: value}))
+
+
+def require(cls: type[Any], name: str, prefix: str = "") -> None:
+    """Refuse a name that is no field of a section.
+
+    Raises:
+        UsageError: with the nearest name there is.
+    """
+    if name not in declared(cls):
+        raise UsageError(f"there is no setting {prefix}{name}{suggestion(name, declared(cls))}")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that a field declares."""
+    kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return any(fits(value, each) for each in inner)
+    if kind is Literal:
+        return isinstance(value, str) and value in inner
+    if kind is tuple and inner:
+        return isinstance(value, tuple) and all(fits(each, inner[0]) for each in value)
+    if kind in (int, float):
+        number = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+        return number or (kind is float and isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, kind) if isinstance(kind, type) else True
+
+
+def kind(hint: Any) -> str:
+    """What a value of this type is, as the end of a sentence."""
+    inner = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(kind(each) for each in inner)
+    if typing.get_origin(hint) is tuple:
+        return f"a tuple, each {kind(inner[0])}"
+    return "none" if hint is types.NoneType else KINDS.get(hint, f"a {getattr(hint, '__name__', hint)}")

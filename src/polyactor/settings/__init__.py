@@ -1,0 +1,1 @@
+"""From names, flags and files to a config that has been checked, and back."""

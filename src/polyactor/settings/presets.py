@@ -1,0 +1,317 @@
+"""Settings by name: methods that fit any environment, and named rows that reproduce a result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from polyactor.algorithms import ALGORITHMS
+from polyactor.algorithms.base import Algorithm
+from polyactor.config import Config, Scheme
+from polyactor.envs import EnvFactory, EnvSpec, env_spec, is_atari
+from polyactor.errors import UsageError, suggestion
+from polyactor.fields import declared, replace_at
+from polyactor.optim import Rule
+from polyactor.settings.published import PUBLISHED, Preset, Values
+from polyactor.settings.registry import part
+
+Kind = Literal["atari", "discrete", "continuous"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """An algorithm under a scheme, with settings for each kind of environment.
+
+    Attributes:
+        about: one line.
+        algorithm, scheme: by name.
+        values: by kind of environment; the optimizer is `optimizer`.
+    """
+
+    about: str
+    algorithm: str
+    scheme: str
+    values: Mapping[Kind, Values]
+
+
+_ACTOR_CRITIC: dict[Kind, Values] = {
+    # Per-pixel normalisation makes the few pixels that move stand out of the static background: docs/performance.md.
+    "atari": {
+        "optimizer": "adam", "optimizer.lr": 1e-3, "rollout": 20, "envs": 8, "steps": 10_000_000,
+        "algorithm.gae_lambda": 0.95, "normalize.observation": True, "normalize.clip_reward": 1.0,
+    },
+    "discrete": {
+        "optimizer": "adam", "optimizer.lr": 1e-3, "rollout": 20, "envs": 8, "steps": 300_000,
+        "algorithm.gae_lambda": 0.95, "algorithm.entropy_coef": 0.0, "normalize.reward": True,
+    },
+    "continuous": {
+        "optimizer": "adam", "optimizer.lr": 1e-3, "rollout": 20, "envs": 8, "steps": 1_000_000,
+        "algorithm.gae_lambda": 0.95, "algorithm.entropy_coef": 0.0, "normalize.observation": True,
+        "normalize.reward": True,
+    },
+}  # fmt: skip
+
+
+_PPO: dict[Kind, Values] = {
+    "atari": {
+        **_ACTOR_CRITIC["atari"], "rollout": 32, "optimizer.lr": 5e-4, "algorithm.clip": 0.1, "algorithm.epochs": 2,
+    },
+    "discrete": {**_ACTOR_CRITIC["discrete"], "rollout": 32, "algorithm.entropy_coef": 0.0},
+    "continuous": {**_ACTOR_CRITIC["continuous"], "rollout": 64, "algorithm.entropy_coef": 0.0},
+}  # fmt: skip
+
+
+_VTRACE: dict[Kind, Values] = {
+    kind: {path.replace("gae_lambda", "trace_lambda"): value for path, value in values.items()}
+    for kind, values in _ACTOR_CRITIC.items()
+}
+
+
+_ACER: dict[Kind, Values] = {
+    # Wang et al. 2017: 20 steps, ratio 4, c = 10, δ = 1, α = 0.99, β = 0.001. Adam and normalised pixels are ours.
+    "atari": {
+        "optimizer": "adam", "optimizer.lr": 5e-4, "optimizer.max_grad_norm": 40.0, "rollout": 20, "envs": 16,
+        "steps": 10_000_000, "model.torso": "nature-cnn", "algorithm.entropy_coef": 0.001,
+        "algorithm.replay_capacity": 600_000, "normalize.observation": True, "normalize.clip_reward": 1.0,
+    },
+    "discrete": {
+        "optimizer": "adam", "optimizer.lr": 1e-3, "rollout": 20, "envs": 8, "steps": 300_000,
+        "algorithm.entropy_coef": 0.0, "algorithm.replay_capacity": 40_000, "normalize.reward": True,
+    },
+    # No entropy bonus, off-policy alone: as published. Its σ of 0.3 is of actions in [-1, 1], which these are.
+    "continuous": {
+        "optimizer": "adam", "optimizer.lr": 3e-4, "rollout": 50, "envs": 8, "steps": 1_000_000,
+        "model.log_std": "fixed", "model.log_std_start": -1.2, "algorithm.truncation": 5.0,
+        "algorithm.average_decay": 0.995, "algorithm.entropy_coef": 0.0, "algorithm.replay_capacity": 80_000,
+        "normalize.observation": True, "normalize.reward": True,
+    },
+}  # fmt: skip
+
+
+METHODS: dict[str, Method] = {
+    "a2c": Method("synchronous advantage actor-critic", "a2c", "sync", _ACTOR_CRITIC),
+    "a3c": Method("asynchronous advantage actor-critic: lock-free workers", "a2c", "hogwild", _ACTOR_CRITIC),
+    "ppo": Method("proximal policy optimisation", "ppo", "sync", _PPO),
+    "vtrace": Method("V-trace actor-critic in one process", "vtrace", "sync", _VTRACE),
+    "a3c-server": Method(
+        "asynchronous advantage actor-critic: workers send gradients to a server", "a2c", "param-server", _ACTOR_CRITIC
+    ),
+    "appo": Method(
+        "asynchronous PPO: actors send rollouts to a learner",
+        "ppo",
+        "actor-learner",
+        _PPO,
+    ),
+    "acer": Method("actor-critic with experience replay: lock-free workers, a memory each", "acer", "hogwild", _ACER),
+    "impala": Method(
+        "importance-weighted actor-learner: rollouts to a learner, V-trace", "vtrace", "actor-learner", _VTRACE
+    ),
+}
+
+
+_TO_18: Values = {"stop_at": 18.0, "algorithm.entropy_coef_end": 0.0, "optimizer.lr_end": 1e-4}
+
+
+PRESETS: dict[str, Preset] = {
+    "pong-fast": Preset(
+        "Pong to a mean score of 18 in minutes: pong-a3c with a shorter schedule",
+        "a3c",
+        "PongNoFrameskip-v4",
+        {**_TO_18, "steps": 2_000_000},
+        measured="18 after 773k–1.16M steps, 5.4–7.3 min, up to two more to confirm it (3 seeds)",
+    ),
+    "pong-a3c": Preset(
+        "Pong to a mean score of 18 on a laptop",
+        "a3c",
+        "PongNoFrameskip-v4",
+        {**_TO_18, "steps": 3_000_000},
+        measured="18 after 1.09M steps, 8.5 min (1 seed)",
+    ),
+    "pong-a3c-server": Preset(
+        "the same, gradients sent to a server",
+        "a3c-server",
+        "PongNoFrameskip-v4",
+        {**_TO_18, "steps": 3_000_000},
+        measured="18 after 1.12M steps (1 seed)",
+    ),
+    "pong-appo": Preset(
+        "the same, rollouts sent to a PPO learner",
+        "appo",
+        "PongNoFrameskip-v4",
+        {**_TO_18, "steps": 1_600_000},
+        measured="18 after 508k–840k steps, 6–10 min (3 seeds)",
+    ),
+    "cartpole-a2c": Preset(
+        "balance, one process", "a2c", "CartPole-v1", measured="475 after 141k–185k steps (5 seeds)"
+    ),
+    "cartpole-a3c": Preset(
+        "balance, two workers",
+        "a3c",
+        "CartPole-v1",
+        {"workers": 2},
+        measured="475 after 170k–225k steps (5 seeds)",
+    ),
+    "pendulum-a3c": Preset(
+        "swing up with a Gaussian policy",
+        "a3c",
+        "Pendulum-v1",
+        {"workers": 2, "rollout": 8, "algorithm.gamma": 0.9, "optimizer.lr": 2e-3, "optimizer.lr_end": 0.0},
+        measured="−300 after 176k–245k steps (3 seeds)",
+    ),
+    "tmaze-a3c-lstm": Preset(
+        "remember a cue along a corridor of 10; without memory nobody expects more than 0.5",
+        "a3c",
+        "polyactor/TMaze-v0",
+        {
+            "workers": 2,
+            "steps": 500_000,
+            "model.core": "lstm",
+            "model.core_size": 64,
+            "algorithm.gamma": 0.98,
+            "algorithm.entropy_coef": 0.01,
+            "normalize.reward": False,
+        },
+        measured="0.996 over 2,000 games; 0.494 without memory (1 seed)",
+    ),
+    "pong-acer": Preset(
+        "Pong with replay, two workers",
+        "acer",
+        "PongNoFrameskip-v4",
+        {"workers": 2, "steps": 1_800_000, "stop_at": 18.0},
+        measured="18 after 0.95M–1.24M steps (3 seeds), 38–43 minutes with other work beside it",
+    ),
+    "cartpole-acer": Preset(
+        "balance with replay, two workers",
+        "acer",
+        "CartPole-v1",
+        {"workers": 2, "stop_at": 475.0},
+        measured="475, confirmed, after 63k–117k steps (5 seeds)",
+    ),
+    "lunarlander-acer": Preset(
+        "land with replay, two workers",
+        "acer",
+        "LunarLander-v3",
+        {
+            "workers": 2,
+            "steps": 1_000_000,
+            "stop_at": 200.0,
+            "algorithm.gamma": 0.995,
+            "algorithm.entropy_coef": 0.003,
+            "algorithm.entropy_coef_end": 0.0,
+        },
+        measured="185 after 405k–550k steps; 200, confirmed, in 2 of 3 seeds within 1M",
+    ),
+    "pendulum-acer": Preset(
+        "swing up with a Gaussian policy and a stochastic dueling network",
+        "acer",
+        "Pendulum-v1",
+        {"workers": 2, "steps": 500_000, "rollout": 10, "algorithm.gamma": 0.9, "optimizer.lr": 1e-3},
+        measured="−250 after 128k–148k steps (3 seeds)",
+    ),
+    "tmaze-acer-lstm": Preset(
+        "remember a cue along a corridor of 10, with replay",
+        "acer",
+        "polyactor/TMaze-v0",
+        {
+            "workers": 2,
+            "steps": 500_000,
+            "model.core": "lstm",
+            "model.core_size": 64,
+            "algorithm.gamma": 0.98,
+            "algorithm.entropy_coef": 0.01,
+            "normalize.reward": False,
+        },
+        measured="1.0 over 2,000 games (1 seed)",
+    ),
+    "catch-a3c": Preset(
+        "a CNN in well under a minute: catch ten balls of ten",
+        "a3c",
+        "polyactor/Catch-v0",
+        {
+            "workers": 2,
+            "envs": 16,
+            "steps": 400_000,
+            "stop_at": 9.0,
+            "algorithm.gamma": 0.9,
+            "algorithm.entropy_coef": 0.01,
+            "normalize.observation": True,
+        },
+        measured="9 after 98k–164k steps (10 seeds in fp32, 10 in bf16)",
+    ),
+    **PUBLISHED,
+}
+
+
+def kind_of(env: str | EnvFactory, look: Callable[..., EnvSpec] = env_spec) -> Kind:
+    """Which settings an environment wants; that of an Atari id is known without a look at it.
+
+    Raises:
+        EnvironmentUnsupported: as `make_envs`.
+    """
+    if is_atari(env):
+        return "atari"
+    return "continuous" if look(env).continuous else "discrete"
+
+
+def base_config(
+    name: str,
+    *,
+    env: str | EnvFactory | None = None,
+    algorithm: str | Algorithm | None = None,
+    scheme: str | Scheme | None = None,
+    optimizer: str | Rule | None = None,
+    look: Callable[..., EnvSpec] = env_spec,
+) -> Config:
+    """The config a name stands for, before any flag.
+
+    Args:
+        name: a method, a preset, or an algorithm of one's own as ``file.py:Class``.
+        env: in place of the name's own.
+        algorithm, scheme, optimizer: in place of the name's own, as a name or ready-made. Another part than the name's
+            own has its own defaults: another rule wants another learning rate.
+        look: what an environment looks like, as `env_spec`.
+
+    Raises:
+        UsageError: no such name, or no environment.
+        EnvironmentUnsupported: the environment cannot be trained in.
+    """
+    preset = PRESETS.get(name)
+    method = METHODS.get(preset.method if preset else name)
+    if method is None:
+        if ".py:" not in name:
+            names = [*METHODS, *PRESETS]
+            raise UsageError(f"there is no preset {name}{suggestion(name, names)}: choose from {', '.join(names)}")
+        method = Method("", name, "sync", _ACTOR_CRITIC)
+    if env is None:
+        if preset is None:
+            raise UsageError(f"--env is needed: polyactor train {name} --env CartPole-v1")
+        env = preset.env
+    asked = {"algorithm": algorithm, "scheme": scheme, "optimizer": optimizer}
+    made: dict[str, Any] = {kind: _made(kind, value) for kind, value in asked.items() if value is not None}
+    # What suits our methods is not what a source ran: its rows stand on the plain defaults.
+    values = {} if preset and preset.source else dict(method.values[kind_of(env, look)])
+    values |= preset.values if preset else {}
+    own = {"algorithm": method.algorithm, "scheme": method.scheme, "optimizer": values.pop("optimizer")}
+    made = {kind: _made(kind, name) for kind, name in own.items()} | made
+    fields = declared(type(made["algorithm"]))
+
+    def applies(path: str) -> bool:
+        section, _, field = path.rpartition(".")
+        if asked.get(section) not in (None, own.get(section)):
+            return False
+        # Our settings for an algorithm of one's own are a proposal: it need not have them all.
+        return section != "algorithm" or own["algorithm"] in ALGORITHMS or field in fields
+
+    config = Config(env=env, preset=name, **made)
+    if config.scheme.single:
+        values |= {"workers": 1}
+    if not config.scheme.per_worker:
+        values |= {"per_worker": ()}
+    for path in filter(applies, values):
+        config = replace_at(config, path, values[path])
+    return config
+
+
+def _made(kind: str, value: str | Algorithm | Scheme | Rule) -> Any:
+    return part(kind, value)() if isinstance(value, str) else value

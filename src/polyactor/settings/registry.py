@@ -1,0 +1,65 @@
+"""The parts that a person picks by name, and algorithms from files."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+from polyactor.algorithms import ALGORITHMS
+from polyactor.algorithms.base import Algorithm
+from polyactor.errors import UsageError, suggestion
+from polyactor.optim.rules import RULES
+from polyactor.schemes import SCHEMES
+
+PARTS: dict[str, Mapping[str, type[Any]]] = {"algorithm": ALGORITHMS, "scheme": SCHEMES, "optimizer": RULES}
+"""The parts a person picks by name."""
+
+
+def part(kind: str, name: str) -> type[Any]:
+    """The class a name stands for; an algorithm may also be ``file.py:Class``.
+
+    Raises:
+        UsageError: no such name.
+    """
+    known = PARTS[kind]
+    if name in known:
+        return known[name]
+    if kind == "algorithm" and ".py:" in name:
+        return _from_file(name)
+    flag = "algorithm" if kind == "algorithm" else f"--{kind}"
+    raise UsageError(f"{flag} {name} does not exist{suggestion(name, known)}: choose from {', '.join(known)}")
+
+
+def name_of(kind: str, value: object) -> str:
+    """The name of a part, as `part` takes it."""
+    for name, known in PARTS[kind].items():
+        if type(value) is known:
+            return name
+    source = getattr(sys.modules.get(type(value).__module__), "__file__", None)
+    return f"{source}:{type(value).__qualname__}"
+
+
+def _from_file(name: str) -> type[Algorithm]:
+    path, _, class_name = name.rpartition(":")
+    file = Path(path)
+    if not file.is_file():
+        raise UsageError(f"algorithm {name} does not exist: there is no file {path}")
+    module_name = f"polyactor_file_{file.stem}"  # of its own: a file may be called like a module that others import
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"algorithm {name} does not exist: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and pickling look their module up here
+    spec.loader.exec_module(module)
+    cloudpickle.register_pickle_by_value(module)  # workers cannot import it by name
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, Algorithm) and is_dataclass(found)):
+        known = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Algorithm)]
+        raise UsageError(f"algorithm {name} is not a dataclass derived from Algorithm{suggestion(class_name, known)}")
+    return found

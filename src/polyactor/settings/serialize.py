@@ -1,0 +1,134 @@
+"""A config as plain JSON and back, where nothing that a file says is believed."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from polyactor.algorithms import ALGORITHMS
+from polyactor.algorithms.base import Algorithm
+from polyactor.config import Config, Normalize
+from polyactor.envs import AtariOptions
+from polyactor.errors import CheckpointError, UsageError, one_line
+from polyactor.fields import declared, fits, require
+from polyactor.models.spec import ModelSpec
+from polyactor.settings.check import check_values
+from polyactor.settings.registry import PARTS, name_of, part
+
+SECTIONS: dict[str, type[Any]] = {"model": ModelSpec, "normalize": Normalize, "atari": AtariOptions}
+"""The parts every run has one kind of."""
+
+
+MOST_PIXELS = 1 << 24
+"""Of an observation that a checkpoint may ask for: 600 times Atari's."""
+
+
+@dataclass(frozen=True)
+class StandIn(Algorithm):
+    """In place of an algorithm from a file, whose code a config does not bring: enough to play, not to train."""
+
+
+@dataclass(frozen=True)
+class StandInWithQ(StandIn):
+    """Of one whose critic says Q."""
+
+    outputs: ClassVar[tuple[str, ...]] = ("policy", "q")
+
+
+STAND_INS = (StandIn, StandInWithQ)
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """Plain JSON; parts carry their name, and an algorithm from a file its heads."""
+    plain = dataclasses.asdict(config)
+    for kind in PARTS:
+        plain[kind] = {"name": name_of(kind, getattr(config, kind)), **plain[kind]}
+    if type(config.algorithm) not in ALGORITHMS.values():
+        plain["algorithm"]["outputs"] = list(config.algorithm.outputs)
+    if not isinstance(config.env, str):
+        plain["env"] = f"{config.env.__module__}:{getattr(config.env, '__qualname__', type(config.env).__name__)}"
+    return plain
+
+
+def from_json(plain: Mapping[str, Any], *, trust_env: bool = False) -> Config:
+    """The config `to_json` wrote, perhaps on somebody else's machine.
+
+    A config is data and imports no code: an algorithm from a file becomes a `StandIn`, which is enough to play with
+    the policy and not to train on.
+
+    Args:
+        plain: as `to_json` gave it.
+        trust_env: the environment may be one that a module has to be imported for.
+
+    Raises:
+        UsageError: the environment is code, and not trusted.
+        CheckpointError: it is not one, or names something this version does not have.
+    """
+    try:
+        config = _from_json(dict(plain))
+        check_values(config)
+        if not str(config.env).isprintable() or len(str(config.env)) > 300:
+            raise ValueError(f"env is {config.env}")
+        pixels = config.atari.stack * config.atari.frame_size * (config.atari.resize_height or config.atari.frame_size)
+        if pixels > MOST_PIXELS:
+            raise ValueError(f"observations of {pixels} pixels")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError) as error:
+        why = one_line(error) or type(error).__name__
+        raise CheckpointError(f"the config is not one of this version's: {why}") from None
+    module, colon, _ = str(config.env).rpartition(":")
+    if colon and not trust_env:
+        raise UsageError(
+            f"the environment {one_line(config.env)} is code: the module {one_line(module)} would be imported and run; "
+            "if you trust it, add --trust-env (in Python: trust_env=True)"
+        )
+    return config
+
+
+def algorithm_from(name: str, options: Mapping[str, Any]) -> Algorithm:
+    """The algorithm of a file, with the values that a checkpoint has; its heads are the file's.
+
+    Raises:
+        UsageError: there is no such algorithm.
+        CheckpointError: it has no such values.
+    """
+    cls = part("algorithm", name)
+    try:
+        return typing.cast("Algorithm", _instance(cls, {k: v for k, v in options.items() if k != "outputs"}))
+    except (TypeError, ValueError, UsageError) as error:
+        raise CheckpointError(f"the config does not fit the algorithm {name}: {error}") from None
+
+
+def _from_json(values: dict[str, Any]) -> Config:
+    for kind, known in PARTS.items():
+        options = dict(values[kind])
+        name = options.pop("name")
+        if kind == "algorithm" and ".py:" in name:
+            values[kind] = _stand_in(options.get("outputs", list(Algorithm.outputs)))
+            continue
+        if name not in known:
+            raise CheckpointError(
+                f"the config names {kind} {one_line(repr(name))}, which is none of {', '.join(known)}"
+            )
+        values[kind] = _instance(known[name], options)
+    for section, cls in SECTIONS.items():
+        values[section] = _instance(cls, values[section])
+    return typing.cast("Config", _instance(Config, values))
+
+
+def _stand_in(outputs: object) -> Algorithm:
+    for cls in STAND_INS:
+        if list(cls.outputs) == outputs:
+            return cls()
+    raise ValueError(f"an algorithm's outputs are {one_line(repr(outputs), most=80)}")
+
+
+def _instance(cls: type[Any], options: Mapping[str, Any]) -> Any:
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    for name, value in given.items():
+        require(cls, name)
+        if not fits(value, declared(cls)[name].hint):
+            raise ValueError(f"{name} is {repr(value)[:80]}")
+    return cls(**given)

@@ -1,0 +1,1 @@
+"""What the processes of a run share: counters, signs of life, queues, locks, room for gradients."""

@@ -1,0 +1,102 @@
+"""Gradients on their way to a server: preallocated, joined from several rollouts or several workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from polyactor.data import Gradients, Moments
+from polyactor.shared.counters import scalars
+
+Reduction = Literal["mean", "sum"]
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """Room for the gradients of N rollouts, joined.
+
+    Attributes:
+        vector: ``[θ]``, their sum.
+        metrics: ``[2, M]`` float64, sum and count of each metric.
+        numbers: ``[3]`` int64: the oldest version among them, their environment steps, how many there are.
+        moments: what they add to the running statistics, N rows each.
+        names: of the metrics.
+    """
+
+    vector: Tensor
+    metrics: Tensor
+    numbers: Tensor
+    moments: Mapping[str, Moments]
+    names: tuple[str, ...]
+
+    @property
+    def version(self) -> int:
+        """The oldest version among its gradients."""
+        return int(self.numbers[0])
+
+    @classmethod
+    def blank(cls, theta: int, names: Sequence[str], moments: Mapping[str, Moments]) -> Parcel:
+        """An empty one for so many parameters."""
+        metrics = torch.zeros(2, len(names), dtype=torch.float64)
+        return cls(torch.zeros(theta), metrics, torch.zeros(3, dtype=torch.int64), moments, tuple(names))
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor it is made of."""
+        yield from (self.vector, self.metrics, self.numbers)
+        for moments in self.moments.values():
+            yield from moments
+
+    def put(self, gradients: Gradients) -> None:
+        """The first of its gradients; whatever was in it is gone."""
+        self.vector.copy_(gradients.vector)
+        self.metrics.zero_()
+        self.numbers.copy_(torch.tensor([gradients.version, gradients.steps, 1]))
+        for moments in self.moments.values():
+            moments.samples.zero_()
+        self._book(gradients, row=0)
+
+    def add(self, gradients: Gradients) -> None:
+        """One more."""
+        self.vector.add_(gradients.vector)
+        version, steps, count = self.numbers.tolist()
+        self.numbers.copy_(torch.tensor([min(version, gradients.version), steps + gradients.steps, count + 1]))
+        self._book(gradients, row=count)
+
+    def _book(self, gradients: Gradients, row: int) -> None:
+        for name, value in scalars(gradients.metrics).items():
+            self.metrics[:, self.names.index(name)] += torch.tensor([value, 1.0], dtype=torch.float64)
+        for name, moments in gradients.moments.items():
+            self.moments[name].rows(slice(row, row + 1)).copy_(moments)
+
+    def gradients(self, reduction: Reduction) -> Gradients:
+        """What is in it, as one; shares its memory."""
+        version, steps, count = self.numbers.tolist()
+        if reduction == "mean" and count > 1:
+            self.vector.div_(count)
+        total, counts = self.metrics
+        known = {name: float(total[i] / counts[i]) for i, name in enumerate(self.names) if counts[i]}
+        return Gradients(self.vector, known, version, steps, self.moments)
+
+
+def mean(several: Sequence[Gradients]) -> Gradients:
+    """The mean of several gradients, in the memory of the first; steps and running statistics add up."""
+    first, *others = several
+    for other in others:
+        first.vector.add_(other.vector)
+    first.vector.div_(len(several))
+    metrics = [scalars(each.metrics) for each in several]
+    names = metrics[0].keys()
+    moments: dict[str, Moments] = {}
+    for name in first.moments:
+        moments[name] = Moments(*map(torch.cat, zip(*(each.moments[name] for each in several), strict=True)))
+    return Gradients(
+        first.vector,
+        {name: sum(each[name] for each in metrics if name in each) / len(metrics) for name in names},
+        min(each.version for each in several),
+        sum(each.steps for each in several),
+        moments,
+    )

@@ -1,0 +1,1 @@
+"""A run from the inside: its loop, its books, its checkpoints, and when it is over."""

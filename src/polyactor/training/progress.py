@@ -1,0 +1,151 @@
+"""What a person sees while a run goes on: a live panel on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from polyactor.config import Config
+from polyactor.settings.presets import PRESETS
+from polyactor.system.console import Lasting
+from polyactor.training.stats import TROUBLES
+
+LINE_EVERY = 15.0
+"""Seconds between lines where there is no terminal."""
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+class Progress:
+    """Shows the newest row of a run.
+
+    Args:
+        title: the run in a few words.
+        total_steps: environment steps of the whole run.
+        quiet: show nothing.
+    """
+
+    def __init__(self, title: str, total_steps: int, *, quiet: bool) -> None:
+        self.title, self.total_steps, self.quiet = title, total_steps, quiet
+        self.console = Lasting(stderr=False, highlight=False, markup=False)
+        self.live = Live(console=self.console, refresh_per_second=4) if self._on_terminal() else None
+        self.curve: list[float] = []
+        self.next_line = time.monotonic() + 2.0
+
+    def _on_terminal(self) -> bool:
+        return self.console.is_terminal and not self.quiet
+
+    def __enter__(self) -> Self:
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def say(self, message: str) -> None:
+        """A line that stays."""
+        if not self.quiet:
+            self.console.print(message)
+            self.console.file.flush()
+
+    def show(self, row: Mapping[str, Any], *, new: bool) -> None:
+        """The newest values.
+
+        Args:
+            row: keys as in ``metrics.jsonl``.
+            new: it is a reported row, so its score joins the curve.
+        """
+        if new and row["score_mean100"] is not None:
+            self.curve.append(row["score_mean100"])
+        if self.live is not None:
+            self.live.update(self._panel(row))
+        elif not self.quiet and time.monotonic() >= self.next_line:
+            self.next_line = time.monotonic() + LINE_EVERY
+            self.console.out(self._line(row))
+
+    def _line(self, row: Mapping[str, Any]) -> str:
+        return (
+            f"{row['agent_steps']:>11,} steps  score {number(row['score_mean100'])}  games {row['games']:,}  "
+            f"{row['steps_per_s']:,.0f} steps/s  left {clock(self._left(row))}  "
+            f"staleness {number(row['gradient_staleness'])}"
+        )
+
+    def _left(self, row: Mapping[str, Any]) -> float | None:
+        rate = row["steps_per_s"]
+        return (self.total_steps - row["agent_steps"]) / rate if rate else None
+
+    def _panel(self, row: Mapping[str, Any]) -> RenderableType:
+        table = Table.grid(padding=(0, 3))
+        cells = {
+            "score (last 100 games)": number(row["score_mean100"]),
+            "games": f"{row['games']:,}",
+            "steps/s": f"{row['steps_per_s']:,.0f}",
+            "left, at most": clock(self._left(row)),
+            "policy lag": number(row["policy_lag"]),
+            "staleness": number(row["gradient_staleness"]),
+            "entropy": number(row["entropy"]),
+            **{name.replace("_", " "): f"{row[name]:,}" for name in TROUBLES if row[name]},
+        }
+        table.add_row(*[Text(name, style="dim") for name in cells])
+        table.add_row(*[Text(value, style="bold") for value in cells.values()])
+        done = row["agent_steps"]
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(
+            ProgressBar(total=self.total_steps, completed=done, width=50),
+            f"{done:,} of {self.total_steps:,} steps",
+            clock(row["wall_s"]),
+        )
+        return Group(Text(self.title, style="bold cyan"), bar, table, Text(sparkline(self.curve), style="green"))
+
+
+def banner(config: Config, directory: Path, precision: str, done: int | None) -> Iterator[str]:
+    """What runs, and how long it took where its preset was measured.
+
+    Args:
+        config: of the run.
+        directory: of the run.
+        precision: of the torso.
+        done: steps that it goes on from; None where it begins.
+    """
+    workers = f"{config.workers} worker{'s' * (config.workers > 1)} × {config.envs} environments"
+    yield f"{directory}: {workers}, rollout {config.rollout}, {precision}, seed {config.seed}"
+    if done is not None:
+        how = "to the bit" if config.exact_resume else "environments and random streams begin anew"
+        yield f"goes on from {done:,} steps: {how}"
+    preset = PRESETS.get(config.preset)
+    if preset is not None and preset.measured and config.env == preset.env:
+        yield f"to expect, as measured on two cores: {preset.measured}"
+
+
+def number(value: float | None) -> str:
+    """Three figures, or a dash where there is none yet."""
+    return "–" if value is None else f"{value:.2f}"
+
+
+def clock(seconds: float | None) -> str:
+    """h:mm:ss."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def sparkline(values: list[float], width: int = 60) -> str:
+    """The newest `width` values as bars."""
+    shown = values[-width:]
+    if not shown:
+        return ""
+    low, high = min(shown), max(shown)
+    span = (high - low) or 1.0
+    return "".join(SPARKS[round((value - low) / span * (len(SPARKS) - 1))] for value in shown)

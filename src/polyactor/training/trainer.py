@@ -1,0 +1,250 @@
+"""A run: its directory, its rows and checkpoints, its stopping."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from polyactor import transport
+from polyactor.agent.parts import Parts, precision
+from polyactor.config import Config
+from polyactor.envs import EnvSpec, env_spec
+from polyactor.errors import PolyactorError
+from polyactor.evaluation.policy import refuse_not_finite, start_from
+from polyactor.report.video import keepsakes
+from polyactor.settings.check import check
+from polyactor.settings.serialize import to_json
+from polyactor.storage import checkpoint
+from polyactor.storage.metrics_log import MetricsLog
+from polyactor.storage.run_directory import claimed, refuse_taken, run_directory, run_of, write_config
+from polyactor.system import failpoints
+from polyactor.system.machine import tune_allocator
+from polyactor.training.background_eval import Beside
+from polyactor.training.checkpointing import Saver, advise
+from polyactor.training.events import Teller
+from polyactor.training.progress import Progress, banner, clock
+from polyactor.training.resume import config_of, refuse_inexact, restored
+from polyactor.training.signals import stop_signals
+from polyactor.training.stats import Tally
+from polyactor.training.target_score import Goal
+
+SHOW_EVERY = 0.25
+"""Seconds between two looks of the live view."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        path: its directory.
+        status: done, reached, stopped or failed.
+        summary: what ``summary.json`` says.
+    """
+
+    path: Path
+    status: str
+    summary: Mapping[str, Any]
+
+
+def train(config: Config, spec: EnvSpec, reasons: Sequence[str] = ()) -> Run:
+    """Train from the start.
+
+    Args:
+        config: of the run.
+        spec: of its environments.
+        reasons: why it has numbers that nobody set; said below the banner.
+
+    Raises:
+        UsageError: a value that cannot be.
+        RunDirectoryError: the directory is taken or cannot be written.
+        PolyactorError: whatever else stopped it; the run directory says so too.
+    """
+    check(config)
+    failpoints.arm()
+    directory = run_directory(config)
+    config = replace(config, out=str(directory))  # whoever remembers rollouts does so there
+    tune_allocator()
+    parts = Parts.fresh(config, spec)
+    refuse_inexact(config)
+    if config.init_from is not None:
+        start_from(parts.state, Path(config.init_from))
+    with claimed(directory), ExitStack() as opened:
+        refuse_taken(directory, mine=True)
+        return _Training(parts, directory, {}, opened).run(reasons)
+
+
+def resume(
+    path: str | Path,
+    *,
+    steps: int | None = None,
+    algorithm: str | None = None,
+    restart: bool = False,
+    env: Any = None,
+    trust_env: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Go on with a run: counters, schedules, optimizer and running statistics continue.
+
+    Environments and random streams begin anew, except in a run with ``exact_resume``: that one goes on to the bit.
+
+    Args:
+        path: the run directory, or one of its checkpoints to go on from that one.
+        steps: a new total.
+        algorithm: ``file.py:Class``, where the run's algorithm came from a file; a config alone loads no code.
+        restart: let environments begin anew in a run with ``exact_resume``, too, now and from now on.
+        env: in place of the run's own; needed when that was a Python callable that nobody can import by name.
+        trust_env: where the run's environment is ``module:something``, import that module: code, which whoever made
+            the checkpoint chose.
+
+    Raises:
+        UsageError: the environment or the algorithm is code, and nobody said to run it.
+        CheckpointError: there is nothing to go on from, or it does not fit.
+        RunDirectoryError: another process trains in it.
+    """
+    path = Path(path)
+    if not checkpoint.exists(path):
+        checkpoint.load(path)  # says why; a directory that is no run is not claimed
+    asked, path = path, run_of(path)
+    with claimed(path), ExitStack() as opened:
+        found = checkpoint.load(asked)
+        config = config_of(found, algorithm=algorithm, env=env, trust_env=trust_env)
+        config = replace(config, out=str(path), quiet=quiet, exact_resume=config.exact_resume and not restart)
+        config = config if steps is None else replace(config, steps=steps)
+        check(config)
+        failpoints.arm()
+        tune_allocator()
+        refuse_not_finite(found)
+        parts = restored(config, env_spec(config.env, atari=config.atari), found)
+        return _Training(parts, path, found.meta, opened).run()
+
+
+class _Training:
+    """The run's own process: reports, saves, evaluates, and decides when it is over.
+
+    Args:
+        parts: of the run.
+        directory: of the run, claimed.
+        before: what the checkpoint says besides its tensors, where the run goes on from one.
+        opened: closes the log, the live view and the signals when the run is over.
+    """
+
+    def __init__(self, parts: Parts, directory: Path, before: Mapping[str, Any], opened: ExitStack) -> None:
+        config, board = parts.config, parts.board
+        self.parts, self.config, self.state, self.board, self.directory = parts, config, parts.state, board, directory
+        self.resumed = bool(before)
+        self.tally = Tally(config, board, before)
+        write_config(directory, to_json(config))  # nothing of what goes on is refused any more
+        title = f"{config.preset or 'polyactor'} · {config.env} · {config.scheme.name}"
+        self.log = opened.enter_context(MetricsLog(directory, append=self.resumed, steps=board.steps))
+        self.progress = opened.enter_context(Progress(title, config.steps, quiet=config.quiet))
+        self.stop = opened.enter_context(stop_signals())
+        self.saver = Saver(directory, self.log, self.progress.say)
+        self.teller = Teller(config, board, self.log, self.progress.say)
+        self.beside = Beside(config, self.saver, self.teller.tell, before.get("best_evaluation"), board.steps)
+        opened.callback(self.beside.close)
+        self.goal = Goal(parts, self.tally, self.teller)
+        self.next_checkpoint = time.monotonic() + config.checkpoint_every
+        self.next_show = 0.0
+        self.best_is_unsaved = False
+
+    def run(self, reasons: Sequence[str] = ()) -> Run:
+        """Train until something ends it."""
+        config, log, steps = self.config, self.log, self.board.steps
+        shown = precision(config, images=self.state.layout.convolutional)
+        done = steps if self.resumed else None
+        self.progress.say("\n".join((*banner(config, self.directory, shown, done), *reasons)))
+        log.event("started", "; ".join(reasons), precision=shown, workers=config.workers, envs=config.envs)
+        if self.resumed:
+            log.event("resumed", agent_steps=steps, rows_dropped=log.taken_back)
+        try:
+            scheme = transport.run(self.parts, self.teller.tell)
+            try:
+                status = self._watch(scheme)
+            finally:
+                self.tally.ended = time.monotonic()
+                scheme.close()
+            self._finish(status)
+            summary = self.tally.summary(status)
+            log.summary(summary)
+            self._look_back(status)
+        except Exception as error:
+            advise(error, self.directory)
+            with suppress(PolyactorError):  # what stopped the run is what a person must read
+                log.event("failed", str(error) or type(error).__name__)
+                log.summary(self.tally.summary("failed"))
+            raise
+        return Run(self.directory, status, summary)
+
+    def _watch(self, scheme: Generator[None, None, None]) -> str:
+        for _ in scheme:
+            if self._look():
+                return "reached"
+            if self.stop.asked:
+                return "stopped"
+        self._look()
+        return "stopped" if self.stop.asked else "done"
+
+    def _look(self) -> bool:
+        """Take in what the workers did since the last look; True when the score asked for is reached."""
+        tally = self.tally
+        tally.take_in_games()
+        self.teller.look()
+        now, due = time.monotonic(), tally.due
+        if due or (now >= self.next_checkpoint and tally.moved):
+            self._report(due=due)
+        elif now >= self.next_show:
+            self.next_show = now + SHOW_EVERY
+            self.progress.show(tally.row(), new=False)
+        if now >= self.next_checkpoint:
+            self.next_checkpoint = now + self.config.checkpoint_every
+            self._save()
+        self.beside.look(self.board.steps, tally.wall, self._save)
+        return self.goal.reached(self.stop)
+
+    def _report(self, *, due: bool) -> None:
+        row = self.tally.report(due=due)
+        self.log.row(row)
+        self.progress.show(row, new=True)
+        self.teller.reported(row["rss_mb"])
+        if due and self.tally.is_best(row) and self.config.evaluate_every is None:
+            self.best_is_unsaved = True
+
+    def _save(self, *tags: str, final: bool = False) -> Path | None:
+        """Save a checkpoint, point `last` and these tags at it; None where that could not be, and may be later."""
+        tags = tuple(dict.fromkeys(("last", *tags, *["best"] * self.best_is_unsaved)))
+        with transport.still(self.config, self.board) as consistent:
+            meta, steps = self.tally.summary("running") | self.tally.kept(), self.board.steps
+            tensors = self.state.tensors() | self.parts.resumables.tensors() | self.board.tensors()
+            copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        meta |= {"consistent": consistent, "config": to_json(self.config), "best_evaluation": self.beside.best}
+        reason = "" if consistent else "a worker did not pause in time, so it may hold half of an update"
+        saved = self.saver.save(copies, meta, steps, tags=tags, reason=reason, final=final)
+        self.best_is_unsaved = self.best_is_unsaved and saved is None
+        return saved
+
+    def _finish(self, status: str) -> None:
+        """The last row and checkpoint."""
+        reason = {"stopped": "a signal asked for it", "reached": "the score asked for", "done": "all steps are done"}
+        self.log.event("stopping", reason[status])
+        self.beside.hear(self.tally.wall, unless=self.stop)
+        if self.tally.moved:
+            self._report(due=status != "stopped")  # one that goes on has its rows where it would have had them
+        best = status == "reached" or not checkpoint.exists(self.directory, tag="best")
+        self._save(*["best"] * best, final=True)
+
+    def _look_back(self, status: str) -> None:
+        """A picture, a film, and the last words."""
+        if status == "stopped":
+            self.progress.say(f"stopped and saved; go on with: polyactor resume {self.directory}")
+            return
+        for event, why in keepsakes(self.config, self.directory, games=bool(self.tally.scores), stopped=self.stop):
+            self.log.event(event, why)
+        mean, wall = self.tally.mean100, clock(self.tally.wall)
+        said = "–" if mean is None else f"{mean:.2f}"
+        self.progress.say(f"{status}: score {said} after {self.board.steps:,} steps in {wall}")
+        self.progress.say(f"curve, film, checkpoints and numbers are in {self.directory}")

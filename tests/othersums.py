@@ -25,8 +25,11 @@ SUMS = (
     *("mm.out", "addmm.out", "bmm.out", "baddbmm.out", "addmv.out"),
     *("convolution", "convolution_backward"),
     *("sum", "sum.dim_IntList", "mean", "mean.dim", "linalg_vector_norm", "_softmax", "_log_softmax"),
+    *("addcmul", "addcmul_", "addcdiv", "addcdiv_"),
+    *("exp", "log", "tanh", "sigmoid"),
 )
-"""Of ATen: whose result is a sum of rounded numbers, in an order that is a library's own affair."""
+"""Of ATen: sums of rounded numbers, in an order that is a library's own affair; products that are added with or without
+a rounding between; functions that may be computed otherwise in a vector's lanes than in what is left over."""
 RARE = 1 / 1024
 """Of a bf16 result's numbers, so many at most are rounded to a neighbour: more than another order of sums would."""
 EXACT = 64

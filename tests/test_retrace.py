@@ -271,7 +271,7 @@ def test_the_projection_is_the_nearest_feasible_point(g: list[float], k: list[fl
     slack = 1e-9 * (1 + abs(g_ @ k_))
     assert k_ @ z.numpy() <= delta + slack
     torch.testing.assert_close(losses.trust_region(z, tensor(k), delta), z, rtol=0, atol=1e-8)  # idempotent
-    if k_ @ g_ <= delta:
+    if k_ @ g_ <= delta - slack or not k_.any():  # nearer to the border NumPy and torch may place g on either side
         assert torch.equal(z, tensor(g))
         return
     if k_ @ k_ < 1e-6:

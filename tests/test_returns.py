@@ -269,11 +269,11 @@ def test_split_bootstrapped_from_v_changes_only_the_episode_it_cuts(case: Case, 
             assert float(whole[t, b] - early[t, b]) == pytest.approx(factor * float(later[b]), abs=1e-12)
 
 
-def test_split_at_an_episodes_end_changes_nothing_at_all() -> None:
+def test_split_at_an_episodes_end_changes_nothing() -> None:
     case = case_of([[GO, GO], [TRUNCATE, TERMINATE], [GO, GO], [GO, GO]], [False, False], 0)
     for at in (2, 3):  # before and after the fake row
         parts = [case.part(rows).gae(0.95).advantage for rows in (slice(at), slice(at, None))]
-        assert torch.equal(torch.cat(parts), case.gae(0.95).advantage)
+        close(torch.cat(parts), case.gae(0.95).advantage)
 
 
 @quick
@@ -282,8 +282,9 @@ def test_streams_do_not_mix(case: Case, lam: float, random: Any) -> None:
     order = list(range(case.reward.shape[1]))
     random.shuffle(order)
     shuffled = Case(*(x[:, order] for x in (case.reward, case.value, case.terminated, case.done, case.mask)))
-    assert torch.equal(shuffled.gae(lam).advantage, case.gae(lam).advantage[:, order])
-    assert torch.equal(case.stream(0).gae(lam).target, case.gae(lam).target[:, :1])
+    # Not to the bit: where a number lies in a tensor decides whether x + γλ·y is rounded once or twice.
+    close(shuffled.gae(lam).advantage, case.gae(lam).advantage[:, order])
+    close(case.stream(0).gae(lam).target, case.gae(lam).target[:, :1])
 
 
 @quick
@@ -453,7 +454,7 @@ def test_v_trace_split_at_a_fake_row_is_two_rollouts(
     for cut in {at, min(at + 1, len(rho) - 1)}:
         parts = [v_trace(case.part(rows), rho[rows], **bars) for rows in (slice(cut), slice(cut, None))]
         for ours, halves in zip(whole, zip(*parts, strict=True), strict=True):
-            assert torch.equal(ours[:, ends], torch.cat(halves)[:, ends])
+            close(ours[:, ends], torch.cat(halves)[:, ends])
 
 
 @quick

@@ -1,5 +1,6 @@
 """The proof: with one worker and no lag nothing is raced, so every scheme over every transport is `sync` bit for bit.
 
+That is the same operations on the same shapes, on one machine: docs/design.md, "Equal bits".
 Anything a scheme adds of its own shows here: a parameter pulled a batch late, a random stream shared, a statistic left
 out of the shared memory, a schedule on the wrong progress.
 """

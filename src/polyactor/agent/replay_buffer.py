@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from polyactor.data import FIELDS, Rollout, Tree, leaves, map_tree
 from polyactor.errors import CheckpointError, OutOfResources, RunDirectoryError
@@ -144,28 +145,34 @@ class Ring:
 
         def taken(field: str) -> Tree:
             if field == FRAMES:
-                return torch.from_numpy(self._observation(start, column, t))
+                return self._observation(start, column, t)
             rows = place[FIELDS[field].axes[0]]
-            return map_tree(lambda name: torch.from_numpy(self.arrays[name][rows]), self.names[field])
+            return map_tree(lambda name: _aligned(self.arrays[name][rows]), self.names[field])
 
         return Rollout(**{field: taken(field) for field in self.names})
 
-    def _observation(self, start: NDArray[np.int64], column: NDArray[np.int64], t: int) -> NDArray[Any]:
+    def _observation(self, start: NDArray[np.int64], column: NDArray[np.int64], t: int) -> Tensor:
         """``[T+1, n, *O]``."""
         rows, older = self.slots * self.length, self.stack - 1
         row = (start + np.arange(-older, t + 1)[:, None]) % rows
         frames: NDArray[Any] = self.arrays["observation"][row, column]
         if self.stack == 1:
-            return frames
+            return _aligned(frames)
         is_first = self.arrays["is_first"][row, column]
         # Episodes begun by row: a frame belongs to a stack where no other episode has begun in between.
         episode = is_first.cumsum(0)
-        stacked = np.empty((t + 1, *frames.shape[1:], self.stack), frames.dtype)  # as convolutions want it: frames last
+        stacked = torch.empty(t + 1, *frames.shape[1:], self.stack, dtype=torch.from_numpy(frames[:0]).dtype)
+        array = stacked.numpy()  # frames last, as convolutions want it
         for age in range(self.stack):
-            past, place = slice(older - age, older - age + t + 1), stacked[..., self.stack - 1 - age]
+            past, place = slice(older - age, older - age + t + 1), array[..., self.stack - 1 - age]
             place[:] = frames[past]
             place[episode[past] != episode[older:]] = 0
-        return np.moveaxis(stacked, -1, 2)
+        return stacked.movedim(-1, 2)
+
+
+def _aligned(array: NDArray[Any]) -> Tensor:
+    """A copy in torch's memory: how a math library sums may depend on where NumPy happens to put a small array."""
+    return torch.from_numpy(array).clone()
 
 
 Shapes = dict[str, tuple[tuple[int, ...], "np.dtype[Any]"]]

@@ -111,7 +111,7 @@ class CNN(nn.Sequential):
         Args:
             x: images.
             outputs: of each layer that has weights, to be kept here, or ...
-            known: ... kept here before, of the same images at the same parameters. Gradients are the same either way.
+            known: ... kept here before, of the same images at the same parameters. Gradients agree up to rounding.
         """
         kept = iter(outputs or ())
         for layer in self:

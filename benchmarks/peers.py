@@ -420,7 +420,7 @@ def measure(python: Path, contestant: Contestant, choice: str, seconds: float) -
     )
 
 
-class Line(NamedTuple):
+class Heartbeat(NamedTuple):
     """When it came, the steps it says, and the score where it says one (NaN)."""
 
     at: float
@@ -428,7 +428,7 @@ class Line(NamedTuple):
     score: float
 
 
-Lines = Iterator[Line]
+Lines = Iterator[Heartbeat]
 
 
 @contextmanager
@@ -462,7 +462,7 @@ def heard(process: subprocess.Popen[str], name: str, log: Path) -> Lines:
     Raises:
         PeerFailed: the driver has ended, or says nothing.
     """
-    lines: queue.SimpleQueue[Line | None] = queue.SimpleQueue()
+    lines: queue.SimpleQueue[Heartbeat | None] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(process, lines), daemon=True).start()
     while True:
         try:
@@ -475,7 +475,7 @@ def heard(process: subprocess.Popen[str], name: str, log: Path) -> Lines:
         yield line
 
 
-def listen(process: subprocess.Popen[str], lines: queue.SimpleQueue[Line | None]) -> None:
+def listen(process: subprocess.Popen[str], lines: queue.SimpleQueue[Heartbeat | None]) -> None:
     """A thread's work, so that a line has the time at which it came; None is the end.
 
     A line that says no more than the one before is left out: windows begin and end with an update.
@@ -487,7 +487,7 @@ def listen(process: subprocess.Popen[str], lines: queue.SimpleQueue[Line | None]
             said = text.split()
             if said[:1] == ["steps"] and int(said[1]) > last:
                 last = int(said[1])
-                lines.put(Line(time.perf_counter(), last, float(said[3]) if "score" in said else math.nan))
+                lines.put(Heartbeat(time.perf_counter(), last, float(said[3]) if "score" in said else math.nan))
     lines.put(None)
 
 

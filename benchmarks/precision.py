@@ -251,13 +251,13 @@ def snapshots(config: Config, points: int, span: int) -> list[tuple[int, Tensor]
     """Train for `span` steps; steps and [θ ‖ running statistics] at so many points, evenly spread."""
     tune_allocator()
     parts = Parts.fresh(config, env_spec(config.env, atari=config.atari))
-    state, board = parts.state, parts.board
+    state, counters = parts.state, parts.counters
     found: list[tuple[int, Tensor]] = []
     with closing(transport.run(parts)) as run:
         for _ in run:
-            if board.steps >= span * (len(found) + 1) / points:
-                with transport.paused(config, board):
-                    found.append((board.steps, state.vector.clone()))
+            if counters.steps >= span * (len(found) + 1) / points:
+                with transport.paused(config, counters):
+                    found.append((counters.steps, state.vector.clone()))
                 if len(found) == points:
                     break
     return found
@@ -269,7 +269,7 @@ def compare(
     """At each snapshot: cosine of both gradients of the same rollouts, and the length of bf16's ÷ that of fp32's."""
     config = replace(config, envs=ENVS, rollout=rollout, workers=1)
     parts = Parts.fresh(config, env_spec(config.env, atari=config.atari))
-    state, board = parts.state, parts.board
+    state, counters = parts.state, parts.counters
     replica, actor = parts.actor(0)
     lowered = replace(parts, config=replace(config, precision="bf16")).replica()
     learners = [parts.learner(0, each) for each in (replica, lowered)]
@@ -277,7 +277,7 @@ def compare(
     with closing(actor.envs), torch_threads(1):
         for steps, vector in found:
             state.vector.copy_(vector)
-            board.counters[0, Counter.STEPS] = steps  # what is annealed depends on it
+            counters.table[0, Counter.STEPS] = steps  # what is annealed depends on it
             replica.pull()
             lowered.pull()
             for _ in range(WARM_UP):

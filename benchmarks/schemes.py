@@ -66,19 +66,19 @@ def cell(algorithm: str, scheme: str, env: str, steps: int) -> Config:
 def one(config: Config, target: float) -> dict[str, Any]:
     """Until the mean of the last 100 games reaches the target, or the steps are over."""
     parts = Parts.fresh(config, env_spec(config.env, atari=config.atari))
-    board = parts.board
+    counters = parts.counters
     scores: deque[float] = deque(maxlen=100)
     start, best, reached = time.perf_counter(), -float("inf"), False
     run = transport.run(parts)
     for _ in run:
-        for game in board.new_games():
+        for game in counters.new_games():
             scores.append(game.score)
             if len(scores) == scores.maxlen:
                 best = max(best, statistics.fmean(scores))
         reached = best >= target
         if reached:
             break
-    steps, seconds = board.steps, round(time.perf_counter() - start, 1)
+    steps, seconds = counters.steps, round(time.perf_counter() - start, 1)
     run.close()
     return {
         "algorithm": config.preset,

@@ -18,11 +18,11 @@ from polyactor.optim.flat import State, bind
 def train(config: Config, start: Callable[[State], None] = lambda state: None) -> ActorCritic:
     """The model after the whole run; `start` may change the state before it."""
     parts = fresh(config)
-    state, board = parts.state, parts.board
+    state, counters = parts.state, parts.counters
     start(state)
     for _ in transport.run(parts):
         pass
-    assert config.steps <= board.steps < config.steps + config.envs * config.rollout
+    assert config.steps <= counters.steps < config.steps + config.envs * config.rollout
     model = make_model(config, parts.spec)
     vector = torch.empty_like(state.vector)
     bind(model, vector)

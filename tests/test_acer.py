@@ -342,7 +342,7 @@ def test_learning_says_of_actions_what_acting_said(precision: str, most: float) 
     image = spaces.Box(0, 255, (4, 84, 84), np.uint8)
     spec = ModelSpec(torso="a3c-cnn", core="lstm", core_size=32)
     model = ActorCritic(
-        image, spaces.Discrete(6), spec, precision="bf16" if precision == "bf16" else "fp32", critic="q"
+        image, spaces.Discrete(6), spec, precision="bf16" if precision == "bf16" else "fp32", value_head="q"
     )
     model.policy.weight.data.normal_(0, 2.0)
     if precision == "fp64":
@@ -386,10 +386,10 @@ def test_it_learns_from_windows(scheme: str) -> None:
     c = replace(c, algorithm=replace(c.algorithm, replay_start=200, replay_window=7, replay_batch=3))
     check(c)
     parts = fresh(c)
-    board = parts.board
+    counters = parts.counters
     for _ in transport.run(parts):
         pass
-    assert board.version > 2 * board.steps / (c.envs * c.rollout)
+    assert counters.version > 2 * counters.steps / (c.envs * c.rollout)
     with pytest.raises(UsageError, match=r"--algorithm\.replay-window 7 is not allowed with memory"):
         check(replace(c, model=replace(c.model, core="lstm")))
 
@@ -404,7 +404,7 @@ def test_off_policy_alone_every_step_is_counted(capacity: int) -> None:
     acer = replace(c.algorithm, on_policy=False, replay_ratio=0.5, replay_start=80, replay_capacity=capacity)  # type: ignore[call-arg]
     c = replace(c, algorithm=acer)
     parts = fresh(c)
-    board = parts.board
+    counters = parts.counters
     replica, actor = parts.actor(0)
     learner, updater = parts.learner(0, replica), parts.updater(0)
     collected = 0
@@ -414,9 +414,9 @@ def test_off_policy_alone_every_step_is_counted(capacity: int) -> None:
         collected += rollout.steps
         for gradients in learner.gradients(rollout):
             updater.apply(gradients)
-        assert board.steps + learner.uncounted == collected
-    assert 0 < board.version < 40
-    assert board.steps > 0.5 * collected
+        assert counters.steps + learner.uncounted == collected
+    assert 0 < counters.version < 40
+    assert counters.steps > 0.5 * collected
 
 
 def test_what_would_never_learn_is_refused() -> None:
@@ -433,11 +433,11 @@ def test_it_runs_under_every_scheme(scheme: str) -> None:
     c = replace(c, algorithm=replace(c.algorithm, replay_start=200))
     check(c)
     parts = fresh(c)
-    state, board = parts.state, parts.board
+    state, counters = parts.state, parts.counters
     for _ in transport.run(parts):
         pass
-    rollouts = board.steps / (c.envs * c.rollout)
-    assert board.version > 3 * rollouts  # about five updates of each
+    rollouts = counters.steps / (c.envs * c.rollout)
+    assert counters.version > 3 * rollouts  # about five updates of each
     assert state.vector.isfinite().all()
 
 
@@ -527,7 +527,7 @@ def test_actions_far_from_the_policy_stay_finite(make_rollout: MakeRollout, far:
     x = make_rollout(6, 3, actions=space, seed=0)
     observation = spaces.Box(-1, 1, x.observation.shape[2:], np.float32)
     spec = ModelSpec(hidden=(8,), log_std_start=log_std)
-    model = ActorCritic(observation, space, spec, critic="q", averaged=True)
+    model = ActorCritic(observation, space, spec, value_head="q", averaged=True)
     mu = torch.cat([torch.full((6, 3, 12), far), torch.full((6, 3, 12), -1.0)], -1)
     x = x.replace(observation=torch.zeros(x.observation.shape), behavior_params=mu, action=x.action.float() + far)
     x = x.replace(reward=x.reward.float())
@@ -565,8 +565,8 @@ def test_it_runs_with_continuous_actions(scheme: str) -> None:
     c = replace(base_config("acer", env="Pendulum-v1", scheme=scheme), workers=1, transport="inline", steps=3_000)
     c = replace(c, algorithm=replace(c.algorithm, replay_start=400))
     parts = fresh(c)
-    state, board = parts.state, parts.board
+    state, counters = parts.state, parts.counters
     for _ in transport.run(parts):
         pass
-    assert board.version > 2 * board.steps / (c.envs * c.rollout)
+    assert counters.version > 2 * counters.steps / (c.envs * c.rollout)
     assert state.vector.isfinite().all()

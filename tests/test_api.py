@@ -26,7 +26,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """Configs of runs that would have been trained."""
     configs: list[Config] = []
     monkeypatch.setattr(trainer, "train", lambda config, spec, reasons: configs.append(config))
-    monkeypatch.setattr(forkserver, "open_nursery", lambda: None)
+    monkeypatch.setattr(forkserver, "start_forkserver", lambda: None)
     return configs
 
 

@@ -152,7 +152,7 @@ def test_gradients_are_compared_at_each_snapshot(
     for (*_, vector), expected in zip(seen, [start] * 2 * rollouts + [later] * 2 * rollouts, strict=True):
         assert torch.equal(vector, expected)
     assert len(seen[0][1].reward) == 8
-    assert seen[-1][0].replica.board.steps == 1000
+    assert seen[-1][0].replica.counters.steps == 1000
 
 
 @pytest.mark.parametrize(("cosine", "word", "code"), [(0.9995, "ok", 0), (0.99, "FAIL", 1), (math.nan, "FAIL", 1)])

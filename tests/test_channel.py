@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import multiprocessing
 
 from polyactor.data import Gradients, Moments
-from polyactor.shared.counters import Board, Counter
-from polyactor.shared.gradient_slots import Parcel, mean
+from polyactor.shared.counters import Counter, SharedCounters
+from polyactor.shared.gradient_slots import GradientSlot, mean
 from polyactor.shared.locks import SequenceLock
-from polyactor.shared.slot_queue import Bell, Ring
+from polyactor.shared.slot_queue import SlotQueue, WakeUp
 
 pytestmark = pytest.mark.alone
 
@@ -25,89 +25,89 @@ pytestmark = pytest.mark.alone
 @given(st.integers(1, 4), st.lists(st.sampled_from(["put", "release"]), max_size=40))
 @pytest.mark.fault("D5")
 def test_a_ring_is_a_bounded_queue(slots: int, actions: list[str]) -> None:
-    ring, queue, number, stored = Ring(1, slots), deque[int](), 0, [-1] * slots
+    slots, queue, number, stored = SlotQueue(1, slots), deque[int](), 0, [-1] * slots
     for action in actions:
-        free = ring.free(0)
+        free = slots.free(0)
         assert (free is None) == (len(queue) == slots)
-        assert ring.waiting(0) == len(queue)
+        assert slots.waiting(0) == len(queue)
         if action == "put" and free is not None:
             stored[free] = number
             queue.append(number)
             number += 1
-            ring.put(0)
+            slots.put(0)
         elif action == "release" and queue:
-            assert stored[ring.next(0)] == queue.popleft()
-            ring.release(0)
+            assert stored[slots.next(0)] == queue.popleft()
+            slots.release(0)
 
 
 def test_who_left_something_behind_still_plays() -> None:
-    ring = Ring(2, 2)
-    ring.put(0)
-    ring.leave(0)
-    assert ring.playing(0)
-    ring.release(0)
-    assert not ring.playing(0)
-    assert ring.playing(1)
+    slots = SlotQueue(2, 2)
+    slots.put(0)
+    slots.leave(0)
+    assert slots.playing(0)
+    slots.release(0)
+    assert not slots.playing(0)
+    assert slots.playing(1)
 
 
 def test_a_bell_rung_before_anybody_waits_is_heard_and_then_quiet() -> None:
-    bell = Bell()
+    wake_up = WakeUp()
     for _ in range(100_000):  # more than a pipe holds
-        bell.ring()
+        wake_up.slots()
     start = time.monotonic()
-    bell.wait(10.0)
+    wake_up.wait(10.0)
     assert time.monotonic() - start < 1.0
     for _ in range(3):
-        bell.wait(0.0)  # the rest of what was in the pipe
+        wake_up.wait(0.0)  # the rest of what was in the pipe
     start = time.monotonic()
-    bell.wait(0.1)
+    wake_up.wait(0.1)
     assert time.monotonic() - start >= 0.09
 
 
 def test_a_bell_wakes_who_waits() -> None:
-    bell = Bell()
-    threading.Timer(0.05, bell.ring).start()
+    wake_up = WakeUp()
+    threading.Timer(0.05, wake_up.slots).start()
     start = time.monotonic()
-    bell.wait(10.0)
+    wake_up.wait(10.0)
     assert time.monotonic() - start < 5.0
 
 
 def test_a_worker_that_just_woke_is_not_taken_for_one_that_waits() -> None:
     """The echo of the pause before must not satisfy the next one."""
-    board = Board(1)
-    board.counters[0, Counter.PAUSED] = 1  # what it said to the first pause
-    board._pauses = 1
-    assert board.pause(deadline=0.05) is False
+    counters = SharedCounters(1)
+    counters.table[0, Counter.PAUSED] = 1  # what it said to the first pause
+    counters._pauses = 1
+    assert counters.pause(deadline=0.05) is False
 
 
 def test_a_pause_that_nobody_heeds_is_given_up_where_something_else_is_asked() -> None:
     start = time.monotonic()
-    assert Board(1).pause(unless=lambda: time.monotonic() > start + 0.05) is False
+    assert SharedCounters(1).pause(unless=lambda: time.monotonic() > start + 0.05) is False
     assert time.monotonic() < start + 5.0
 
 
 def test_pausing_often_loses_no_worker() -> None:
     """A word read twice could change in between, and a worker would take a pause for the end."""
-    board, over = Board(2), threading.Event()
+    counters, over = SharedCounters(2), threading.Event()
     ended: list[int] = []
 
     def work(worker: int) -> None:
-        while board.proceed(worker):
-            board.count(worker, Counter.UPDATES, 1)
+        while counters.proceed(worker):
+            counters.count(worker, Counter.UPDATES, 1)
         ended.append(worker)
-        board.leave(worker)
+        counters.leave(worker)
 
     threads = [threading.Thread(target=work, args=(worker,)) for worker in range(2)]
     for thread in threads:
         thread.start()
     for _ in range(300):
-        with board.paused() as heeded:
+        with counters.paused() as heeded:
             assert heeded
-            before = board.counters[:, Counter.UPDATES].copy()
+            before = counters.table[:, Counter.UPDATES].copy()
             time.sleep(0.0005)
-            assert (board.counters[:, Counter.UPDATES] == before).all()
+            assert (counters.table[:, Counter.UPDATES] == before).all()
     assert ended == []
-    board.stop()
+    counters.stop()
     over.set()
     for thread in threads:
         thread.join(10.0)
@@ -115,16 +115,16 @@ def test_pausing_often_loses_no_worker() -> None:
 
 
 def test_metrics_are_means_since_the_mark() -> None:
-    board = Board(2)
-    assert board.metrics()["entropy"] is None
-    board.record(0, {"entropy": 1.0, "grad_norm": float("nan")})
-    board.record(1, {"entropy": 2.0})
-    assert board.metrics()["entropy"] == 1.5
-    assert board.metrics()["grad_norm"] is None  # what is not finite is no number
-    board.mark()
-    assert board.metrics()["entropy"] == 1.5  # nothing new
-    board.record(0, {"entropy": 5.0})
-    assert board.metrics()["entropy"] == 5.0
+    counters = SharedCounters(2)
+    assert counters.metrics()["entropy"] is None
+    counters.record(0, {"entropy": 1.0, "grad_norm": float("nan")})
+    counters.record(1, {"entropy": 2.0})
+    assert counters.metrics()["entropy"] == 1.5
+    assert counters.metrics()["grad_norm"] is None  # what is not finite is no number
+    counters.mark()
+    assert counters.metrics()["entropy"] == 1.5  # nothing new
+    counters.record(0, {"entropy": 5.0})
+    assert counters.metrics()["entropy"] == 5.0
 
 
 def gradients(value: float, *, version: int = 0, steps: int = 3, count: float = 2.0) -> Gradients:
@@ -132,14 +132,14 @@ def gradients(value: float, *, version: int = 0, steps: int = 3, count: float = 
     return Gradients(torch.full((4,), value), {"entropy": value}, version, steps, {"x": moments})
 
 
-def parcel(rows: int) -> Parcel:
+def gradient_slot(rows: int) -> GradientSlot:
     zeros = torch.zeros(rows)
-    return Parcel.blank(4, ("entropy", "kl"), {"x": Moments(zeros, zeros.clone(), zeros.clone())})
+    return GradientSlot.blank(4, ("entropy", "kl"), {"x": Moments(zeros, zeros.clone(), zeros.clone())})
 
 
 @pytest.mark.parametrize(("reduction", "expected"), [("mean", 2.0), ("sum", 4.0)])
 def test_a_parcel_joins_gradients_and_forgets_the_last_ones(reduction: str, expected: float) -> None:
-    box = parcel(2)
+    box = gradient_slot(2)
     box.put(gradients(9.0))
     box.add(gradients(9.0))
     box.put(gradients(1.0, version=7))

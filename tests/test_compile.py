@@ -26,7 +26,7 @@ from polyactor.models.running_stats import merge, moments
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD
 from polyactor.optim.flat import State
-from polyactor.shared.counters import Board, Counter
+from polyactor.shared.counters import Counter, SharedCounters
 
 MakeRollout = Callable[..., Rollout]
 T = 4
@@ -47,11 +47,11 @@ def gradients(algorithm: Algorithm, rollouts: list[Rollout], *, compile: bool) -
         ModelSpec(hidden=(8,), share_torso=False),
         normalize_observation=True,
     )
-    state, board = State.of(model, SGD(), 1), Board(1)
+    state, counters = State.of(model, SGD(), 1), SharedCounters(1)
     merge(state.views(), "observation_moments", moments(torch.randn(50, 3)))
     learner = Learner(
         algorithm,
-        Replica(model, state, board),
+        Replica(model, state, counters),
         total_steps=3,
         clip_reward=None,
         generator=torch.Generator().manual_seed(0),
@@ -60,7 +60,7 @@ def gradients(algorithm: Algorithm, rollouts: list[Rollout], *, compile: bool) -
     found = []
     for x in rollouts:
         found += [each.vector.clone() for each in learner.gradients(x)]
-        board.counters[0, Counter.STEPS] += 1
+        counters.table[0, Counter.STEPS] += 1
     return found
 
 

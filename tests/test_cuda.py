@@ -42,10 +42,10 @@ def test_gradients_are_those_of_the_cpu(method: str, env: str) -> None:
 def test_training_moves_the_parameters(method: str, scheme: str, env: str) -> None:
     config = config_of(method, scheme, env)
     parts = fresh(config)
-    state, board = parts.state, parts.board
+    state, counters = parts.state, parts.counters
     before = state.theta.clone()
     for _ in transport.run(parts):
         pass
-    assert board.steps >= config.steps
+    assert counters.steps >= config.steps
     assert state.theta.isfinite().all()
     assert not torch.equal(state.theta, before)

@@ -99,7 +99,7 @@ def test_chain_critic_is_exact_where_every_transition_counts_once(golden: Golden
     x, answer = golden("chain5")
     run = config("Chain", Evaluation(gamma=x["gamma"]), steps=20_000, optimizer=Adam(lr=1e-2, lr_end=0.0, eps=1e-8))
     parts = fresh(run)
-    state, board = parts.state, parts.board
+    state, counters = parts.state, parts.counters
     act_uniformly(state)
     replica, actor = parts.actor(0)
     learner, updater = parts.learner(0, replica), parts.updater(0)
@@ -119,7 +119,7 @@ def test_chain_critic_is_exact_where_every_transition_counts_once(golden: Golden
         core_state=(),
         version=torch.zeros(10, dtype=torch.int64),
     )
-    while board.steps < run.steps:
+    while counters.steps < run.steps:
         replica.pull()
         for gradients in learner.gradients(rollout):
             updater.apply(gradients)

@@ -18,7 +18,7 @@ from polyactor.cli import main as cli
 from polyactor.errors import UsageError
 from polyactor.settings.check import check
 from polyactor.settings.presets import base_config
-from polyactor.shared.counters import Board
+from polyactor.shared.counters import SharedCounters
 from polyactor.storage import checkpoint
 from polyactor.storage.metrics_log import read_rows
 from polyactor.training import stats, trainer
@@ -68,7 +68,7 @@ def train(out: Path, what: dict[str, Any], **more: Any) -> pa.Run:
 @pytest.fixture
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A SIGTERM to this process when so many steps are done, between two rows; or in a turn that counted none."""
-    original = _Training._look
+    original = _Training._take_in
     monkeypatch.setattr(stats, "ROWS", 40)
     monkeypatch.setattr(trainer, "keepsakes", lambda *_, **__: [])  # pictures take as long as all the rest
 
@@ -77,14 +77,14 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         def look(self: _Training) -> bool:
             over = original(self)
-            now, between = self.board.steps, self.tally.moved
+            now, between = self.counters.steps, self.stats.moved
             ready = now == seen[-1] if idle else between
             if ready and steps <= now < self.config.steps and not self.stop.asked:
                 os.kill(os.getpid(), signal.SIGTERM)
             seen.append(now)
             return over
 
-        monkeypatch.setattr(_Training, "_look", look)
+        monkeypatch.setattr(_Training, "_take_in", look)
 
     return arm
 
@@ -219,21 +219,21 @@ def test_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_metrics_go_on_where_their_means_were() -> None:
-    ours, theirs = Board(1), Board(1)
+    ours, theirs = SharedCounters(1), SharedCounters(1)
     for value in (0.1, 0.2, 0.7):
         ours.record(0, {"entropy": value, "value_loss": 1 / 3})
     ours.mark()
     ours.record(0, {"entropy": 0.3, "grad_norm": 1.0})
     theirs.restore({name: tensor.clone() for name, tensor in ours.tensors().items()})
     assert theirs.metrics() == ours.metrics()
-    for board in (ours, theirs):
-        board.record(0, {"entropy": 0.1 + 0.2})
-        board.mark()
-        board.record(0, {"entropy": 1e-9})
+    for counters in (ours, theirs):
+        counters.record(0, {"entropy": 0.1 + 0.2})
+        counters.mark()
+        counters.record(0, {"entropy": 1e-9})
     assert theirs.metrics() == ours.metrics()
     assert theirs.metrics()["policy_loss"] is None
     assert theirs.metrics()["value_loss"] == pytest.approx(1 / 3)
-    two = Board(2)
+    two = SharedCounters(2)
     two.restore(ours.tensors())
     assert two.metrics()["entropy"] is None
 

@@ -32,7 +32,7 @@ from polyactor.storage import atomic, checkpoint, run_directory
 from polyactor.storage.checkpoint import MANIFEST, META, STATE, load, point, save
 from polyactor.storage.metrics_log import MetricsLog, read_rows
 from polyactor.training import trainer
-from polyactor.training.checkpointing import Saver, with_advice
+from polyactor.training.checkpointing import Checkpointer, with_advice
 
 SOURCE = Path(pa.__file__).parents[1]
 
@@ -343,34 +343,34 @@ def events(root: Path) -> list[str]:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_are_not_saved(run: Any, name: str, value: float) -> None:
     root, log, said = run
-    saver, before = Saver(root, log, said.append), load(root).path
+    checkpointer, before = Checkpointer(root, log, said.append), load(root).path
     bad = {"model.w": torch.zeros(3), "board.metrics": torch.full((1,), value), name: torch.tensor([0.0, value])}
-    assert saver.save(bad, {}, 2, tags=("last",)) is None
+    assert checkpointer.save(bad, {}, 2, tags=("last",)) is None
     assert load(root).path == before
     assert events(root) == ["checkpoint_refused"]
     assert said == [f"not saved: {name} is not finite after 2 steps"]
     with pytest.raises(Diverged, match=f"^{name} is not finite after 2 steps, so it was not saved$"):
-        saver.save(bad, {}, 2, tags=("last",), final=True)
-    assert saver.save(bad | {name: torch.zeros(2)}, {}, 3, tags=("last",)) == load(root).path != before
+        checkpointer.save(bad, {}, 2, tags=("last",), final=True)
+    assert checkpointer.save(bad | {name: torch.zeros(2)}, {}, 3, tags=("last",)) == load(root).path != before
 
 
 @pytest.mark.fault("F2")
 @pytest.mark.parametrize(("number", "kind"), [(28, OutOfResources), (30, RunDirectoryError)])
 def test_two_saves_in_a_row_may_fail(run: Any, monkeypatch: pytest.MonkeyPatch, number: int, kind: Any) -> None:
     root, log, said = run
-    saver = Saver(root, log, said.append)
+    checkpointer = Checkpointer(root, log, said.append)
 
     def failing(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
     def attempt(*, final: bool = False) -> Path | None:
-        return saver.save({"model.w": torch.ones(3)}, {}, 2, tags=("last",), final=final)
+        return checkpointer.save({"model.w": torch.ones(3)}, {}, 2, tags=("last",), final=final)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", failing)
         assert attempt() is None
         patch.setattr(os, "replace", failing)
-        assert not saver.point("best", at="last")
+        assert not checkpointer.point("best", at="last")
     assert len(said) == 2
     assert all("training goes on" in line for line in said)
     assert attempt() is not None  # which starts the count anew
@@ -380,7 +380,7 @@ def test_two_saves_in_a_row_may_fail(run: Any, monkeypatch: pytest.MonkeyPatch, 
         attempt()
     assert events(root) == ["save_failed"] * 2 + ["checkpoint_saved"] + ["save_failed"] * 3
     with pytest.raises(kind, match="cannot write"):
-        Saver(root, log, said.append).save({}, {}, 3, tags=("last",), final=True)
+        Checkpointer(root, log, said.append).save({}, {}, 3, tags=("last",), final=True)
 
 
 def test_an_error_says_once_where_to_go_on_from(tmp_path: Path) -> None:
@@ -442,7 +442,7 @@ def test_a_run_on_a_disk_that_stays_full_stops_at_the_third_and_names_the_last_g
 def test_a_run_whose_parameters_are_not_finite_keeps_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, looks = trainer._Training._look, [0]
+    original, looks = trainer._Training._take_in, [0]
 
     def look(self: Any) -> bool:
         looks[0] += 1
@@ -450,7 +450,7 @@ def test_a_run_whose_parameters_are_not_finite_keeps_the_last_good_checkpoint(
             self.state.theta[0] = float("nan")
         return original(self)
 
-    monkeypatch.setattr(trainer._Training, "_look", look)
+    monkeypatch.setattr(trainer._Training, "_take_in", look)
     out = tmp_path / "run"
     with pytest.raises(Diverged, match=r"not finite.*; last checkpoint: ") as caught:
         pa.train("a2c", out=str(out), **CHAIN)

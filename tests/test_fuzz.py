@@ -314,7 +314,7 @@ def test_a_command_line(tmp_path: Path, examples: int, monkeypatch: pytest.Monke
         monkeypatch.setattr(f"polyactor.{name}", begin("other"))
     monkeypatch.setattr("polyactor.training.trainer.train", begin("train"))
     monkeypatch.setattr("polyactor.settings.autotune.chosen", lambda configs, wanted: (configs, []))
-    monkeypatch.setattr("polyactor.system.forkserver.open_nursery", lambda: None)
+    monkeypatch.setattr("polyactor.system.forkserver.start_forkserver", lambda: None)
     codes: dict[Any, int] = {}
 
     def check(data: st.DataObject) -> None:

@@ -23,7 +23,7 @@ from polyactor.models.running_stats import moments
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD, Adam, RMSprop, Rule
 from polyactor.optim.flat import State
-from polyactor.shared.counters import METRICS, Board, Counter
+from polyactor.shared.counters import METRICS, Counter, SharedCounters
 
 MakeRollout = Callable[..., Rollout]
 
@@ -39,11 +39,11 @@ class Setup:
     """A state, a board, and a learner and an updater for each worker, in one process."""
 
     def __init__(self, rule: Rule, workers: int = 1, **options: Any) -> None:
-        self.state, self.board = State.of(make_model(**options), rule, workers), Board(workers)
+        self.state, self.counters = State.of(make_model(**options), rule, workers), SharedCounters(workers)
         self.learners = [
             Learner(
                 A2C(),
-                Replica(make_model(**options), self.state, self.board),
+                Replica(make_model(**options), self.state, self.counters),
                 total_steps=10_000,
                 clip_reward=None,
                 generator=torch.Generator().manual_seed(worker),
@@ -51,7 +51,7 @@ class Setup:
             for worker in range(workers)
         ]
         self.updaters = [
-            Updater(self.state, rule, self.board, worker=worker, total_steps=10_000) for worker in range(workers)
+            Updater(self.state, rule, self.counters, worker=worker, total_steps=10_000) for worker in range(workers)
         ]
         for learner in self.learners:
             learner.replica.pull()
@@ -64,7 +64,7 @@ class Setup:
     def poisoned(self, value: float, steps: int = 1) -> Gradients:
         vector = torch.zeros(self.state.layout.theta)
         vector[3] = value
-        return Gradients(vector, {}, self.board.version, steps)
+        return Gradients(vector, {}, self.counters.version, steps)
 
 
 @pytest.fixture
@@ -159,12 +159,12 @@ def test_two_workers_on_one_state_both_count(batch: Callable[[int], Rollout], sh
         for gradients in setup.learners[worker].gradients(x):
             versions.append(setup.updaters[worker].apply(gradients))
         expected[worker] += x.steps
-    counters = setup.board.counters
+    counters = setup.counters.table
     assert counters[:, Counter.UPDATES].tolist() == [2, 3]
     assert counters[:, Counter.STEPS].tolist() == expected
-    assert setup.board.steps == sum(expected)
+    assert setup.counters.steps == sum(expected)
     assert versions == [1, 2, 3, 4, 5]
-    assert setup.board.version == 5
+    assert setup.counters.version == 5
     steps = [statistics["step"].item() for statistics in setup.state.statistics]
     assert steps == ([5] if shared else [2, 3])
 
@@ -192,7 +192,7 @@ def test_staleness_and_lag_are_counted_apart(batch: Callable[[int], Rollout]) ->
         (gradients,) = setup.learners[1].gradients(x.replace(version=torch.zeros(3, dtype=torch.int64)))
         setup.updaters[1].apply(gradients)
     assert setup.updaters[0].apply(late) == 3
-    row = setup.board._metrics[0].numpy()
+    row = setup.counters._metrics[0].numpy()
     assert row[0, METRICS.index("gradient_staleness")] == 2
     assert row[0, METRICS.index("policy_lag")] == 0
     assert row[1, METRICS.index("gradient_staleness")] == 0
@@ -212,17 +212,17 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(
     for gradients in setup.learners[0].gradients(batch(0)):
         setup.updaters[0].apply(gradients)
     before = {name: tensor.clone() for name, tensor in setup.state.tensors().items()}
-    version, steps = setup.board.version, setup.board.steps
+    version, steps = setup.counters.version, setup.counters.steps
     bad = setup.poisoned(value, steps=7)
     bad = Gradients(bad.vector, {}, version, 7, {"observation_moments": moments(torch.full((4, 3), value))})
     assert setup.updaters[0].apply(bad) == version
     for name, tensor in setup.state.tensors().items():
         assert torch.equal(tensor, before[name]), name
-    assert setup.board.counters[0, Counter.SKIPPED] == 1
-    assert setup.board.steps == steps + 7  # the experience is spent all the same
+    assert setup.counters.table[0, Counter.SKIPPED] == 1
+    assert setup.counters.steps == steps + 7  # the experience is spent all the same
     for gradients in setup.learners[0].gradients(batch(1)):
         setup.updaters[0].apply(gradients)
-    assert setup.board.version == version + 1
+    assert setup.counters.version == version + 1
     assert setup.state.vector.isfinite().all()
 
 
@@ -235,13 +235,13 @@ def test_statistics_whose_square_does_not_fit_are_not_taken_in(value: float, sam
     before = {name: tensor.clone() for name, tensor in setup.state.tensors().items()}
     own = {"observation_moments": moments(torch.full((samples, 3), value))}
     setup.updaters[0].apply(Gradients(setup.poisoned(1.0).vector, {}, 0, 7, own))
-    assert setup.board.counters[0, Counter.SKIPPED] == 1
+    assert setup.counters.table[0, Counter.SKIPPED] == 1
     for name, tensor in setup.state.tensors().items():
         assert torch.equal(tensor, before[name]), name
     large = {"observation_moments": moments(torch.full((samples, 3), 3e18))}
     for _ in range(3):
         setup.updaters[0].apply(Gradients(setup.poisoned(1.0).vector, {}, 0, 7, large))
-    assert setup.board.counters[0, Counter.SKIPPED] == 1
+    assert setup.counters.table[0, Counter.SKIPPED] == 1
     assert setup.state.vector.isfinite().all()
 
 
@@ -258,8 +258,8 @@ def test_more_than_20_in_a_row_stop_the_run_and_one_good_one_starts_the_count_an
         setup.updaters[0].apply(setup.poisoned(math.nan))
     with pytest.raises(Diverged, match="not finite"):
         setup.updaters[0].apply(setup.poisoned(math.nan))
-    assert setup.board.counters[0, Counter.SKIPPED] == 61
-    assert setup.board.version == 2
+    assert setup.counters.table[0, Counter.SKIPPED] == 61
+    assert setup.counters.version == 2
     assert torch.equal(setup.state.theta, theta)
 
 
@@ -267,7 +267,7 @@ def test_another_workers_skips_are_not_ones_own() -> None:
     setup = Setup(SGD(), workers=2)
     for i in range(40):
         setup.updaters[i % 2].apply(setup.poisoned(math.nan))
-    assert setup.board.counters[:, Counter.SKIPPED_IN_A_ROW].tolist() == [20, 20]
+    assert setup.counters.table[:, Counter.SKIPPED_IN_A_ROW].tolist() == [20, 20]
 
 
 def test_a_nan_reward_reaches_no_parameter(batch: Callable[[int], Rollout]) -> None:
@@ -276,7 +276,7 @@ def test_a_nan_reward_reaches_no_parameter(batch: Callable[[int], Rollout]) -> N
     x.reward[2, 1] = math.nan
     for gradients in setup.learners[0].gradients(x):
         setup.updaters[0].apply(gradients)
-    assert setup.board.counters[0, Counter.SKIPPED] == 1
+    assert setup.counters.table[0, Counter.SKIPPED] == 1
     assert torch.equal(setup.state.theta, theta)
 
 

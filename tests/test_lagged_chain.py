@@ -61,15 +61,15 @@ def trained(name: str, lag: int) -> tuple[float, float]:
         transport="inline",
     )
     parts = fresh(config)
-    board = parts.board
+    counters = parts.counters
     order = itertools.chain([0] * (lag + 1), itertools.cycle((1, 0)))  # the actor fills every slot, then one by one
-    for _ in inline.play(parts, order=order):
+    for _ in inline.run_roles(parts, order=order):
         pass
     replica = parts.replica()
     with torch.no_grad():
         params, _, _ = replica.model(torch.eye(5).unsqueeze(0), (), torch.ones(1, 5, dtype=torch.bool))
     right = params[0].double().softmax(-1)[:, 1]
-    total, count = board._metrics[:, 0, METRICS.index("policy_lag")].tolist()
+    total, count = counters._metrics[:, 0, METRICS.index("policy_lag")].tolist()
     updates = 4 if isinstance(config.algorithm, PPO) else 1  # a round's updates, during which PPO's lag grows by itself
     return float(value_of_policy(right, 1.0, 10.0)[START]), (total / count - (updates - 1) / 2) / updates
 

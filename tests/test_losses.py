@@ -549,7 +549,7 @@ def test_metrics_returned_are_those_announced_and_constants(make_rollout: MakeRo
     space = spaces.Box(-1, 1, x.observation.shape[2:], np.float32)
     averaged = algorithm.averaging is not None
     model = ActorCritic(
-        space, spaces.Discrete(2), ModelSpec(hidden=(4,)), critic=algorithm.outputs[1], averaged=averaged
+        space, spaces.Discrete(2), ModelSpec(hidden=(4,)), value_head=algorithm.outputs[1], averaged=averaged
     )
     batch = next(algorithm.batches(model, x, None, torch.Generator().manual_seed(0)))
     metrics = algorithm.loss(model, batch, model.average)[1]

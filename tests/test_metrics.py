@@ -35,9 +35,9 @@ def strict(line: str) -> dict[str, Any]:
 
 
 def scalars(directory: Path, tag: str) -> list[tuple[int, float]]:
-    board = EventAccumulator(str(directory))
-    board.Reload()
-    return [(point.step, point.value) for point in board.Scalars(tag)]
+    counters = EventAccumulator(str(directory))
+    counters.Reload()
+    return [(point.step, point.value) for point in counters.Scalars(tag)]
 
 
 def test_a_row_is_one_line_of_strict_json_in_the_order_given(tmp_path: Path) -> None:
@@ -68,9 +68,9 @@ def test_tensorboard_reads_the_scalars_against_agent_steps(tmp_path: Path) -> No
             log.row({"agent_steps": steps, "entropy": steps / 400, "grad_norm": math.nan, "games_per_worker": [1]})
             assert scalars(tmp_path, "entropy")[-1] == (steps, steps / 400)  # on disk before close
     assert scalars(tmp_path, "entropy") == [(100, 0.25), (200, 0.5)]
-    board = EventAccumulator(str(tmp_path))
-    board.Reload()
-    assert board.Tags()["scalars"] == ["entropy"]
+    counters = EventAccumulator(str(tmp_path))
+    counters.Reload()
+    assert counters.Tags()["scalars"] == ["entropy"]
 
 
 def test_tensorboard_of_a_resumed_run_replaces_what_was_lost(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def made(make_rollout: MakeRollout, action_space: Any = None, **spec: Any) -> tu
     space = spaces.Box(-1, 1, x.observation.shape[2:], np.float32)
     torch.manual_seed(0)
     how = ModelSpec(hidden=(8,), **spec)
-    model = ActorCritic(space, action_space, how, critic="q", averaged=True)
+    model = ActorCritic(space, action_space, how, value_head="q", averaged=True)
     head = model.policy.mean if action_space.dtype == np.float32 else model.policy
     head.weight.data.normal_(0, 0.5)
     model = model.double()
@@ -300,7 +300,7 @@ def config(region: Any, **changes: Any) -> Config:
 def test_a_learner_moves_by_them(region: Any) -> None:
     c = config(region)
     parts = fresh(c)
-    state, board = parts.state, parts.board
+    state, counters = parts.state, parts.counters
     replica, actor = parts.actor(0)
     learner, updater = parts.learner(0, replica), parts.updater(0)
     for _ in range(5):
@@ -313,7 +313,7 @@ def test_a_learner_moves_by_them(region: Any) -> None:
                 policy = next(slot for slot in state.layout.slots if slot.name == "policy.weight")
                 moved = policy.view(state.theta - before)
                 torch.testing.assert_close(moved, policy.view(gradients.step), rtol=1e-4, atol=1e-6)
-    assert board.metrics()["kl"] is not None
+    assert counters.metrics()["kl"] is not None
     assert (state.average is None) == (region == "natural")
 
 
@@ -324,11 +324,11 @@ def test_they_run_under_what_can_be_right(region: Any) -> None:
         c = replace(c, algorithm=replace(c.algorithm, trust_region=region, replay_start=100))  # type: ignore[call-arg]
         check(c)
         parts = fresh(c)
-        state, board = parts.state, parts.board
+        state, counters = parts.state, parts.counters
         for _ in transport.run(parts):
             pass
         assert state.vector.isfinite().all()
-        assert int(board.counters[:, Counter.SKIPPED].sum()) == 0
+        assert int(counters.table[:, Counter.SKIPPED].sum()) == 0
 
 
 @pytest.mark.parametrize("region", ["natural", "average"])

@@ -12,10 +12,10 @@ import gymnasium
 import pytest
 
 import polyactor as pa
-from polyactor.shared.counters import Board, Counter
+from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.shared.timing import Part
 from polyactor.training import stragglers
-from polyactor.training.stragglers import Pace
+from polyactor.training.stragglers import Stragglers
 
 pytestmark = pytest.mark.alone
 
@@ -31,62 +31,62 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def rollouts(board: Board, clock: Clock, *took: float | None) -> None:
+def rollouts(counters: SharedCounters, clock: Clock, *took: float | None) -> None:
     """What each worker's two rollouts took, or that it had none."""
     for worker, seconds in enumerate(took):
         if seconds is not None:
-            board.count(worker, Counter.TURNS, 2)
-            board.spend(worker, Part.EMULATE, 2 * seconds)
-            board.spend(worker, Part.WAIT, 50.0)
-            board.spend(worker, Part.DIFFERENTIATE, 50.0)
+            counters.count(worker, Counter.TURNS, 2)
+            counters.spend(worker, Part.EMULATE, 2 * seconds)
+            counters.spend(worker, Part.WAIT, 50.0)
+            counters.spend(worker, Part.DIFFERENTIATE, 50.0)
     clock.now += stragglers.EVERY
 
 
 def test_a_slow_worker_is_named_once(clock: Clock) -> None:
-    board = Board(3)
-    look = Pace(board)
-    rollouts(board, clock, 0.1, 0.1, 0.6)
-    assert list(look.look()) == [(2, pytest.approx(6.0))]
-    rollouts(board, clock, 0.1, 0.1, 0.6)
-    assert list(look.look()) == []
+    counters = SharedCounters(3)
+    look = Stragglers(counters)
+    rollouts(counters, clock, 0.1, 0.1, 0.6)
+    assert list(look.newly_slow()) == [(2, pytest.approx(6.0))]
+    rollouts(counters, clock, 0.1, 0.1, 0.6)
+    assert list(look.newly_slow()) == []
     for times in (4.9, 5.1):  # still slow
-        rollouts(board, clock, 0.1, 0.1, 0.1 * times)
-        assert list(look.look()) == []
-    rollouts(board, clock, 0.1, 0.1, 0.1)
-    assert list(look.look()) == []
-    rollouts(board, clock, 0.1, 0.1, 0.6)
-    assert list(look.look()) == [(2, pytest.approx(6.0))]
+        rollouts(counters, clock, 0.1, 0.1, 0.1 * times)
+        assert list(look.newly_slow()) == []
+    rollouts(counters, clock, 0.1, 0.1, 0.1)
+    assert list(look.newly_slow()) == []
+    rollouts(counters, clock, 0.1, 0.1, 0.6)
+    assert list(look.newly_slow()) == [(2, pytest.approx(6.0))]
 
 
 def test_five_times_is_not_yet_slow_and_what_is_slower_than_one_other_is(clock: Clock) -> None:
-    board = Board(2)
-    look = Pace(board)
-    rollouts(board, clock, 0.25, 1.25)
-    assert list(look.look()) == []
-    rollouts(board, clock, 0.25, 1.5)
-    assert list(look.look()) == [(1, pytest.approx(6.0))]
+    counters = SharedCounters(2)
+    look = Stragglers(counters)
+    rollouts(counters, clock, 0.25, 1.25)
+    assert list(look.newly_slow()) == []
+    rollouts(counters, clock, 0.25, 1.5)
+    assert list(look.newly_slow()) == [(1, pytest.approx(6.0))]
 
 
 def test_rollouts_longer_than_a_look_are_timed_when_they_are_done(clock: Clock) -> None:
-    board = Board(2)
-    look = Pace(board)
+    counters = SharedCounters(2)
+    look = Stragglers(counters)
     for _ in range(3):
-        rollouts(board, clock, 1.0, None)
-        assert list(look.look()) == []
-    rollouts(board, clock, None, 35.0)
-    assert list(look.look()) == [(1, pytest.approx(35.0))]
+        rollouts(counters, clock, 1.0, None)
+        assert list(look.newly_slow()) == []
+    rollouts(counters, clock, None, 35.0)
+    assert list(look.newly_slow()) == [(1, pytest.approx(35.0))]
 
 
 def test_one_alone_is_not_compared_and_nothing_is_said_too_early(clock: Clock) -> None:
-    board = Board(1)
-    look = Pace(board)
-    rollouts(board, clock, 100.0)
-    assert list(look.look()) == []
-    board = Board(2)
-    look = Pace(board)
-    rollouts(board, clock, 0.1, 9.0)
+    counters = SharedCounters(1)
+    look = Stragglers(counters)
+    rollouts(counters, clock, 100.0)
+    assert list(look.newly_slow()) == []
+    counters = SharedCounters(2)
+    look = Stragglers(counters)
+    rollouts(counters, clock, 0.1, 9.0)
     clock.now -= 0.1
-    assert list(look.look()) == []
+    assert list(look.newly_slow()) == []
 
 
 class SlowInOne(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -19,7 +19,7 @@ from polyactor.models.actor_critic import IMAGES_IN_CACHE, ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD
 from polyactor.optim.flat import State
-from polyactor.shared.counters import Board
+from polyactor.shared.counters import SharedCounters
 
 IMAGE = spaces.Box(0, 255, (4, 84, 84), np.uint8)
 SPECS = [ModelSpec(), ModelSpec(core="lstm", core_size=32), ModelSpec(core="lstm", core_size=32, share_torso=False)]
@@ -35,8 +35,8 @@ def make(spec: ModelSpec, precision: Any) -> ActorCritic:
 
 def learner(spec: ModelSpec, precision: Any) -> Learner:
     model = make(spec, precision)
-    state, board = State.of(model, SGD(), 1), Board(1)
-    replica = Replica(make(spec, precision), state, board)
+    state, counters = State.of(model, SGD(), 1), SharedCounters(1)
+    replica = Replica(make(spec, precision), state, counters)
     own = Learner(A2C(), replica, total_steps=100, clip_reward=None, generator=torch.Generator())
     replica.pull()
     return own

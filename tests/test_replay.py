@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import polyactor as pa
 from polyactor.agent.actor import row_of
 from polyactor.agent.parts import make_model
-from polyactor.agent.replay_buffer import Ring
+from polyactor.agent.replay_buffer import ReplayBuffer
 from polyactor.cli import main as cli
 from polyactor.data import FIELDS, Rollout, leaves
 from polyactor.envs import EnvSpec, VectorEnv, make_envs
@@ -68,25 +68,25 @@ def same(taken: Rollout, given: Rollout, column: int) -> None:
             assert ours.dtype == theirs.dtype, name
 
 
-def at(ring: Ring, number: int, column: int) -> Rollout:
-    return ring.take(np.array([number * T]), np.array([column]), T)
+def at(replay: ReplayBuffer, number: int, column: int) -> Rollout:
+    return replay.take(np.array([number * T]), np.array([column]), T)
 
 
 @pytest.mark.parametrize("stack", [1, 4])
 @pytest.mark.parametrize("kept", ["memory", "files"])
 def test_whatever_can_be_sampled_is_what_was_added(stack: int, kept: str, tmp_path: Path) -> None:
     everything = rollouts(12, stack=stack)
-    ring = Ring(everything[0], SLOTS, stack=stack, folder=tmp_path if kept == "files" else None)
-    assert ring.steps == 0
+    replay = ReplayBuffer(everything[0], SLOTS, stack=stack, folder=tmp_path if kept == "files" else None)
+    assert replay.steps == 0
     for n, rollout in enumerate(everything, start=1):
-        ring.add(rollout)
+        replay.add(rollout)
         first = max(0, n - SLOTS + (2 if stack > 1 else 1))
-        assert list(ring.whole) == list(range(first, n))
-        assert ring.steps == len(ring.whole) * T * B
-        assert ring.full == (n >= SLOTS - ring.lost)
-        for number in ring.whole:
+        assert list(replay.whole) == list(range(first, n))
+        assert replay.steps == len(replay.whole) * T * B
+        assert replay.full == (n >= SLOTS - replay.lost)
+        for number in replay.whole:
             for column in range(B):
-                same(at(ring, number, column), everything[number], column)
+                same(at(replay, number, column), everything[number], column)
 
 
 @pytest.mark.parametrize("stack", [1, 4])
@@ -94,41 +94,41 @@ def test_whatever_can_be_sampled_is_what_was_added(stack: int, kept: str, tmp_pa
 def test_winding_back_gives_what_was_there_or_is_refused(stack: int, ahead: int) -> None:
     everything = rollouts(3 * SLOTS, stack=stack)
     for then in range(ahead + 1):
-        ring = Ring(everything[0], SLOTS, stack=stack)
+        replay = ReplayBuffer(everything[0], SLOTS, stack=stack)
         for rollout in everything[:ahead]:
-            ring.add(rollout)
-        wanted = range(max(0, then - SLOTS + ring.lost), then)
-        if ahead > then and not set(wanted) <= set(ring.whole):
+            replay.add(rollout)
+        wanted = range(max(0, then - SLOTS + replay.lost), then)
+        if ahead > then and not set(wanted) <= set(replay.whole):
             with pytest.raises(CheckpointError, match=f"{ahead} rollouts where the checkpoint has {then}, written"):
-                ring.rewind(then)
-            assert ring.added == ahead
+                replay.rewind(then)
+            assert replay.added == ahead
             continue
-        ring.rewind(then)
-        assert ring.whole == wanted
+        replay.rewind(then)
+        assert replay.whole == wanted
         for number in wanted:
-            same(at(ring, number, 0), everything[number], 0)
-        ring.add(everything[then])
-        same(at(ring, then, 1), everything[then], 1)
+            same(at(replay, number, 0), everything[number], 0)
+        replay.add(everything[then])
+        same(at(replay, then, 1), everything[then], 1)
 
 
 def test_what_was_never_written_is_not_wound_to() -> None:
-    ring = Ring(rollouts(1)[0], SLOTS)
+    replay = ReplayBuffer(rollouts(1)[0], SLOTS)
     with pytest.raises(CheckpointError, match="0 rollouts where the checkpoint has 1, so"):
-        ring.rewind(1)
+        replay.rewind(1)
 
 
 def test_drawn_rollouts_are_all_alike_in_chance_and_repeat_with_the_seed() -> None:
     everything = rollouts(9)
-    ring = Ring(everything[0], SLOTS)
+    replay = ReplayBuffer(everything[0], SLOTS)
     for rollout in everything:
-        ring.add(rollout)
-    drawn = ring.sample(6_000, torch.Generator().manual_seed(0))
-    again = ring.sample(6_000, torch.Generator().manual_seed(0))
+        replay.add(rollout)
+    drawn = replay.sample(6_000, torch.Generator().manual_seed(0))
+    again = replay.sample(6_000, torch.Generator().manual_seed(0))
     assert torch.equal(drawn.reward, again.reward)
     assert drawn.reward.shape == (T, 6_000)
     assert drawn.observation.shape == (T + 1, 6_000, 2, 2)
-    cells = len(ring.whole) * B
-    wanted = torch.cat([everything[i].reward.T for i in ring.whole])
+    cells = len(replay.whole) * B
+    wanted = torch.cat([everything[i].reward.T for i in replay.whole])
     counts = torch.tensor([(each == drawn.reward.T).all(1).sum() for each in wanted])
     assert counts.sum() == 6_000
     expected = 6_000 / cells
@@ -139,13 +139,13 @@ def test_drawn_rollouts_are_all_alike_in_chance_and_repeat_with_the_seed() -> No
 @settings(max_examples=40, deadline=None)
 def test_windows_begin_anywhere_and_cross_neither_end(length: int, stack: int, added: int) -> None:
     everything = rollouts(added, stack=stack)
-    ring = Ring(everything[0], SLOTS + 1, stack=stack)
+    replay = ReplayBuffer(everything[0], SLOTS + 1, stack=stack)
     for rollout in everything:
-        ring.add(rollout)
-    first, last = ring.whole.start * T, ring.whole.stop * T
+        replay.add(rollout)
+    first, last = replay.whole.start * T, replay.whole.stop * T
     if last - first < length:
         return
-    drawn = ring.sample(400, torch.Generator().manual_seed(0), length)
+    drawn = replay.sample(400, torch.Generator().manual_seed(0), length)
     assert drawn.reward.shape == (length, 400)
     joined = {
         name: torch.cat([getattr(x, name)[:T] for x in everything] + [getattr(everything[-1], name)[T:]])
@@ -168,26 +168,26 @@ def test_windows_begin_anywhere_and_cross_neither_end(length: int, stack: int, a
 @settings(max_examples=20, deadline=None)
 def test_stacks_are_rebuilt_whatever_the_episodes(seed: int) -> None:
     everything = rollouts(7, seed=seed, stack=3)
-    ring = Ring(everything[0], 4, stack=3)
+    replay = ReplayBuffer(everything[0], 4, stack=3)
     for rollout in everything:
-        ring.add(rollout)
-    for number in ring.whole:
+        replay.add(rollout)
+    for number in replay.whole:
         for column in range(B):
-            same(at(ring, number, column), everything[number], column)
+            same(at(replay, number, column), everything[number], column)
 
 
 def test_an_image_is_stored_once() -> None:
     like = rollouts(1, stack=4)[0]
-    ring = Ring(like, 10, stack=4)
-    assert ring.arrays["observation"].nbytes == 10 * T * B * 2 * 2
+    replay = ReplayBuffer(like, 10, stack=4)
+    assert replay.arrays["observation"].nbytes == 10 * T * B * 2 * 2
 
 
 def test_files_are_found_again(tmp_path: Path) -> None:
     everything = rollouts(8)
-    ring = Ring(everything[0], SLOTS, folder=tmp_path)
+    replay = ReplayBuffer(everything[0], SLOTS, folder=tmp_path)
     for rollout in everything[:7]:
-        ring.add(rollout)
-    again = Ring(everything[0], SLOTS, folder=tmp_path)
+        replay.add(rollout)
+    again = ReplayBuffer(everything[0], SLOTS, folder=tmp_path)
     assert again.added == 7
     again.add(everything[7])
     for number in again.whole:
@@ -200,7 +200,7 @@ def test_a_disk_too_small_is_known_at_once(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(OutOfResources, match=r"cannot reserve .* for replay in .*: No space left"):
-        Ring(rollouts(1)[0], SLOTS, folder=tmp_path)
+        ReplayBuffer(rollouts(1)[0], SLOTS, folder=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -235,8 +235,8 @@ def test_a_run_goes_on_where_its_own_memory_has_filled_the_disk(
 
 def test_the_size_known_beforehand_is_that_of_the_files(tmp_path: Path) -> None:
     like = rollouts(1, stack=4)[0]
-    Ring(like, SLOTS, stack=4, folder=tmp_path)
-    assert Ring.size(like, SLOTS, stack=4) == sum(each.stat().st_size for each in tmp_path.iterdir())
+    ReplayBuffer(like, SLOTS, stack=4, folder=tmp_path)
+    assert ReplayBuffer.size(like, SLOTS, stack=4) == sum(each.stat().st_size for each in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("env", ["PongNoFrameskip-v4", "CartPole-v1"])
@@ -250,7 +250,7 @@ def test_real_observations_come_back_byte_by_byte(env: str) -> None:
         rng, everything = np.random.default_rng(0), []
         observation, is_first, ended = envs.reset(1), np.ones(B, bool), np.zeros(B, bool)
         row = row_of(spec, model, {"behavior_params"})
-        ring = Ring(Rollout.blank(row, t=T, b=B), 12, stack=stack)
+        replay = ReplayBuffer(Rollout.blank(row, t=T, b=B), 12, stack=stack)
         actions = int(envs.action_space.n)  # type: ignore[union-attr]
         for _ in range(10):
             rollout = Rollout.blank(row, t=T, b=B)
@@ -266,11 +266,11 @@ def test_real_observations_come_back_byte_by_byte(env: str) -> None:
                 torch.from_numpy(is_first),
             )
             everything.append(rollout)
-            ring.add(rollout)
+            replay.add(rollout)
         assert torch.stack([x.is_first[1:] for x in everything]).any()
-        for number in ring.whole:
+        for number in replay.whole:
             for column in range(B):
-                taken = at(ring, number, column)
+                taken = at(replay, number, column)
                 assert torch.equal(taken.observation[:, 0], everything[number].observation[:, column])
     finally:
         envs.close()

@@ -16,7 +16,7 @@ import pytest
 
 import polyactor
 from polyactor.cli import main as cli
-from polyactor.transport.processes import Crew
+from polyactor.transport.processes import ProcessPool
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(polyactor.__file__).parent
@@ -93,13 +93,13 @@ def test_from_the_command_line_to_the_gradient_in_few_files(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.import_module("tests_watch").watch(monkeypatch.setattr)  # a learner is in this process
-    start, spawns = Crew.__init__, []
+    start, spawns = ProcessPool.__init__, []
 
-    def watched(self: Crew, *args: Any) -> None:
+    def watched(self: ProcessPool, *args: Any) -> None:
         spawns.append([frame.filename for frame in traceback.extract_stack()] + [start.__code__.co_filename])
         start(self, *args)
 
-    monkeypatch.setattr(Crew, "__init__", watched)
+    monkeypatch.setattr(ProcessPool, "__init__", watched)
     flags = "--env probe_env:make --workers 1 --envs 2 --steps 200 --out run --quiet"
     try:
         assert cli.run(["train", method, *flags.split()]) == 0

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from polyactor.agent.streams import Streams
-from polyactor.config import Cast, Config
-from polyactor.errors import EnvironmentUnsupported, Loss, WorkerFailed
+from polyactor.config import Config, Roles
+from polyactor.errors import EnvironmentUnsupported, WorkerExit, WorkerFailed
 from polyactor.settings.presets import base_config
-from polyactor.shared.counters import Board, Counter
-from polyactor.shared.heartbeat import ALL, Pulse
-from polyactor.shared.slot_queue import Bell
+from polyactor.shared.counters import Counter, SharedCounters
+from polyactor.shared.heartbeat import ALL, Heartbeats
+from polyactor.shared.slot_queue import WakeUp
 from polyactor.transport import supervisor as module
 from polyactor.transport.supervisor import LIFELESS, SPARED, WINDOW, Supervisor
 from polyactor.transport.watchdog import PATIENCE
@@ -28,7 +28,7 @@ class Played:
 
     def __init__(self) -> None:
         self.done: set[int] = set()
-        self.news: list[Loss] = []
+        self.news: list[WorkerExit] = []
         self.started: list[int] = []
         self.asked: list[tuple[int, bool]] = []
 
@@ -38,7 +38,7 @@ class Played:
     def pid(self, i: int) -> int:
         return 100 + i
 
-    def watch(self, timeout: float, bell: Bell | None = None) -> list[Loss]:
+    def watch(self, timeout: float, wake_up: WakeUp | None = None) -> list[WorkerExit]:
         news, self.news = self.news, []
         return news
 
@@ -52,27 +52,27 @@ class Stage:
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr("polyactor.shared.heartbeat.monotonic", lambda: self.now)
         self.config: Config = replace(base_config("a3c", env="CartPole-v1"), **values)
-        self.board, self.crew = Board(2), Played()
+        self.counters, self.pool = SharedCounters(2), Played()
         self.told: list[str] = []
         self.lost: list[tuple[int, bool]] = []
         for worker in range(2):
-            self.board.pulse.begin(worker)
-        cast = Cast(2, lost=lambda worker, for_good: self.lost.append((worker, for_good)))
-        self.supervisor = Supervisor(self.crew, self.config, self.board, cast, self.tell)
+            self.counters.heartbeats.begin(worker)
+        roles = Roles(2, lost=lambda worker, for_good: self.lost.append((worker, for_good)))
+        self.supervisor = Supervisor(self.pool, self.config, self.counters, roles, self.tell)
 
     def tell(self, event: str, reason: str = "", **fields: Any) -> None:
         self.told.append(event)
 
     def work(self, worker: int = 0) -> None:
-        self.board.count(worker, Counter.TURNS, 1)
+        self.counters.count(worker, Counter.TURNS, 1)
 
     def lose(self, worker: int = 0, **how: Any) -> None:
-        self.crew.news.append(Loss(worker, WorkerFailed("it ended"), "ended", **how))
-        self.look()
+        self.pool.news.append(WorkerExit(worker, WorkerFailed("it ended"), "ended", **how))
+        self.supervise()
 
-    def look(self, after: float = 0.0) -> bool:
+    def supervise(self, after: float = 0.0) -> bool:
         self.now += after
-        return self.supervisor.look(0.0)
+        return self.supervisor.supervise(0.0)
 
 
 def test_who_had_done_something_is_replaced_at_once_and_who_had_not_a_little_later(
@@ -81,17 +81,17 @@ def test_who_had_done_something_is_replaced_at_once_and_who_had_not_a_little_lat
     stage = Stage(monkeypatch)
     stage.work()
     stage.lose()
-    assert stage.crew.started == [0]
-    assert stage.board.starts(0) == 1
+    assert stage.pool.started == [0]
+    assert stage.counters.starts(0) == 1
     stage.lose()  # it has not done anything since
-    assert stage.crew.started == [0]
-    stage.look(0.9)
-    assert stage.crew.started == [0]
-    stage.look(0.2)
-    assert stage.crew.started == [0, 0]
+    assert stage.pool.started == [0]
+    stage.supervise(0.9)
+    assert stage.pool.started == [0]
+    stage.supervise(0.2)
+    assert stage.pool.started == [0, 0]
     stage.work()
     stage.lose()
-    assert stage.crew.started == [0, 0, 0]  # the count of those in vain is over
+    assert stage.pool.started == [0, 0, 0]  # the count of those in vain is over
     assert stage.lost == [(0, False)] * 3
     assert stage.told == ["worker_started", "worker_started", *["worker_lost", "worker_restarted"] * 3]
 
@@ -101,7 +101,7 @@ def test_losses_count_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(4):
         stage.work()
         stage.lose()
-        stage.look(WINDOW / 2 + 1)
+        stage.supervise(WINDOW / 2 + 1)
     for worker in (1, 1):
         stage.work(worker)
         stage.lose(worker)
@@ -115,10 +115,10 @@ def test_nobody_is_replaced_where_that_is_said(monkeypatch: pytest.MonkeyPatch) 
     stage.work()
     stage.lose()
     assert stage.lost == [(0, True)]
-    assert not stage.look(3600.0)
-    assert not stage.crew.started
-    stage.crew.done.add(1)
-    assert stage.look()  # all that are left have ended well
+    assert not stage.supervise(3600.0)
+    assert not stage.pool.started
+    stage.pool.done.add(1)
+    assert stage.supervise()  # all that are left have ended well
 
 
 def test_an_error_of_ours_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,31 +130,31 @@ def test_an_error_of_ours_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_who_hangs_is_asked_and_then_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(monkeypatch, env_timeout=5.0)
-    line = stage.board.pulse.line(1)
+    line = stage.counters.heartbeats.heartbeat(1)
     stage.work(1)
     line.asked(3, np.int64(2))
     for _ in range(5):
-        stage.look(1.0)
-    assert not stage.crew.asked
-    stage.look(0.5)
-    assert stage.crew.asked == [(1, False)]
-    stage.look(PATIENCE - 0.1)
-    assert stage.crew.asked == [(1, False)]
-    stage.look(0.2)
-    assert stage.crew.asked == [(1, False), (1, True)]
+        stage.supervise(1.0)
+    assert not stage.pool.asked
+    stage.supervise(0.5)
+    assert stage.pool.asked == [(1, False)]
+    stage.supervise(PATIENCE - 0.1)
+    assert stage.pool.asked == [(1, False)]
+    stage.supervise(0.2)
+    assert stage.pool.asked == [(1, False), (1, True)]
     stage.lose(1)
-    stage.crew.asked.clear()
-    stage.look(1.0)
-    assert not stage.crew.asked  # it has been begun anew
-    assert stage.crew.started == [1]
+    stage.pool.asked.clear()
+    stage.supervise(1.0)
+    assert not stage.pool.asked  # it has been begun anew
+    assert stage.pool.started == [1]
 
 
 def test_who_hangs_again_and_again_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(monkeypatch, env_timeout=5.0, restarts=0)
     stage.work(1)
-    stage.board.pulse.line(1).asked(3, np.array([0.5, -2.0]))
+    stage.counters.heartbeats.heartbeat(1).asked(3, np.array([0.5, -2.0]))
     for _ in range(6):
-        stage.look(1.0)
+        stage.supervise(1.0)
     with pytest.raises(EnvironmentUnsupported) as caught:
         stage.lose(1)
     said = (
@@ -165,7 +165,7 @@ def test_who_hangs_again_and_again_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_who_dies_in_a_step_of_an_environment_leaves_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(monkeypatch, restarts=0)
-    line = stage.board.pulse.line(0)
+    line = stage.counters.heartbeats.heartbeat(0)
     line.answered()
     line.asked(2, np.int64(1))
     stage.work()
@@ -179,37 +179,37 @@ def test_who_dies_in_a_step_of_an_environment_leaves_its_name(monkeypatch: pytes
 def test_a_run_that_was_itself_stopped_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """With Ctrl-Z, say: its workers were stopped as well, and have not had their time."""
     stage = Stage(monkeypatch, env_timeout=5.0)
-    stage.board.pulse.line(0).asked(0, None)
-    stage.board.pulse.line(1).asked(0, np.int64(1))
-    stage.look(3600.0)
+    stage.counters.heartbeats.heartbeat(0).asked(0, None)
+    stage.counters.heartbeats.heartbeat(1).asked(0, np.int64(1))
+    stage.supervise(3600.0)
     for _ in range(4):
-        stage.look(1.0)
-    assert not stage.crew.asked
-    stage.look(1.5)
-    assert stage.crew.asked == [(0, False), (1, False)]
+        stage.supervise(1.0)
+    assert not stage.pool.asked
+    stage.supervise(1.5)
+    assert stage.pool.asked == [(0, False), (1, False)]
 
 
 def test_a_run_that_is_busy_now_and_then_ends_them_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """A save that takes 3 s every minute must not put it off for ever."""
     stage = Stage(monkeypatch, env_timeout=60.0)
-    stage.board.pulse.line(0).asked(0, np.int64(1))
+    stage.counters.heartbeats.heartbeat(0).asked(0, np.int64(1))
     for _ in range(2):
-        stage.look(3.0)
+        stage.supervise(3.0)
         for _ in range(57):
-            stage.look(1.0)
-    assert stage.crew.asked[0] == (0, False)
+            stage.supervise(1.0)
+    assert stage.pool.asked[0] == (0, False)
 
 
 def test_three_that_hang_and_are_killed_are_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(monkeypatch, env_timeout=5.0)
 
     def hang() -> None:
-        stage.board.pulse.line(0).asked(0, np.int64(1))
+        stage.counters.heartbeats.heartbeat(0).asked(0, np.int64(1))
         for _ in range(9):
-            stage.look(1.0)
-        stage.crew.news.append(Loss(0, WorkerFailed("it ended"), "was killed by signal 9 (out of memory?)"))
+            stage.supervise(1.0)
+        stage.pool.news.append(WorkerExit(0, WorkerFailed("it ended"), "was killed by signal 9 (out of memory?)"))
         for _ in range(4):
-            stage.look(1.0)
+            stage.supervise(1.0)
 
     hang()
     hang()
@@ -220,67 +220,67 @@ def test_three_that_hang_and_are_killed_are_no_lack_of_memory(monkeypatch: pytes
 def test_of_several_that_are_silent_the_longest_silent_is_ended_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """The others may only wait for a lock that it holds."""
     stage = Stage(monkeypatch)
-    stage.look(0.5)
-    stage.board.pulse.beat(0)  # 0.5 s after the other
+    stage.supervise(0.5)
+    stage.counters.heartbeats.beat(0)  # 0.5 s after the other
 
     def wait(seconds: float) -> None:
         for _ in range(int(seconds)):
-            stage.look(1.0)
+            stage.supervise(1.0)
 
     wait(LIFELESS - 1)
-    assert not stage.crew.asked
+    assert not stage.pool.asked
     wait(PATIENCE + 2)
-    assert stage.crew.asked[0] == (1, False)
-    assert stage.crew.asked[-1] == (1, True)
+    assert stage.pool.asked[0] == (1, False)
+    assert stage.pool.asked[-1] == (1, True)
     stage.lose(1)
     wait(SPARED - PATIENCE - 4)
-    assert {worker for worker, _ in stage.crew.asked} == {1}
+    assert {worker for worker, _ in stage.pool.asked} == {1}
     wait(5)
-    assert {worker for worker, _ in stage.crew.asked} == {0, 1}  # it was silent all the same
+    assert {worker for worker, _ in stage.pool.asked} == {0, 1}  # it was silent all the same
 
 
 def test_who_was_only_waiting_for_one_that_is_silent_is_spared(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(monkeypatch)
-    stage.look(0.5)
-    stage.board.pulse.beat(0)
+    stage.supervise(0.5)
+    stage.counters.heartbeats.beat(0)
     for _ in range(int(LIFELESS + PATIENCE + 3)):
-        stage.look(1.0)
+        stage.supervise(1.0)
     stage.lose(1)
-    stage.board.pulse.beat(0)  # now it gets the lock
+    stage.counters.heartbeats.beat(0)  # now it gets the lock
     for _ in range(int(SPARED) + 5):
-        stage.look(1.0)
-    assert {worker for worker, _ in stage.crew.asked} == {1}
+        stage.supervise(1.0)
+    assert {worker for worker, _ in stage.pool.asked} == {1}
 
 
 def test_a_pulse_tells_what_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("polyactor.shared.heartbeat.monotonic", lambda: now[0])
-    pulse = Pulse(2)
-    assert pulse.hanging(0, 1.0) is None  # nothing has begun
-    pulse.begin(0)
-    line = pulse.line(0)
+    heartbeats = Heartbeats(2)
+    assert heartbeats.hanging(0, 1.0) is None  # nothing has begun
+    heartbeats.begin(0)
+    line = heartbeats.heartbeat(0)
     line.asked(ALL, None)
     now[0] += 4.9
-    assert pulse.hanging(0, 1.0) is None  # a reset may take five times as long
+    assert heartbeats.hanging(0, 1.0) is None  # a reset may take five times as long
     now[0] += 0.2
-    assert pulse.hanging(0, 1.0) == "the environments have not answered for 5 s, in step 0, in a reset"
+    assert heartbeats.hanging(0, 1.0) == "the environments have not answered for 5 s, in step 0, in a reset"
     line.answered()
-    assert pulse.hanging(0, 1.0) is None
+    assert heartbeats.hanging(0, 1.0) is None
     line.asked(ALL, np.arange(40.0).reshape(4, 10))
     now[0] += 1.1
-    found = pulse.hanging(0, 1.0)
+    found = heartbeats.hanging(0, 1.0)
     assert found is not None
     assert found.endswith("in step 1, after the action 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")
     line.answered()
     now[0] += 7.0
-    assert pulse.silence(0) == 7.0
-    assert pulse.hanging(0, 1.0) is None  # that is no environment's fault
+    assert heartbeats.silence(0) == 7.0
+    assert heartbeats.hanging(0, 1.0) is None  # that is no environment's fault
     line.asked(ALL, None)
-    assert pulse.silence(0) == 0.0  # the environment's deadline is another
+    assert heartbeats.silence(0) == 0.0  # the environment's deadline is another
     line.answered()
     now[0] += 7.0
-    pulse.beat(0)
-    assert pulse.silence(0) == 0.0
+    heartbeats.beat(0)
+    assert heartbeats.silence(0) == 0.0
 
 
 def test_who_comes_back_has_streams_of_its_own() -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter as Tally
+from collections import Counter as Stats
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,7 +32,7 @@ import polyactor as pa
 from polyactor import transport
 from polyactor.agent.actor import Actor
 from polyactor.agent.parts import Parts, make_model
-from polyactor.agent.streams import PLAY, Streams
+from polyactor.agent.streams import EVALUATION_STREAM, Streams
 from polyactor.cli import main as cli
 from polyactor.config import Config
 from polyactor.envs import env_spec, make_envs
@@ -44,7 +44,7 @@ from polyactor.models.spec import ModelSpec
 from polyactor.optim.flat import State
 from polyactor.report.video import record
 from polyactor.settings.presets import PRESETS, base_config
-from polyactor.shared.counters import Board, Counter
+from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.storage import checkpoint
 from polyactor.storage.metrics_log import read_rows
 from polyactor.system import machine
@@ -284,7 +284,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, dict[str, torc
 
     def run(parts: Parts, *tell: Any) -> Any:
         tensors = {name: tensor.clone() for name, tensor in parts.state.tensors().items()}
-        seen.append((parts.config, tensors, parts.board.counters.copy()))
+        seen.append((parts.config, tensors, parts.counters.table.copy()))
         return original(parts, *tell)
 
     monkeypatch.setattr(transport, "run", run)
@@ -417,11 +417,11 @@ def test_a_score_that_is_reached_is_confirmed(tmp_path: Path) -> None:
 
 
 def test_time_spent_on_fresh_games_is_no_part_of_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, board = [1_000.0], Board(1)
+    now, counters = [1_000.0], SharedCounters(1)
     monkeypatch.setattr(stats.time, "monotonic", lambda: now[0])
-    known = stats.Tally(base_config("a2c", env="CartPole-v1"), board, {})
+    known = stats.Stats(base_config("a2c", env="CartPole-v1"), counters, {})
     for seconds, apart in ((10.0, 0.0), (40.0, 30.0)):
-        board.count(0, Counter.STEPS, 1_000)
+        counters.count(0, Counter.STEPS, 1_000)
         now[0] += seconds
         known.apart(apart)
         assert known.report(due=True)["steps_per_s"] == 100.0
@@ -527,7 +527,7 @@ def test_an_environment_that_hangs_while_a_score_is_confirmed_is_interrupted(
 def test_nobody_watches_any_more_when_the_games_are_over() -> None:
     """A thread that wakes while the interpreter ends would abort the process."""
     for _ in range(20):
-        with watched(base_config("a2c", env=Quiet), Board(1), untold):
+        with watched(base_config("a2c", env=Quiet), SharedCounters(1), untold):
             pass
         assert "polyactor-watchdog" not in [thread.name for thread in threading.enumerate()]
 
@@ -580,7 +580,7 @@ def test_a_signal_ends_the_wait_for_the_last_evaluation(tmp_path: Path, monkeypa
 def test_workers_wait_while_the_state_is_copied_and_not_while_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    boards: list[Board] = []
+    boards: list[SharedCounters] = []
     words: dict[str, list[int]] = {"copied": [], "written": []}
 
     def noted(moment: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -592,11 +592,11 @@ def test_workers_wait_while_the_state_is_copied_and_not_while_it_is_written(
 
         return call
 
-    def board(*given: Any) -> Board:
-        boards.append(Board(*given))
+    def counters(*given: Any) -> SharedCounters:
+        boards.append(SharedCounters(*given))
         return boards[0]
 
-    monkeypatch.setattr("polyactor.agent.parts.Board", board)
+    monkeypatch.setattr("polyactor.agent.parts.SharedCounters", counters)
     monkeypatch.setattr(State, "tensors", noted("copied", State.tensors))
     monkeypatch.setattr("polyactor.training.checkpointing.checkpoint.save", noted("written", checkpoint.save))
     config = {"env": Quiet, "scheme": "hogwild", "workers": 2, "steps": 10**9, "checkpoint_every": 0.2}
@@ -887,7 +887,7 @@ def test_every_environment_plays_the_same_number_of_whole_games(deterministic: b
     found = play(policy.model, envs, games=10, deterministic=deterministic, seed=0)
     lengths = [env.number + 3 for env in envs._envs.envs]  # type: ignore[attr-defined]
     points = {length: length * (length - 2.0) for length in lengths}
-    assert Tally(found.lengths) == dict.fromkeys(lengths, 3)  # ten games, made a multiple of four
+    assert Stats(found.lengths) == dict.fromkeys(lengths, 3)  # ten games, made a multiple of four
     assert all(score == points[length] for score, length in zip(found.scores, found.lengths, strict=True))
     assert found.stuck == found.capped == 0
     assert found.deterministic is deterministic
@@ -899,7 +899,7 @@ def test_evaluation_plays_the_games_that_an_actor_plays_with_the_same_parameters
     model, b, per_env = untrained("CartPole-v1").model, 4, 5
     found = play(model, make_envs("CartPole-v1", b), games=b * per_env, deterministic=False, seed=3)
 
-    streams, games = Streams.of(3, PLAY), []
+    streams, games = Streams.of(3, EVALUATION_STREAM), []
     actor = Actor(
         make_envs("CartPole-v1", b),
         model,
@@ -1030,18 +1030,18 @@ def test_a_run_too_short_for_a_game_is_done_all_the_same(tmp_path: Path) -> None
 def test_steps_made_while_a_row_is_written_belong_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measuring memory takes a moment, in which workers go on."""
     config = replace(base_config("a3c", env="CartPole-v1"), steps=1_000)
-    board = Board(2)
-    counted = stats.Tally(config, board, {})
+    counters = SharedCounters(2)
+    counted = stats.Stats(config, counters, {})
 
     def measure(process: int) -> float:
-        board.count(1, Counter.STEPS, 7)
+        counters.count(1, Counter.STEPS, 7)
         return 1.0
 
     monkeypatch.setattr(stats, "resident_mb", measure)
-    board.count(0, Counter.STEPS, 10)
+    counters.count(0, Counter.STEPS, 10)
     for worker, troubles in enumerate([(1, 2, 3), (10, 20, 30)]):
         for counter, times in zip((Counter.SKIPPED, Counter.STARTS, Counter.ENV_ERRORS), troubles, strict=True):
-            board.count(worker, counter, times)
+            counters.count(worker, counter, times)
     row = counted.report(due=True)
     assert row["agent_steps"] == 10
     assert (row["updates_skipped"], row["worker_restarts"], row["env_errors"]) == (11, 22, 33)

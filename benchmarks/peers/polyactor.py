@@ -22,7 +22,7 @@ from polyactor.envs import env_spec, make_envs
 from polyactor.report.speed import ENVIRONMENTS
 from polyactor.settings.check import check
 from polyactor.system.machine import tune_allocator
-from polyactor.transport.processes import Crew
+from polyactor.transport.processes import ProcessPool
 
 INTERVAL = 0.2
 """Seconds between two lines."""
@@ -47,20 +47,20 @@ def main(settings: dict[str, Any]) -> None:
 def training(config: Config) -> Iterator[str]:
     """Environment steps consumed by updates; the mean score of the last 100 games, once there are so many."""
     parts = Parts.fresh(config, env_spec(config.env, atari=config.atari))
-    board = parts.board
+    counters = parts.counters
     scores: deque[float] = deque(maxlen=GAMES)
     for _ in transport.run(parts):
-        scores.extend(game.score for game in board.new_games())
+        scores.extend(game.score for game in counters.new_games())
         mean = f" score {sum(scores) / GAMES:.3f}" if len(scores) == GAMES else ""
-        yield f"steps {board.steps}{mean}"
+        yield f"steps {counters.steps}{mean}"
 
 
 def environments(config: Config) -> Iterator[str]:
     """Steps of one vector environment in a process for each core."""
     processes = len(os.sched_getaffinity(0))
     counts = torch.zeros(processes, dtype=torch.int64).share_memory_()
-    crew = Crew(step, processes, (config.env, config.atari, counts))
-    while not crew.wait(INTERVAL):
+    pool = ProcessPool(step, processes, (config.env, config.atari, counts))
+    while not pool.wait(INTERVAL):
         yield f"steps {int(counts.sum())}"
 
 

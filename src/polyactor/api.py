@@ -121,7 +121,7 @@ def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, ke
     for config in configs:
         check(config)
     if any(TRANSPORTS[config.transport].forks(config.scheme) for config in configs):
-        forkserver.open_nursery()  # it imports torch while we do
+        forkserver.start_forkserver()  # it imports torch while we do
     return [Ready(config, spec, reasons) for config, spec in zip(configs, specs, strict=True)]
 
 

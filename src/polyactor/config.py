@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from polyactor.agent.parts import Parts
-    from polyactor.shared.slot_queue import Bell
+    from polyactor.shared.slot_queue import WakeUp
 
 
-Role = Generator["Bell | None", None, None]
+Role = Generator["WakeUp | None", None, None]
 """What a process does, a turn per step: None when it did something, the bell it waits for when it could not."""
 
 
 @dataclass(frozen=True)
-class Cast:
+class Roles:
     """Who plays in a scheme; a transport decides where.
 
     Attributes:
@@ -85,7 +85,7 @@ class Scheme:
         """Environments in one batch."""
         return config.envs
 
-    def cast(self, parts: Parts) -> AbstractContextManager[Cast]:
+    def roles(self, parts: Parts) -> AbstractContextManager[Roles]:
         """Everything the roles share, for as long as they play."""
         raise NotImplementedError
 

@@ -61,7 +61,7 @@ class OutOfResources(PolyactorError):
 
 
 @dataclass(frozen=True)
-class Loss:
+class WorkerExit:
     """A worker that ended before its work was done.
 
     Attributes:

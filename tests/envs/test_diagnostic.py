@@ -163,9 +163,9 @@ def test_catch_looks_as_it_is() -> None:
     image, *_ = env.step(np.int64(2))
     assert image.shape == (1, 44, 44)
     assert image.dtype == np.uint8
-    board = np.zeros((11, 11), np.uint8)
-    board[5, 2] = board[10, 8] = 255
-    np.testing.assert_array_equal(image[0], np.kron(board, np.ones((4, 4), np.uint8)))
+    counters = np.zeros((11, 11), np.uint8)
+    counters[5, 2] = counters[10, 8] = 255
+    np.testing.assert_array_equal(image[0], np.kron(counters, np.ones((4, 4), np.uint8)))
 
 
 @pytest.mark.parametrize(("paddle", "column"), list(product(range(11), repeat=2)))

@@ -20,7 +20,7 @@ from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD, Adam, RMSprop, Rule
 from polyactor.optim.flat import State, bind, parameter_views
-from polyactor.shared.counters import Board, Counter
+from polyactor.shared.counters import Counter, SharedCounters
 
 Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
 
@@ -129,16 +129,16 @@ class Setup:
     def __init__(self, start: Sequence[float], rule: Rule, workers: int = 1, total_steps: int = 1000) -> None:
         self.model = Point(start)
         self.state = State.of(self.model, rule, workers)
-        self.board = Board(workers)
+        self.counters = SharedCounters(workers)
         self.updaters = [
-            Updater(self.state, rule, self.board, worker=w, total_steps=total_steps) for w in range(workers)
+            Updater(self.state, rule, self.counters, worker=w, total_steps=total_steps) for w in range(workers)
         ]
 
     def apply(self, gradient: Any, worker: int = 0, version: int | None = None, steps: int = 1) -> Tensor:
         vector = torch.zeros(self.state.layout.theta, dtype=torch.float64)
         vector[: self.model.at.numel()] = torch.as_tensor(gradient, dtype=torch.float64)
-        version = self.board.version if version is None else version
-        assert self.updaters[worker].apply(Gradients(vector, {}, version, steps)) == self.board.version
+        version = self.counters.version if version is None else version
+        assert self.updaters[worker].apply(Gradients(vector, {}, version, steps)) == self.counters.version
         return self.model.at.detach().clone()
 
 
@@ -156,7 +156,7 @@ def test_golden_clip_to_global_norm(golden: Golden) -> None:
     x, outputs = golden("grad_clip_global_norm")
     setup = Setup([0.0] * 3, SGD(lr=1.0, max_grad_norm=x["max_norm"]))
     np.testing.assert_allclose(-setup.apply(x["grad"]), outputs["torch"], rtol=0, atol=1e-12)
-    assert setup.board.metrics()["grad_norm"] == outputs["norm"]  # as it was before clipping
+    assert setup.counters.metrics()["grad_norm"] == outputs["norm"]  # as it was before clipping
     setup = Setup([0.0] * 3, SGD(lr=1.0, max_grad_norm=13.1))
     np.testing.assert_array_equal(-setup.apply(x["grad"]), x["grad"])  # inside the ball nothing changes
     setup = Setup([0.0] * 3, SGD(lr=1.0, max_grad_norm=None))
@@ -171,8 +171,8 @@ def test_golden_delayed_gradient_descent_on_a_parabola(golden: Golden, delay: in
     for t in range(x["steps"]):
         version = max(0, t - delay)
         history.append(setup.apply([history[version]], version=version).item())  # d(θ²/2)/dθ at that version
-        assert setup.board.metrics()["gradient_staleness"] == t - version
-        setup.board.mark()
+        assert setup.counters.metrics()["gradient_staleness"] == t - version
+        setup.counters.mark()
     assert history == pytest.approx(outputs[str(delay)], abs=1e-12)
 
 
@@ -180,13 +180,13 @@ def test_learning_rate_anneals_with_the_steps_of_all_workers() -> None:
     setup = Setup([0.0], SGD(lr=1.0, lr_end=0.2, max_grad_norm=None), workers=2, total_steps=40)
     moved, last = [], 0.0
     for i in range(6):
-        setup.board.mark()
+        setup.counters.mark()
         theta = setup.apply([-1.0], worker=i % 2, steps=10).item()
         moved.append(theta - last)
         last = theta
     assert moved == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2])  # and stays at the end
-    assert setup.board.steps == 60
-    assert setup.board.metrics()["learning_rate"] == pytest.approx(0.2)
+    assert setup.counters.steps == 60
+    assert setup.counters.metrics()["learning_rate"] == pytest.approx(0.2)
     assert SGD(lr=0.3).lr_at(0.7) == 0.3
     assert SGD(lr=0.3, lr_end=0.0).lr_at(2.0) == 0.0
 
@@ -217,19 +217,19 @@ def after_updates(rollouts: Sequence[Rollout], algorithm: A2C, rule: RMSprop) ->
     model = ActorCritic(
         spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2), ModelSpec(hidden=(16,), core="lstm", core_size=8)
     ).double()
-    state, board = State.of(model, rule, 1), Board(1)
+    state, counters = State.of(model, rule, 1), SharedCounters(1)
     gradient = torch.zeros(state.layout.theta, dtype=torch.float64)
     bind(model, state.vector)
     places = parameter_views(model, gradient)
-    updater, norms = Updater(state, rule, board, worker=0, total_steps=10**6), []
+    updater, norms = Updater(state, rule, counters, worker=0, total_steps=10**6), []
     for x in rollouts:
         x = x.replace(core_state=tuple(part.detach() for part in model.initial_state(B)))
         dtheta, metrics = differentiate(algorithm, model, Batch(x))
         for place, each in zip(places, dtheta, strict=True):
             place.copy_(each)
-        updater.apply(Gradients(gradient, metrics, board.version, x.steps))
-        norms.append(board.metrics()["grad_norm"] or 0.0)
-    assert board.counters[0, Counter.UPDATES] == len(rollouts)
+        updater.apply(Gradients(gradient, metrics, counters.version, x.steps))
+        norms.append(counters.metrics()["grad_norm"] or 0.0)
+    assert counters.table[0, Counter.UPDATES] == len(rollouts)
     return state.theta.clone(), norms
 
 

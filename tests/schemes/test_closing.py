@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections import Counter as Tally
+from collections import Counter as Stats
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -25,7 +25,7 @@ from polyactor.config import Config
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam
 from polyactor.schemes import ActorLearner, Hogwild, ParamServer, Sync
-from polyactor.shared.counters import Board
+from polyactor.shared.counters import SharedCounters
 
 pytestmark = pytest.mark.alone
 
@@ -101,7 +101,7 @@ def open_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], l
 
     def read() -> list[str]:
         lines = [line.split() for line in path.read_text().splitlines()]
-        made, closed = (Tally(name for what, name in lines if what == verb) for verb in ("made", "closed"))
+        made, closed = (Stats(name for what, name in lines if what == verb) for verb in ("made", "closed"))
         assert len(made) >= B
         return list((made - closed).elements())
 
@@ -124,15 +124,15 @@ def config_of(name: str, env: Any, transported: Any = "local", **values: Any) ->
     return replace(standard, **values)
 
 
-def play(config: Config, updates: float = float("inf")) -> Board:
+def play(config: Config, updates: float = float("inf")) -> SharedCounters:
     """Until all steps are done, or so many updates are."""
     parts = fresh(config)
-    board = parts.board
+    counters = parts.counters
     with closing(transport.run(parts)) as run:
         for _ in run:
-            if board.version >= updates:
+            if counters.version >= updates:
                 break
-    return board
+    return counters
 
 
 PLACES = [(name, "local") for name in SCHEMES] + [

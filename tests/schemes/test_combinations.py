@@ -116,15 +116,15 @@ def test_it_trains(name: str, scheme: str, core: str, env: str, table: list[Cell
     config = config_of(name, scheme, core, env)
     check(config)
     parts = fresh(config)
-    state, board = parts.state, parts.board
+    state, counters = parts.state, parts.counters
     start = state.theta.clone()
     for _ in transport.run(parts):
         pass
-    assert board.steps >= STEPS
-    assert int(board.counters[:, Counter.SKIPPED].sum()) == 0
+    assert counters.steps >= STEPS
+    assert int(counters.table[:, Counter.SKIPPED].sum()) == 0
     assert bool(torch.isfinite(state.vector).all())
     assert bool((state.theta != start).any())
-    assert all(value is not None for value in board.metrics().values())
+    assert all(value is not None for value in counters.metrics().values())
     score = evaluate(config, state.views(), games=GAMES, seed=1).mean
     table.append(Cell(name, scheme, core, env, score))
     assert score > RANDOM[env]

@@ -37,10 +37,10 @@ from polyactor.optim import Adam
 from polyactor.optim.flat import State
 from polyactor.schemes import Hogwild
 from polyactor.schemes.hogwild import Lock
-from polyactor.shared.counters import METRICS, Board, Counter
+from polyactor.shared.counters import METRICS, Counter, SharedCounters
 from polyactor.shared.locks import FileLock
 from polyactor.system import forkserver
-from polyactor.transport.processes import Crew
+from polyactor.transport.processes import ProcessPool
 
 pytestmark = pytest.mark.alone
 
@@ -106,21 +106,21 @@ def config_of(env: Any = Counting, **values: Any) -> Config:
 
 
 @contextmanager
-def training(config: Config) -> Iterator[tuple[Generator[None, None, None], State, Board]]:
+def training(config: Config) -> Iterator[tuple[Generator[None, None, None], State, SharedCounters]]:
     parts = fresh(config)
-    state, board = parts.state, parts.board
+    state, counters = parts.state, parts.counters
     scheme = transport.run(parts)
     try:
-        yield scheme, state, board
+        yield scheme, state, counters
     finally:
         scheme.close()
 
 
-def trained(config: Config, updates: int = 100) -> tuple[State, Board]:
+def trained(config: Config, updates: int = 100) -> tuple[State, SharedCounters]:
     """Until every worker has had so many updates; one may start seconds after another."""
-    with training(config) as (scheme, state, board):
-        until(lambda: bool((board.counters[:, Counter.UPDATES] >= updates).all()), lambda: next(scheme))
-    return state, board
+    with training(config) as (scheme, state, counters):
+        until(lambda: bool((counters.table[:, Counter.UPDATES] >= updates).all()), lambda: next(scheme))
+    return state, counters
 
 
 def until(condition: Callable[[], bool], go_on: Callable[[], object], deadline: float = STARTED) -> None:
@@ -135,8 +135,8 @@ def nap() -> None:
     time.sleep(0.01)
 
 
-def all_update(board: Board) -> Callable[[], bool]:
-    return lambda: bool((board.counters[:, Counter.UPDATES] > 0).all())
+def all_update(counters: SharedCounters) -> Callable[[], bool]:
+    return lambda: bool((counters.table[:, Counter.UPDATES] > 0).all())
 
 
 @pytest.fixture(autouse=True)
@@ -152,41 +152,41 @@ def _leaves_no_process() -> Iterator[None]:
 def test_two_workers_count_and_share_one_set_of_statistics(lock: Lock) -> None:
     config = config_of(scheme=Hogwild(lock=lock))
     start = fresh(config).state.vector
-    state, board = trained(config)
-    updates, steps = board.counters[:, Counter.UPDATES], board.counters[:, Counter.STEPS]
+    state, counters = trained(config)
+    updates, steps = counters.table[:, Counter.UPDATES], counters.table[:, Counter.STEPS]
     assert (updates * 8 <= steps).all()  # a rollout is 10 transitions,
     assert (steps <= updates * 10).all()  # but those from a game's last observation are not counted
-    assert board.steps == steps.sum()
-    assert board.version == updates.sum()
+    assert counters.steps == steps.sum()
+    assert counters.version == updates.sum()
     assert len(state.statistics) == 1
     counted = float(state.statistics[0]["step"])
     if lock == "none":  # two workers may count at once, and one count is lost then
-        assert updates.max() < counted <= board.version
+        assert updates.max() < counted <= counters.version
     else:
-        assert counted == board.version
+        assert counted == counters.version
     assert not torch.equal(start, state.vector)
-    games = board.new_games()
+    games = counters.new_games()
     assert {game.worker for game in games} == {0, 1}
     assert {(game.score, game.length) for game in games} == {(10.0, 10)}
 
 
 def test_workers_stop_at_the_total() -> None:
     config = config_of(steps=2_000)
-    with training(config) as (scheme, _, board):
+    with training(config) as (scheme, _, counters):
         until(lambda: next(scheme, "over") == "over", lambda: None)
-        assert config.steps <= board.steps < config.steps + 2 * 10  # each may have been in its last rollout
+        assert config.steps <= counters.steps < config.steps + 2 * 10  # each may have been in its last rollout
 
 
 @pytest.fixture(scope="module")
-def unshared() -> tuple[State, Board]:
+def unshared() -> tuple[State, SharedCounters]:
     return trained(config_of(optimizer=Adam(shared=False), per_worker=("optimizer.lr=.001,.002",)))
 
 
-def test_unshared_statistics_are_one_set_per_worker(unshared: tuple[State, Board]) -> None:
-    state, board = unshared
+def test_unshared_statistics_are_one_set_per_worker(unshared: tuple[State, SharedCounters]) -> None:
+    state, counters = unshared
     assert len(state.statistics) == 2
     own = [float(statistics["step"]) for statistics in state.statistics]
-    assert own == board.counters[:, Counter.UPDATES].tolist()
+    assert own == counters.table[:, Counter.UPDATES].tolist()
     assert min(own) > 0
     first, second = (statistics["exp_avg_sq"] for statistics in state.statistics)
     assert first.any()
@@ -194,9 +194,9 @@ def test_unshared_statistics_are_one_set_per_worker(unshared: tuple[State, Board
     assert not torch.equal(first, second)
 
 
-def test_per_worker_values_reach_the_workers(unshared: tuple[State, Board]) -> None:
-    _, board = unshared
-    total, count = board._metrics[:, :, METRICS.index("learning_rate")].numpy()
+def test_per_worker_values_reach_the_workers(unshared: tuple[State, SharedCounters]) -> None:
+    _, counters = unshared
+    total, count = counters._metrics[:, :, METRICS.index("learning_rate")].numpy()
     assert (total / count).tolist() == pytest.approx([0.001, 0.002])
 
 
@@ -233,12 +233,12 @@ def test_per_worker_values_that_cannot_be(entry: str) -> None:
 
 def failure(config: Config) -> tuple[PolyactorError, float]:
     """What the run raises, and how many seconds after its workers' first update."""
-    with training(config) as (scheme, _, board):
+    with training(config) as (scheme, _, counters):
         started = begun = time.monotonic()
         with pytest.raises(PolyactorError) as caught:  # noqa: PT012
             for _ in scheme:
                 now = time.monotonic()
-                begun = begun if board.version else now
+                begun = begun if counters.version else now
                 assert now < started + STARTED, "the run hangs"
     return caught.value, time.monotonic() - begun
 
@@ -266,19 +266,19 @@ def test_an_error_longer_than_a_pipe_does_not_hang_the_run() -> None:
 
 def test_pause_stops_everything_resume_goes_on_and_a_killed_worker_is_named() -> None:
     config = config_of(restarts=0)
-    with training(config) as (scheme, state, board):
-        until(all_update(board), lambda: next(scheme))
-        begun, version = time.monotonic(), board.version
-        until(lambda: board.version >= version + 50, nap)
+    with training(config) as (scheme, state, counters):
+        until(all_update(counters), lambda: next(scheme))
+        begun, version = time.monotonic(), counters.version
+        until(lambda: counters.version >= version + 50, nap)
         fifty_updates = time.monotonic() - begun
 
-        with transport.paused(config, board) as heeded:
+        with transport.paused(config, counters) as heeded:
             assert heeded
-            counters, vector = board.counters.copy(), state.vector.clone()
+            counters, vector = counters.table.copy(), state.vector.clone()
             time.sleep(max(0.2, fifty_updates))  # long enough for fifty, were they running
-            assert (board.counters == counters).all()
+            assert (counters.table == counters).all()
             assert torch.equal(state.vector, vector)
-        until(lambda: bool((board.counters[:, Counter.UPDATES] > counters[:, Counter.UPDATES]).all()), nap)
+        until(lambda: bool((counters.table[:, Counter.UPDATES] > counters[:, Counter.UPDATES]).all()), nap)
 
         victim = next(child for child in multiprocessing.active_children() if child.name == "polyactor-worker-1")
         assert victim.pid is not None
@@ -291,11 +291,11 @@ def test_pause_stops_everything_resume_goes_on_and_a_killed_worker_is_named() ->
 
 
 def test_a_run_that_is_closed_lets_its_workers_go() -> None:
-    with training(config_of()) as (scheme, _, board):
-        until(all_update(board), lambda: next(scheme))
+    with training(config_of()) as (scheme, _, counters):
+        until(all_update(counters), lambda: next(scheme))
         scheme.close()
         assert multiprocessing.active_children() == []
-        assert board.counters[:, Counter.UPDATES].all()
+        assert counters.table[:, Counter.UPDATES].all()
 
 
 PARENT = """
@@ -309,10 +309,10 @@ from dataclasses import replace
 if __name__ == "__main__":
     config = replace(base_config("a3c", env="polyactor/Chain-v0"), workers=2, envs=2, steps=10**9)
     parts = Parts.fresh(config, env_spec(config.env))
-    board = parts.board
+    counters = parts.counters
     scheme = transport.run(parts)  # kept, or it would be closed below
     for _ in scheme:
-        if (board.counters[:, 0] > 0).all():
+        if (counters.table[:, 0] > 0).all():
             print(*[child.pid for child in multiprocessing.active_children()], flush=True)
             break
     input()
@@ -385,21 +385,21 @@ def lingering() -> None:
     time.sleep(0.3)
 
 
-def finish(crew: Crew) -> None:
+def finish(pool: ProcessPool) -> None:
     try:
-        until(lambda: crew.wait(0.1), lambda: None)
+        until(lambda: pool.wait(0.1), lambda: None)
     finally:
-        crew.stop()
+        pool.stop()
 
 
 def test_a_worker_has_one_thread_and_leaves_ctrl_c_to_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     seen = torch.zeros(1, 4, dtype=torch.int64).share_memory_()
-    crew = Crew(look_around, 1, (seen,))
+    pool = ProcessPool(look_around, 1, (seen,))
     assert os.environ["OMP_NUM_THREADS"] == "3"
     assert "MKL_NUM_THREADS" not in os.environ
-    finish(crew)
+    finish(pool)
     assert seen.tolist() == [[1, 1, 1, 1]]
 
 
@@ -411,7 +411,7 @@ def draw(worker: int, drawn: torch.Tensor) -> None:
 def test_workers_do_not_share_global_random_streams() -> None:
     """Forked from one server, they would all begin with its own."""
     drawn = torch.zeros(3, 3).share_memory_()
-    finish(Crew(draw, 3, (drawn,)))
+    finish(ProcessPool(draw, 3, (drawn,)))
     assert all(len(set(column)) == 3 for column in drawn.T.tolist())
 
 
@@ -424,10 +424,10 @@ def test_a_worker_has_the_environment_of_its_start(monkeypatch: pytest.MonkeyPat
     seen = torch.zeros(1).share_memory_()
     for value in (7, 8):
         monkeypatch.setenv("POLYACTOR_TEST", str(value))
-        finish(Crew(read_environment, 1, (seen,)))
+        finish(ProcessPool(read_environment, 1, (seen,)))
         assert seen.tolist() == [value]
     monkeypatch.delenv("POLYACTOR_TEST")
-    finish(Crew(read_environment, 1, (seen,)))
+    finish(ProcessPool(read_environment, 1, (seen,)))
     assert seen.tolist() == [-1]
 
 
@@ -438,19 +438,19 @@ def fill(worker: int, tensors: list[torch.Tensor]) -> None:
 
 def test_more_shared_tensors_than_the_server_takes() -> None:
     tensors = [torch.zeros(1).share_memory_() for _ in range(300)]
-    finish(Crew(fill, 1, (tensors,)))
+    finish(ProcessPool(fill, 1, (tensors,)))
     assert torch.cat(tensors).eq(1).all()
 
 
 @pytest.mark.skipif(not forkserver.FORKS, reason="workers are spawned here")
 def test_workers_share_what_an_import_allocates() -> None:
     there = torch.zeros(1).share_memory_()
-    crew = Crew(hold, 1, (there,))
+    pool = ProcessPool(hold, 1, (there,))
     try:
         until(lambda: bool(there), nap)
-        assert private_mib(crew.processes[0].pid) < 70
+        assert private_mib(pool.processes[0].pid) < 70
     finally:
-        crew.stop(grace=0.0)
+        pool.stop(grace=0.0)
 
 
 def hold(worker: int, there: torch.Tensor) -> None:
@@ -466,10 +466,10 @@ def ignore(worker: int, there: torch.Tensor) -> None:
 @pytest.mark.fault("P4")
 def test_many_that_do_not_end_when_asked_are_waited_for_together() -> None:
     there = torch.zeros(4).share_memory_()
-    crew = Crew(ignore, 4, (there,))
+    pool = ProcessPool(ignore, 4, (there,))
     until(lambda: bool(there.all()), nap)
-    processes, start = list(crew.processes.values()), time.monotonic()
-    crew.stop(grace=0.0)
+    processes, start = list(pool.processes.values()), time.monotonic()
+    pool.stop(grace=0.0)
     assert time.monotonic() - start < 5.0  # 2 s from asking to killing
     assert [process.exitcode for process in processes] == [-signal.SIGKILL] * 4
 
@@ -481,16 +481,16 @@ def private_mib(pid: int) -> float:
 
 def test_an_error_of_ours_keeps_its_kind_and_so_its_exit_code() -> None:
     with pytest.raises(Diverged) as caught:
-        finish(Crew(diverge, 1, ()))
+        finish(ProcessPool(diverge, 1, ()))
     assert str(caught.value) == "worker 0: nothing is finite any more"
 
 
 def test_one_wait_is_enough_to_know_that_a_worker_has_ended() -> None:
-    crew = Crew(linger, 1, ())
+    pool = ProcessPool(linger, 1, ())
     try:
-        assert crew.wait(STARTED)
+        assert pool.wait(STARTED)
     finally:
-        crew.stop()
+        pool.stop()
 
 
 # ---- the lock ----------------------------------------------------------------------------------------------------

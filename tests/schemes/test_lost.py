@@ -33,7 +33,7 @@ from polyactor.errors import EnvironmentUnsupported, OutOfResources, UsageError,
 from polyactor.optim.flat import State
 from polyactor.schemes import ActorLearner, Hogwild, ParamServer
 from polyactor.settings.presets import base_config
-from polyactor.shared.counters import Board, Counter
+from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.system import failpoints
 from polyactor.system import forkserver as workers_start
 from polyactor.transport import pause as pausing
@@ -66,7 +66,7 @@ class Training:
 
     config: Config
     state: State
-    board: Board
+    counters: SharedCounters
     scheme: Any = None
     told: list[tuple[float, str, str, dict[str, Any]]] = field(default_factory=list)
 
@@ -79,17 +79,17 @@ class Training:
     def until(self, condition: Any, deadline: float = 60.0) -> float:
         """Go on until this holds; gives the longest time in which there was no update."""
         end = time.monotonic() + deadline
-        longest, last, version = 0.0, time.monotonic(), self.board.version
+        longest, last, version = 0.0, time.monotonic(), self.counters.version
         while not condition():
             assert time.monotonic() < end, f"not within {deadline} seconds"
             next(self.scheme)
-            if self.board.version > version:
-                version, now = self.board.version, time.monotonic()
+            if self.counters.version > version:
+                version, now = self.counters.version, time.monotonic()
                 longest, last = max(longest, now - last), now
         return max(longest, time.monotonic() - last)
 
     def turns(self, worker: int) -> int:
-        return int(self.board.counters[worker, Counter.TURNS])
+        return int(self.counters.table[worker, Counter.TURNS])
 
     def pid(self, worker: int) -> int:
         begun = [fields for event in ("worker_started", "worker_restarted") for _, _, fields in self.events(event)]
@@ -108,8 +108,8 @@ class Training:
 def training(config: Config) -> Iterator[Training]:
     others = multiprocessing.active_children()
     parts = fresh(config)
-    state, board = parts.state, parts.board
-    run = Training(config, state, board)
+    state, counters = parts.state, parts.counters
+    run = Training(config, state, counters)
     run.scheme = transport.run(parts, run.tell)
     try:
         yield run
@@ -124,7 +124,7 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(name: str, record_prop
     with training(config_of(SCHEMES[name])) as run:
         run.at_work()
         for victim in (0, 1):
-            before, killed = run.board.steps, time.monotonic()
+            before, killed = run.counters.steps, time.monotonic()
             os.kill(run.pid(victim), signal.SIGKILL)
             run.until(lambda n=victim + 1: len(run.events("worker_lost")) == n)
             detected, reason, fields = run.events("worker_lost")[-1]
@@ -138,9 +138,9 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(name: str, record_prop
             record_property("sampling again, s", time.monotonic() - killed)
             record_property("longest pause of updates, s", pause)
             assert pause < 1.0
-            assert run.board.steps > before
+            assert run.counters.steps > before
         assert run.finite()
-        assert [int(n) for n in run.board.counters[:, Counter.STARTS]] == [1, 1]
+        assert [int(n) for n in run.counters.table[:, Counter.STARTS]] == [1, 1]
         assert len(run.events("worker_lost")) == 2
 
 
@@ -175,7 +175,7 @@ def test_wherever_it_is_killed(name: str, place: str, monkeypatch: pytest.Monkey
         run.at_work(5)
         assert len(run.events("worker_lost")) == 1
         assert run.finite()
-        skipped = int(run.board.counters[:, Counter.SKIPPED].sum())
+        skipped = int(run.counters.table[:, Counter.SKIPPED].sum())
         assert skipped == 0
 
 
@@ -189,12 +189,12 @@ def test_a_pause_does_not_wait_for_one_that_dies_meanwhile(name: str, monkeypatc
             pid = run.pid(1)
             os.kill(pid, signal.SIGSTOP)  # so that it does not heed the pause before it dies
             threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()
-            began, version = time.monotonic(), run.board.version
-            with pause(run.config, run.board) as heeded:
+            began, version = time.monotonic(), run.counters.version
+            with pause(run.config, run.counters) as heeded:
                 assert heeded
             assert time.monotonic() - began < 10.0  # of 30
-            run.until(lambda version=version: run.board.version > version + 5)
-            run.until(lambda run=run: not run.board.counters[1, Counter.PAUSED] < 0)
+            run.until(lambda version=version: run.counters.version > version + 5)
+            run.until(lambda run=run: not run.counters.table[1, Counter.PAUSED] < 0)
         assert len(run.events("worker_lost")) == 2
 
 
@@ -206,7 +206,7 @@ def test_a_checkpoint_does_not_wait_for_one_that_hangs(name: str) -> None:
         pid = run.pid(1)
         os.kill(pid, signal.SIGSTOP)
         began = time.monotonic()
-        with transport.still(run.config, run.board) as heeded:
+        with transport.still(run.config, run.counters) as heeded:
             assert heeded == (not run.config.scheme.applies_apart)
         assert time.monotonic() - began < 10.0  # another pause waits for 30
         os.kill(pid, signal.SIGCONT)
@@ -243,11 +243,11 @@ def test_nobody_waits_for_one_that_takes_long_to_come_back(
 @pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["server-mean", "learner"]))
 def test_a_total_that_is_reached_with_a_loss_on_the_way_ends_the_run(name: str) -> None:
     with training(config_of(SCHEMES[name], steps=3_000)) as run:
-        run.until(lambda: run.board.steps > 500)
+        run.until(lambda: run.counters.steps > 500)
         os.kill(run.pid(1), signal.SIGKILL)
         for _ in run.scheme:
             pass
-        assert run.board.steps >= 3_000
+        assert run.counters.steps >= 3_000
         assert len(run.events("worker_lost")) == 1
         assert run.finite()
 
@@ -262,8 +262,8 @@ def test_without_replacement_it_goes_on_with_those_that_are_left(name: str) -> N
         turns = run.turns(1)
         run.until(lambda: run.turns(1) > turns + 20)
         assert not run.events("worker_restarted")
-        assert not run.board.starts(0)
-        with transport.paused(run.config, run.board) as heeded:
+        assert not run.counters.starts(0)
+        with transport.paused(run.config, run.counters) as heeded:
             assert heeded  # who is lost need not answer
         os.kill(run.pid(1), signal.SIGKILL)
         with pytest.raises(WorkerFailed, match="worker 1 was killed by signal 9"):
@@ -277,7 +277,7 @@ def test_without_replacement_the_rest_reaches_the_total(name: str, monkeypatch: 
     with training(config_of(SCHEMES[name], restarts=None, steps=5_000)) as run:
         for _ in run.scheme:
             pass
-        assert run.board.steps >= 5_000
+        assert run.counters.steps >= 5_000
         assert len(run.events("worker_lost")) == 1
 
 
@@ -299,17 +299,17 @@ def test_a_worker_that_comes_back_plays_other_games_and_the_pause_does_not_wait_
         os.kill(run.pid(0), signal.SIGKILL)
         run.until(lambda: bool(run.events("worker_restarted")))
         began = time.monotonic()
-        with transport.paused(run.config, run.board) as heeded:
+        with transport.paused(run.config, run.counters) as heeded:
             assert heeded
         assert time.monotonic() - began < 10.0  # of 30
         turns = run.turns(0)
         run.until(lambda: run.turns(0) > turns + 3)
-        assert run.board.counters[0, Counter.PAUSED] >= 0  # from now on it is waited for
-        with transport.paused(run.config, run.board) as heeded:
+        assert run.counters.table[0, Counter.PAUSED] >= 0  # from now on it is waited for
+        with transport.paused(run.config, run.counters) as heeded:
             assert heeded
-            counters = run.board.counters.copy()
+            counters = run.counters.table.copy()
             time.sleep(0.3)
-            assert (counters == run.board.counters).all()
+            assert (counters == run.counters.table).all()
 
 
 class Doomed(gymnasium.Env[Any, Any]):
@@ -481,7 +481,7 @@ def test_one_that_hangs_in_the_runs_own_process_is_interrupted(
     else:
         config = config_of(Hogwild(), transport="inline", **values)
     with training(config) as run:
-        run.until(lambda: run.board.steps > 2_000)
+        run.until(lambda: run.counters.steps > 2_000)
         assert (tmp_path / "mark").exists()
 
 
@@ -514,9 +514,9 @@ def test_one_that_is_stopped_while_it_reads_the_parameters_holds_up_nobody(
         stat = Path(f"/proc/{run.pid(1)}/stat")
         run.until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
         alone = "learner" in name  # it learns from rollouts of all: then there are none
-        goal = run.board.version + (0 if alone else 20)
+        goal = run.counters.version + (0 if alone else 20)
         end = time.monotonic() + 1.5
-        run.until(lambda: time.monotonic() > end and run.board.version >= goal)
+        run.until(lambda: time.monotonic() > end and run.counters.version >= goal)
         os.kill(run.pid(1), signal.SIGCONT)
         run.at_work()
         assert not run.events("worker_lost")
@@ -528,7 +528,7 @@ def test_acer_loses_at_most_the_rollout_it_was_at(tmp_path: Path) -> None:
     for scheme in (Hogwild(), ActorLearner()):
         config = config_of(scheme, algorithm=algorithm, out=str(tmp_path / scheme.name))
         with training(config) as run:
-            run.until(lambda run=run: run.board.steps > 1_000)
+            run.until(lambda run=run: run.counters.steps > 1_000)
             os.kill(run.pid(1), signal.SIGKILL)
             run.until(lambda run=run: bool(run.events("worker_restarted")))
             run.at_work(10)
@@ -541,10 +541,10 @@ def test_ppo_learns_from_a_batch_that_is_half_there() -> None:
     with training(config) as run:
         run.at_work()
         os.kill(run.pid(0), signal.SIGKILL)
-        version = run.board.version
-        run.until(lambda: run.board.version > version + 50)
+        version = run.counters.version
+        run.until(lambda: run.counters.version > version + 50)
         assert run.finite()
-        assert not run.board.counters[:, Counter.SKIPPED].any()
+        assert not run.counters.table[:, Counter.SKIPPED].any()
 
 
 @pytest.mark.slow
@@ -591,9 +591,9 @@ def test_speed_after_losing_one_of_two(name: str, record_property: Record) -> No
             os.kill(pid, signal.SIGCONT)
         turns = run.turns(1)
         run.until(lambda: run.turns(1) > turns + 10)
-        steps, began = run.board.steps, time.monotonic()
+        steps, began = run.counters.steps, time.monotonic()
         run.until(lambda: time.monotonic() > began + seconds)
-        rate = (run.board.steps - steps) / (time.monotonic() - began)
+        rate = (run.counters.steps - steps) / (time.monotonic() - began)
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         return rate

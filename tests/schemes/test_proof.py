@@ -109,7 +109,7 @@ class End:
 
     vector: torch.Tensor
     statistics: tuple[dict[str, torch.Tensor], ...]
-    counters: torch.Tensor
+    table: torch.Tensor
     metrics: dict[str, float | None]
     games: tuple[Game, ...]
 
@@ -135,20 +135,20 @@ def config_of(model: str, rule: str, algorithm: str = "a2c") -> Config:
 
 def end_of(config: Config) -> End:
     parts = fresh(config)
-    state, board = parts.state, parts.board
+    state, counters = parts.state, parts.counters
     start = state.vector.clone()
     for _ in transport.run(parts):
         pass
-    assert board.version >= UPDATES
-    assert config.steps <= board.steps < config.steps + T * B
-    assert int(board.counters[0, Counter.SKIPPED]) == 0
+    assert counters.version >= UPDATES
+    assert config.steps <= counters.steps < config.steps + T * B
+    assert int(counters.table[0, Counter.SKIPPED]) == 0
     assert not torch.equal(start, state.vector)
     assert bool(torch.isfinite(state.vector).all())
     for name in ("observation_moments", "return_moments"):
         assert float(state.views()[f"{name}.count"]) >= UPDATES / 4 * B
     statistics = tuple({name: tensor.clone() for name, tensor in each.items()} for each in state.statistics)
-    counters = torch.from_numpy(board.counters[:, : Counter.PAUSED].copy())
-    return End(state.vector.clone(), statistics, counters, board.metrics(), tuple(board.new_games()))
+    table = torch.from_numpy(counters.table[:, : Counter.PAUSED].copy())
+    return End(state.vector.clone(), statistics, table, counters.metrics(), tuple(counters.new_games()))
 
 
 @cache
@@ -184,7 +184,7 @@ def assert_same(one: End, other: End) -> None:
     for name, tensor in one.statistics[0].items():
         same = bits(tensor) == bits(other.statistics[0][name])
         assert same, name
-    assert torch.equal(one.counters[:, : Counter.GAMES], other.counters[:, : Counter.GAMES])
+    assert torch.equal(one.table[:, : Counter.GAMES], other.table[:, : Counter.GAMES])
     assert one.metrics == other.metrics
     # Who only collects may have begun a rollout that nobody learns from any more.
     assert other.games[: len(one.games)] == one.games

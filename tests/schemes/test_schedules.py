@@ -18,14 +18,14 @@ from polyactor.agent.learner import Learner
 from polyactor.agent.parts import Parts
 from polyactor.algorithms import A2C, VTrace
 from polyactor.algorithms.base import Algorithm
-from polyactor.config import Cast, Config, Scheme
+from polyactor.config import Config, Roles, Scheme
 from polyactor.data import Batch, Metrics
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD
 from polyactor.schemes import ActorLearner, Hogwild, ParamServer
 from polyactor.schemes.param_server import choose
 from polyactor.shared.counters import METRICS, Counter
-from polyactor.shared.slot_queue import Bell
+from polyactor.shared.slot_queue import WakeUp
 from polyactor.transport import inline
 
 Golden = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
@@ -69,21 +69,21 @@ class Seen:
 
 def play(config: Config, order: Iterable[int] | None = None, updates: int = 8) -> Seen:
     parts = fresh(config)
-    state, board = parts.state, parts.board
+    state, counters = parts.state, parts.counters
     state.theta.fill_(1.0)
     parameters = [slot.view(state.theta) for slot in state.layout.slots if slot.start < state.layout.theta]
     seen = Seen([1.0], [], [])
     totals = dict.fromkeys(("gradient_staleness", "policy_lag"), 0.0)
-    for _ in inline.play(parts, order=order):
-        if board.version > len(seen.theta) - 1:
-            assert board.version == len(seen.theta), "one update a turn"
+    for _ in inline.run_roles(parts, order=order):
+        if counters.version > len(seen.theta) - 1:
+            assert counters.version == len(seen.theta), "one update a turn"
             assert all(bool((p == state.theta[0]).all()) for p in parameters)
             seen.theta.append(state.theta[0].item())
             for name, into in (("gradient_staleness", seen.staleness), ("policy_lag", seen.lag)):
-                total = float(board._metrics[0, :, METRICS.index(name)].sum())
+                total = float(counters._metrics[0, :, METRICS.index(name)].sum())
                 into.append(total - totals[name])
                 totals[name] = total
-        if board.version >= updates:
+        if counters.version >= updates:
             break
     return seen
 
@@ -168,11 +168,11 @@ def test_a_longer_queue_lets_a_worker_go_on_and_drop_throws_the_older_half_away(
     assert seen.theta == exactly([1.0], [0, 0, 0, 0], 0.3)
     config = config_of(ParamServer(queue=4, when_full="drop"), workers=1, steps=10**6)
     parts = fresh(config)
-    board = parts.board
-    for _ in inline.play(parts, order=[0, 0, 0, 0, 1, 1]):
+    counters = parts.counters
+    for _ in inline.run_roles(parts, order=[0, 0, 0, 0, 1, 1]):
         pass
-    assert (board.version, int(board.counters[0, Counter.DROPPED])) == (2, 2)
-    assert board.steps == 2, "what was dropped was not learned from"
+    assert (counters.version, int(counters.table[0, Counter.DROPPED])) == (2, 2)
+    assert counters.steps == 2, "what was dropped was not learned from"
 
 
 @pytest.mark.parametrize("lag", [0, 1, 5])
@@ -218,14 +218,14 @@ def test_what_is_chosen_leaves_everybody_time(arrived: dict[int, int], absent: l
 
 
 def test_everybody_waiting_for_everybody_is_an_error_and_not_a_hang() -> None:
-    bell = Bell()
+    wake_up = WakeUp()
 
     class Deadlock(Scheme):
-        def cast(self, parts: Parts) -> AbstractContextManager[Cast]:
-            return nullcontext(Cast(workers=2, work=lambda worker, parts: (bell for _ in itertools.count())))
+        def roles(self, parts: Parts) -> AbstractContextManager[Roles]:
+            return nullcontext(Roles(workers=2, work=lambda worker, parts: (wake_up for _ in itertools.count())))
 
     with pytest.raises(RuntimeError, match="every role waits for another"):
-        list(inline.play(fresh(config_of(Deadlock()))))
+        list(inline.run_roles(fresh(config_of(Deadlock()))))
 
 
 def test_a_real_loss_taken_late_has_a_ratio_and_fresh_has_none() -> None:
@@ -244,7 +244,7 @@ def test_a_real_loss_taken_late_has_a_ratio_and_fresh_has_none() -> None:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Learner, "gradients", watched)
-            for _ in inline.play(parts, order=[0, 0, 0] + [1, 0] * 10):
+            for _ in inline.run_roles(parts, order=[0, 0, 0] + [1, 0] * 10):
                 pass
     assert max(ratios[0]) < 1e-6
     assert max(ratios[2]) > 1e-3

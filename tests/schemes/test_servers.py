@@ -29,7 +29,7 @@ from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam
 from polyactor.optim.flat import State
 from polyactor.schemes import ActorLearner, Hogwild, ParamServer, Sync
-from polyactor.shared.counters import METRICS, Board, Counter
+from polyactor.shared.counters import METRICS, Counter, SharedCounters
 from polyactor.system.machine import torch_threads
 
 pytestmark = pytest.mark.alone
@@ -59,42 +59,42 @@ def config_of(scheme: Any, **values: Any) -> Config:
 
 
 @contextmanager
-def training(config: Config) -> Iterator[tuple[Generator[None, None, None], State, Board]]:
+def training(config: Config) -> Iterator[tuple[Generator[None, None, None], State, SharedCounters]]:
     parts = fresh(config)
-    state, board = parts.state, parts.board
+    state, counters = parts.state, parts.counters
     run = transport.run(parts)
     try:
-        yield run, state, board
+        yield run, state, counters
     finally:
         run.close()
 
 
-def go_on(run: Generator[None, None, None], board: Board, updates: int, deadline: float = 60.0) -> None:
+def go_on(run: Generator[None, None, None], counters: SharedCounters, updates: int, deadline: float = 60.0) -> None:
     end = time.monotonic() + deadline
-    while board.version < updates:
-        assert time.monotonic() < end, f"{board.version} updates in {deadline} seconds"
+    while counters.version < updates:
+        assert time.monotonic() < end, f"{counters.version} updates in {deadline} seconds"
         next(run)
 
 
-def total(board: Board, metric: str) -> tuple[float, float]:
+def total(counters: SharedCounters, metric: str) -> tuple[float, float]:
     """Sum and count of a metric over the run."""
-    values, counts = board._metrics[:, :, METRICS.index(metric)].numpy()
+    values, counts = counters._metrics[:, :, METRICS.index(metric)].numpy()
     return float(values.sum()), float(counts.sum())
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_it_ends_by_itself_and_counts_what_it_learned_from(name: str) -> None:
     config = config_of(SCHEMES[name], steps=2_000)
-    with training(config) as (run, state, board):
+    with training(config) as (run, state, counters):
         start = state.theta.clone()
         for _ in run:
             pass
         # A round of a learner is W rollouts; workers under a server each finish what they had begun.
-        assert 2_000 <= board.steps <= 2_000 + 2 * W * T * B
+        assert 2_000 <= counters.steps <= 2_000 + 2 * W * T * B
         assert not torch.equal(start, state.theta)
-        played = board.counters[:, Counter.GAMES] > 0
+        played = counters.table[:, Counter.GAMES] > 0
         assert played.all() if name in ("server-mean", "learner") else played.any()  # who begins late may play none
-        assert not board.counters[:, Counter.SKIPPED].any()
+        assert not counters.table[:, Counter.SKIPPED].any()
     assert multiprocessing.active_children() == []
 
 
@@ -104,8 +104,8 @@ def test_a_run_that_is_closed_leaves_torch_its_threads(name: str, transported: A
     schemes = {**SCHEMES, "sync": Sync()}
     config = config_of(schemes[name], workers=1, transport=transported)
     with torch_threads(2):
-        with training(config) as (run, _, board):
-            go_on(run, board, updates=3)
+        with training(config) as (run, _, counters):
+            go_on(run, counters, updates=3)
         del run
         assert torch.get_num_threads() == 2
 
@@ -117,9 +117,9 @@ def test_threads_need_nothing_pickled() -> None:
         with lock:
             return gymnasium.make("CartPole-v1")
 
-    with training(config_of(SCHEMES["threads"], env=make)) as (run, _, board):
-        go_on(run, board, updates=3)
-    with training(config_of(Hogwild(), env=make)) as (run, _, board), pytest.raises(TypeError, match="pickle"):
+    with training(config_of(SCHEMES["threads"], env=make)) as (run, _, counters):
+        go_on(run, counters, updates=3)
+    with training(config_of(Hogwild(), env=make)) as (run, _, counters), pytest.raises(TypeError, match="pickle"):
         next(run)
 
 
@@ -127,11 +127,11 @@ def test_threads_need_nothing_pickled() -> None:
 def test_a_bound_on_staleness_holds_among_processes() -> None:
     worst: list[float] = []
     config = config_of(ParamServer(max_staleness=1))
-    with training(config) as (run, _, board):
+    with training(config) as (run, _, counters):
         seen = 0.0
-        while board.version < 200:
+        while counters.version < 200:
             next(run)
-            now, _ = total(board, "gradient_staleness")
+            now, _ = total(counters, "gradient_staleness")
             worst.append(now - seen)
             seen = now
     assert max(worst) == 1.0
@@ -141,35 +141,35 @@ def test_a_bound_on_staleness_holds_among_processes() -> None:
 @pytest.mark.parametrize(("lag", "least"), [(0, 0.0), pytest.param(3, 1.0, marks=pytest.mark.slow)])
 def test_lag_is_bounded_by_the_slots_among_processes(lag: int, least: float) -> None:
     config = config_of(ActorLearner(max_lag=lag), algorithm=VTrace())
-    with training(config) as (run, _, board):
-        go_on(run, board, 10)
+    with training(config) as (run, _, counters):
+        go_on(run, counters, 10)
         time.sleep(1.0)  # the learner does nothing: actors fill every slot they may, and stop there
-        games = board.counters[:, Counter.GAMES].copy()
+        games = counters.table[:, Counter.GAMES].copy()
         time.sleep(0.5)
-        assert (board.counters[:, Counter.GAMES] == games).all()
-        before, count = total(board, "policy_lag")
-        go_on(run, board, board.version + lag + 1)
-        after, count_after = total(board, "policy_lag")
+        assert (counters.table[:, Counter.GAMES] == games).all()
+        before, count = total(counters, "policy_lag")
+        go_on(run, counters, counters.version + lag + 1)
+        after, count_after = total(counters, "policy_lag")
         assert least <= (after - before) / (count_after - count) <= lag
 
 
 @pytest.mark.parametrize("name", ["server", "learner"])
 def test_a_killed_worker_is_named_and_the_rest_let_go(name: str) -> None:
-    with training(config_of(SCHEMES[name], restarts=0)) as (run, state, board):
-        go_on(run, board, 5)
+    with training(config_of(SCHEMES[name], restarts=0)) as (run, state, counters):
+        go_on(run, counters, 5)
         victim = next(child for child in multiprocessing.active_children() if child.name == "polyactor-worker-1")
         assert victim.pid is not None
         os.kill(victim.pid, signal.SIGKILL)
         with pytest.raises(WorkerFailed, match="worker 1 was killed by signal 9"):
-            go_on(run, board, 10**9, deadline=20.0)
+            go_on(run, counters, 10**9, deadline=20.0)
         assert bool(torch.isfinite(state.vector).all())
     assert multiprocessing.active_children() == []
 
 
 def test_what_a_thread_raises_stops_the_run() -> None:
     config = config_of(Hogwild(workers_as="thread"), env=broken)
-    with training(config) as (run, _, board), pytest.raises(EnvironmentUnsupported) as caught:
-        go_on(run, board, 10**9, deadline=20.0)
+    with training(config) as (run, _, counters), pytest.raises(EnvironmentUnsupported) as caught:
+        go_on(run, counters, 10**9, deadline=20.0)
     assert "environment 0 of broken failed 5 times in a row" in str(caught.value)
     assert isinstance(caught.value.__cause__, ArithmeticError)
 
@@ -188,28 +188,28 @@ def broken() -> Any:
 
 def test_workers_of_a_server_have_values_of_their_own() -> None:
     config = config_of(ParamServer(), per_worker=("optimizer.lr=1e-3,2e-3",))
-    with training(config) as (run, _, board):
-        while not (board.counters[:, Counter.UPDATES] > 3).all():
+    with training(config) as (run, _, counters):
+        while not (counters.table[:, Counter.UPDATES] > 3).all():
             next(run)
-        values, counts = board._metrics[:, :, METRICS.index("learning_rate")].numpy()
+        values, counts = counters._metrics[:, :, METRICS.index("learning_rate")].numpy()
         assert (values / counts).tolist() == pytest.approx([1e-3, 2e-3])
 
 
 def test_several_updaters_apply_everything_once() -> None:
     config = config_of(ParamServer(updaters=3), workers=3, steps=3_000)
-    with training(config) as (run, state, board):
+    with training(config) as (run, state, counters):
         for _ in run:
             pass
-        assert float(state.statistics[0]["step"]) == board.version
+        assert float(state.statistics[0]["step"]) == counters.version
 
 
 def test_ppo_takes_each_minibatch_at_the_parameters_the_last_one_left() -> None:
     config = config_of(ParamServer(), workers=1, algorithm=PPO(epochs=2, minibatches=2), steps=500)
-    with training(config) as (run, _, board):
+    with training(config) as (run, _, counters):
         for _ in run:
             pass
-        assert total(board, "gradient_staleness")[0] == 0.0
-        lag, count = total(board, "policy_lag")
+        assert total(counters, "gradient_staleness")[0] == 0.0
+        lag, count = total(counters, "policy_lag")
         assert lag / count == 1.5  # 0, 1, 2, 3
 
 

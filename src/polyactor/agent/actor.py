@@ -14,7 +14,7 @@ from torch import Tensor
 from polyactor.data import Moments, Rollout, Tree
 from polyactor.envs.spec import EnvSpec
 from polyactor.models.running_stats import blank_row, moments
-from polyactor.shared.heartbeat import ALL, Line, Pulse
+from polyactor.shared.heartbeat import ALL, Heartbeat, Heartbeats
 from polyactor.shared.timing import Part, Watch, unwatched
 from polyactor.system.failpoints import hit
 
@@ -82,20 +82,20 @@ class Actor:
         gamma: float,
         differentiated: bool = False,
         needs: Collection[str] = (),
-        line: Line | None = None,
+        heartbeat: Heartbeat | None = None,
         on_game: Callable[[float, int], None],
         on_lost: Callable[[str], None] = unheard,
         spend: Callable[[Part, float], None] = unwatched,
     ) -> None:
         self.envs, self.model, self.generator, self.gamma = envs, model, generator, gamma
         self.on_game, self.on_lost, self.spend = on_game, on_lost, spend
-        self.line = line or Pulse(1).line(0)
+        self.heartbeat = heartbeat or Heartbeats(1).heartbeat(0)
         b = envs.num_envs
         self.length, self.differentiated, self.needs = length, differentiated, needs
         self.own: Rollout | None = None
-        self.line.asked(ALL, None)
+        self.heartbeat.asked(ALL, None)
         self.observation = envs.reset(seed)
-        self.line.answered()
+        self.heartbeat.answered()
         self.is_first, self.ended = np.ones(b, dtype=bool), np.zeros(b, dtype=bool)
         self.state = model.initial_state(b)
         self.score, self.steps = np.zeros(b), np.zeros(b, dtype=np.int64)
@@ -140,9 +140,9 @@ class Actor:
             params.append(params_t)
             a_t = self.model.distribution(params_t).sample(self.generator).numpy()
             watch.lap(Part.INFER)
-            self.line.asked(ALL, a_t)
+            self.heartbeat.asked(ALL, a_t)
             step = self.envs.step(a_t)
-            self.line.answered()
+            self.heartbeat.answered()
             watch.lap(Part.EMULATE)
             action[t], reward[t], terminated[t] = a_t, step.reward, step.terminated
             # The row after `done` holds the final observation; the row after that starts the next episode. A lost game
@@ -162,10 +162,10 @@ class Actor:
 
     def close(self) -> None:
         """Close the environments; what they have to say against it changes nothing any more."""
-        self.line.asked(ALL, None)
+        self.heartbeat.asked(ALL, None)
         with suppress(Exception):
             self.envs.close()
-        self.line.answered()
+        self.heartbeat.answered()
 
     def snapshot(self) -> dict[str, Tensor]:
         """Everything that `collect` goes on from, but the model's parameters."""

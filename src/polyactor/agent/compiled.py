@@ -17,10 +17,10 @@ LONGEST_REASON = 300
 ROUNDING = 1e-4
 """Of a gradient's norm: what compiled code may differ by."""
 
-Differentiate = Callable[[Algorithm, ActorCritic, Batch], tuple[tuple[Tensor, ...], Metrics]]
+GradientFunction = Callable[[Algorithm, ActorCritic, Batch], tuple[tuple[Tensor, ...], Metrics]]
 
 
-def compiled(plain: Differentiate) -> Differentiate:
+def compiled(plain: GradientFunction) -> GradientFunction:
     """The same function by torch.compile: both passes as a few C++ functions instead of some hundred calls.
 
     A batch of another size is compiled anew. Another form of this function got a bias's gradient wrong, for one size of
@@ -31,7 +31,7 @@ def compiled(plain: Differentiate) -> Differentiate:
 
     dynamo.trace_autograd_ops = True  # the backward pass belongs to the same graph
     inductor.compile_threads = 1  # in this process: no pool of others beside every worker
-    fast: Differentiate = torch.compile(plain)
+    fast: GradientFunction = torch.compile(plain)
     checked: set[torch.Size] = set()
 
     def run(algorithm: Algorithm, model: ActorCritic, batch: Batch) -> tuple[tuple[Tensor, ...], Metrics]:

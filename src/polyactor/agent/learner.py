@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from polyactor.agent.compiled import compiled
-from polyactor.agent.replay_buffer import Ring
+from polyactor.agent.replay_buffer import ReplayBuffer
 from polyactor.agent.replica import Replica
 from polyactor.algorithms.base import Algorithm
 from polyactor.data import Batch, Direction, Gradients, Metrics, Rollout
@@ -40,7 +40,7 @@ class Learner:
         total_steps: int,
         clip_reward: float | None,
         generator: torch.Generator,
-        replay: Ring | None = None,
+        replay: ReplayBuffer | None = None,
         compile: bool = False,
         spend: Callable[[Part, float], None] = unwatched,
     ) -> None:
@@ -60,7 +60,7 @@ class Learner:
         """
         watch = Watch(self.spend)
         replica, model = self.replica, self.replica.model
-        algorithm = self.algorithm.at(replica.board.steps / self.total_steps)
+        algorithm = self.algorithm.at(replica.counters.steps / self.total_steps)
         steps, moments = rollout.steps + self.uncounted, rollout.moments
         self.uncounted = steps  # until a gradient carries them: an algorithm may make none of a rollout
         if self.replay is not None:

@@ -13,7 +13,7 @@ import torch
 
 from polyactor.agent.actor import Actor, row_of
 from polyactor.agent.learner import Learner
-from polyactor.agent.replay_buffer import Ring
+from polyactor.agent.replay_buffer import ReplayBuffer
 from polyactor.agent.replica import Replica
 from polyactor.agent.resumables import Resumables
 from polyactor.agent.streams import Streams
@@ -25,12 +25,12 @@ from polyactor.errors import OutOfResources, UsageError
 from polyactor.models.actor_critic import ActorCritic, Precision
 from polyactor.models.running_stats import blank_moments
 from polyactor.optim.flat import State
-from polyactor.shared.counters import Board
-from polyactor.shared.gradient_slots import Parcel
+from polyactor.shared.counters import SharedCounters
+from polyactor.shared.gradient_slots import GradientSlot
 from polyactor.shared.heartbeat import ALL
 from polyactor.shared.locks import Reading, once
 
-T = TypeVar("T", Rollout, Parcel)
+T = TypeVar("T", Rollout, GradientSlot)
 
 
 REPLAY = "replay"
@@ -66,7 +66,7 @@ def make_model(config: Config, spec: EnvSpec) -> ActorCritic:
                 precision=precision(config, images=spec.bytes),
                 normalize_observation=config.normalize.observation,
                 normalize_return=config.normalize.reward,
-                critic=config.algorithm.outputs[1],
+                value_head=config.algorithm.outputs[1],
                 averaged=config.algorithm.averaging is not None,
             )
         except (ValueError, RuntimeError) as error:  # torch's own words for an image smaller than a kernel
@@ -99,14 +99,14 @@ class Parts:
         config: of the run.
         spec: of its environments.
         state: θ, running statistics and optimizer statistics; workers share its memory.
-        board: the counters of all workers; they share its memory, too.
+        counters: the counters of all workers; they share its memory, too.
         resumables: what a checkpoint holds besides, so that a run goes on to the bit.
     """
 
     config: Config
     spec: EnvSpec
     state: State
-    board: Board
+    counters: SharedCounters
     resumables: Resumables = field(default_factory=Resumables)
 
     @classmethod
@@ -116,7 +116,7 @@ class Parts:
         Raises:
             UsageError, OutOfResources: as `make_state`.
         """
-        return cls(config, spec, make_state(config, spec), Board(config.workers, config.algorithm.metrics))
+        return cls(config, spec, make_state(config, spec), SharedCounters(config.workers, config.algorithm.metrics))
 
     def actor(self, worker: int, *, threads: int = 1, reading: Reading = once) -> tuple[Replica, Actor]:
         """A worker's actor in environments of its own, and the replica it acts with.
@@ -125,11 +125,11 @@ class Parts:
             threads: of the environments, where those can use several.
             reading: gives a loop in whose body θ is copied.
         """
-        config, board = self.config, self.board
+        config, counters = self.config, self.counters
         streams = self._streams(worker)
-        line = board.pulse.line(worker)
+        heartbeat = counters.heartbeats.heartbeat(worker)
         with ExitStack() as made:  # where the rest of an actor cannot be made, its environments are closed
-            line.asked(ALL, None)
+            heartbeat.asked(ALL, None)
             envs = make_envs(
                 config.env,
                 config.envs,
@@ -137,10 +137,10 @@ class Parts:
                 max_episode_steps=config.max_episode_steps,
                 threads=threads,
                 saved=config.exact_resume,
-                listener=line,
+                listener=heartbeat,
             )
             made.callback(envs.close)
-            line.answered()
+            heartbeat.answered()
             replica = self.replica(reading=reading)
             actor = Actor(
                 envs,
@@ -151,10 +151,10 @@ class Parts:
                 gamma=config.for_worker(worker).algorithm.gamma,
                 differentiated=not config.algorithm.reuses,
                 needs=config.algorithm.needs,
-                on_game=partial(board.game, worker),
-                line=line,
-                on_lost=partial(board.env_error, worker),
-                spend=partial(board.spend, worker),
+                on_game=partial(counters.game, worker),
+                heartbeat=heartbeat,
+                on_lost=partial(counters.env_error, worker),
+                spend=partial(counters.spend, worker),
             )
             made.pop_all()
         return replica, actor
@@ -166,7 +166,7 @@ class Parts:
             reading: gives a loop in whose body the copy is made.
             device: where the copy lives.
         """
-        return Replica(make_model(self.config, self.spec), self.state, self.board, reading=reading, device=device)
+        return Replica(make_model(self.config, self.spec), self.state, self.counters, reading=reading, device=device)
 
     def learner(self, worker: int, replica: Replica) -> Learner:
         """A worker's learner, with this worker's own values, at the parameters of a replica."""
@@ -179,7 +179,7 @@ class Parts:
             generator=self._streams(worker, replica.device).learn,
             replay=self.replay(worker, replica.model) if config.algorithm.remembers else None,
             compile=config.compile,
-            spend=partial(self.board.spend, worker),
+            spend=partial(self.counters.spend, worker),
         )
 
     def updater(self, worker: int, *, applying: AbstractContextManager[object] | None = None) -> Updater:
@@ -192,18 +192,18 @@ class Parts:
         return Updater(
             self.state,
             own.optimizer,
-            self.board,
+            self.counters,
             worker=worker,
             total_steps=self.config.steps,
             averaging=own.algorithm.averaging,
             applying=applying,
         )
 
-    def replay(self, worker: int, model: ActorCritic) -> Ring:
+    def replay(self, worker: int, model: ActorCritic) -> ReplayBuffer:
         """A learner's equal part of the steps that are replayed, in the run directory where there is one."""
         like, rollouts, stack = _ring_of(self.config, self.spec, model)
         folder = None if self.config.out is None else Path(self.config.out) / REPLAY / f"learner-{worker}"
-        return Ring(like, rollouts, stack=stack, folder=folder)
+        return ReplayBuffer(like, rollouts, stack=stack, folder=folder)
 
     def rounds(self, rounds: int, actors: int) -> list[Rollout]:
         """Shared memory for so many rollouts, each joined of those of several actors."""
@@ -212,7 +212,7 @@ class Parts:
         sizes = {"t": config.rollout, "b": actors * config.envs, "actors": actors}
         return [_shared(Rollout.blank(row, **sizes)) for _ in range(rounds)]
 
-    def gradient_slots(self, queue: int, accumulate: int) -> list[list[Parcel]]:
+    def gradient_slots(self, queue: int, accumulate: int) -> list[list[GradientSlot]]:
         """Shared memory for gradients on their way to a server: by worker, by place in its queue.
 
         Args:
@@ -222,15 +222,15 @@ class Parts:
         running = make_model(self.config, self.spec).running
         shapes = {name: tuple(part.mean.shape) for name, part in running.items()}
 
-        def slot() -> Parcel:
+        def slot() -> GradientSlot:
             moments = {name: blank_moments(accumulate, shape) for name, shape in shapes.items()}
-            return _shared(Parcel.blank(self.state.layout.theta, self.board.names, moments))
+            return _shared(GradientSlot.blank(self.state.layout.theta, self.counters.names, moments))
 
         return [[slot() for _ in range(queue)] for _ in range(self.config.workers)]
 
     def _streams(self, worker: int, device: str = "cpu") -> Streams:
-        board = self.board
-        return Streams.of(self.config.seed, worker, board.version, again=board.starts(worker), device=device)
+        counters = self.counters
+        return Streams.of(self.config.seed, worker, counters.version, again=counters.starts(worker), device=device)
 
 
 def _ring_of(config: Config, spec: EnvSpec, model: ActorCritic) -> tuple[Rollout, int, int]:
@@ -246,7 +246,7 @@ def _refuse_small_disk(config: Config, spec: EnvSpec, model: ActorCritic) -> Non
     if not config.algorithm.remembers:
         return
     like, rollouts, stack = _ring_of(config, spec, model)
-    needed = config.scheme.learners(config) * Ring.size(like, rollouts, stack=stack)
+    needed = config.scheme.learners(config) * ReplayBuffer.size(like, rollouts, stack=stack)
     directory = Path(config.out or ".").absolute()
     there = sum(each.stat().st_size for each in (directory / REPLAY).rglob("*.bin"))
     while not directory.exists():

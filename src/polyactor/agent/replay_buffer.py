@@ -24,7 +24,7 @@ FRAMES = "observation"
 """The field of which one frame of a stack is stored."""
 
 
-class Ring:
+class ReplayBuffer:
     """The latest rollouts of B environments, and rollouts of one environment drawn from them.
 
     A rollout's row T is row 0 of the next one, so an environment's rollouts are one stream, and row t of slot i is row

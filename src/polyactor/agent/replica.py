@@ -7,7 +7,7 @@ from torch import Tensor
 
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.optim.flat import State, bind
-from polyactor.shared.counters import Board
+from polyactor.shared.counters import SharedCounters
 from polyactor.shared.locks import Reading, once
 from polyactor.system.failpoints import hit
 
@@ -18,7 +18,7 @@ class Replica:
     Args:
         model: re-pointed at the copy; what computes in bf16 gets a rounded copy of its own beside the exact one.
         state: what `pull` copies.
-        board: tells its version.
+        counters: tells its version.
         reading: gives a loop in whose body the copy is made.
         device: where the copy lives.
     """
@@ -27,12 +27,12 @@ class Replica:
         self,
         model: ActorCritic,
         state: State,
-        board: Board,
+        counters: SharedCounters,
         *,
         reading: Reading = once,
         device: str = "cpu",
     ) -> None:
-        self.model, self.state, self.board = model, state, board
+        self.model, self.state, self.counters = model, state, counters
         self.reading = reading
         self.device = device
         self.vector = torch.empty_like(state.vector, device=device)
@@ -47,7 +47,7 @@ class Replica:
         """θ' ← θ, and unless told otherwise the running statistics."""
         size = len(self.vector) if running else self.state.layout.theta
         for _ in self.reading():
-            self.version = self.board.version
+            self.version = self.counters.version
             self.vector[:size].copy_(self.state.vector[:size])
             hit("read")
         with torch.no_grad():

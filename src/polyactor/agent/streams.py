@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-PLAY = 1 << 20
+EVALUATION_STREAM = 1 << 20
 """Stream number of evaluations: far from any worker's."""
 
 

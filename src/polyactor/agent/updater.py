@@ -13,7 +13,7 @@ from polyactor.errors import Diverged
 from polyactor.models.running_stats import can_merge, merge
 from polyactor.optim.flat import State
 from polyactor.optim.rules import Rule
-from polyactor.shared.counters import Board, Counter, scalars
+from polyactor.shared.counters import Counter, SharedCounters, scalars
 from polyactor.shared.timing import Part, Watch
 from polyactor.system.failpoints import hit
 
@@ -27,7 +27,7 @@ class Updater:
     Args:
         state: what is moved, in place; may be shared memory.
         rule: how.
-        board: where updates and consumed environment steps are counted.
+        counters: where updates and consumed environment steps are counted.
         worker: whose counters and statistics these are.
         total_steps: environment steps of the whole run; progress is steps consumed ÷ this.
         averaging: α, how much of the average network an update leaves.
@@ -38,7 +38,7 @@ class Updater:
         self,
         state: State,
         rule: Rule,
-        board: Board,
+        counters: SharedCounters,
         *,
         worker: int,
         total_steps: int,
@@ -46,7 +46,7 @@ class Updater:
         applying: AbstractContextManager[object] | None = None,
     ) -> None:
         self.average, self.averaging = state.average, 1.0 if averaging is None else averaging
-        self.state, self.rule, self.board = state, rule, board
+        self.state, self.rule, self.counters = state, rule, counters
         self.worker, self.total_steps = worker, total_steps
         self.applying = applying or nullcontext()
         self.statistics = state.statistics[worker % len(state.statistics)]
@@ -59,16 +59,16 @@ class Updater:
             Diverged: too many gradients (or running statistics) in a row were not finite. Each is skipped and counted.
         """
         hit("update")
-        watch = Watch(partial(self.board.spend, self.worker))
-        dtheta, count = gradients.vector, self.board.count
+        watch = Watch(partial(self.counters.spend, self.worker))
+        dtheta, count = gradients.vector, self.counters.count
         norm = float(torch.linalg.vector_norm(dtheta))
         if math.isinf(norm):  # squares of 1e20 overflow float32, but float64 takes seven times as long
             norm = float(torch.linalg.vector_norm(dtheta, dtype=torch.float64))
         finite = math.isfinite(norm) and all(map(can_merge, gradients.moments.values()))
         finite = finite and (gradients.step is None or bool(gradients.step.isfinite().all()))
-        lr = self.rule.lr_at(self.board.steps / self.total_steps)
+        lr = self.rule.lr_at(self.counters.steps / self.total_steps)
         with self.applying:
-            staleness = self.board.version - gradients.version
+            staleness = self.counters.version - gradients.version
             if finite:
                 if self.rule.max_grad_norm is not None:
                     dtheta.mul_(min(1.0, self.rule.max_grad_norm / (norm + 1e-6)))
@@ -83,18 +83,18 @@ class Updater:
             count(self.worker, Counter.UPDATES, int(finite))
             count(self.worker, Counter.STEPS, gradients.steps)
         if finite:
-            self.board.counters[self.worker, Counter.SKIPPED_IN_A_ROW] = 0
+            self.counters.table[self.worker, Counter.SKIPPED_IN_A_ROW] = 0
             own = {"grad_norm": norm, "learning_rate": lr, "gradient_staleness": float(staleness)}
-            self.board.record(self.worker, scalars(gradients.metrics) | own)
+            self.counters.record(self.worker, scalars(gradients.metrics) | own)
         else:
             self._skip()
         watch.lap(Part.APPLY)
-        return self.board.version
+        return self.counters.version
 
     def _skip(self) -> None:
-        self.board.count(self.worker, Counter.SKIPPED, 1)
-        self.board.count(self.worker, Counter.SKIPPED_IN_A_ROW, 1)
-        if self.board.counters[self.worker, Counter.SKIPPED_IN_A_ROW] > SKIPS_ALLOWED:
+        self.counters.count(self.worker, Counter.SKIPPED, 1)
+        self.counters.count(self.worker, Counter.SKIPPED_IN_A_ROW, 1)
+        if self.counters.table[self.worker, Counter.SKIPPED_IN_A_ROW] > SKIPS_ALLOWED:
             raise Diverged(
                 f"more than {SKIPS_ALLOWED} gradients in a row were not finite, so the run stopped; "
                 "lower --optimizer.lr or look for NaN in the environment's rewards and observations"

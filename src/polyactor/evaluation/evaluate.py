@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyactor.agent.streams import PLAY, Streams
+from polyactor.agent.streams import EVALUATION_STREAM, Streams
 from polyactor.config import Config
 from polyactor.envs import EnvSpec, VectorEnv, make_envs
 from polyactor.errors import EnvironmentUnsupported
 from polyactor.evaluation.policy import make_trained
 from polyactor.models.actor_critic import ActorCritic
-from polyactor.shared.counters import Board, never, nothing
+from polyactor.shared.counters import SharedCounters, never, nothing
 from polyactor.shared.heartbeat import ALL
 from polyactor.system.machine import torch_threads
 from polyactor.transport.watchdog import Tell, untold, watched
@@ -99,7 +99,7 @@ def play(
         EnvironmentUnsupported: an environment failed again and again, or more games were lost than were to be played.
     """
     b, per_env = envs.num_envs, -(-games // envs.num_envs)
-    streams = Streams.of(seed, PLAY)
+    streams = Streams.of(seed, EVALUATION_STREAM)
     observation, state = envs.reset(streams.env), model.initial_state(b)
     answered()
     is_first, ended = np.ones(b, dtype=bool), np.zeros(b, dtype=bool)
@@ -149,25 +149,25 @@ def fresh_envs(
         tell: as `watched` takes it.
         options: more for `make_envs`.
     """
-    board = Board(1)
-    line = board.pulse.line(0)
-    line.asked(ALL, None)
-    with watched(config, board, tell):
+    counters = SharedCounters(1)
+    heartbeat = counters.heartbeats.heartbeat(0)
+    heartbeat.asked(ALL, None)
+    with watched(config, counters, tell):
         envs = make_envs(
             config.env,
             count,
             atari=config.atari,
             max_episode_steps=config.max_episode_steps,
-            listener=line,
+            listener=heartbeat,
             **options,
         )
-        line.answered()
+        heartbeat.answered()
         try:
-            yield envs, line.answered
+            yield envs, heartbeat.answered
         finally:
-            line.asked(ALL, None)
+            heartbeat.asked(ALL, None)
             envs.close()
-            line.answered()
+            heartbeat.answered()
 
 
 def evaluate(

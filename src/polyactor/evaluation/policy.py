@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from polyactor.agent.parts import make_model
-from polyactor.agent.streams import PLAY, Streams
+from polyactor.agent.streams import EVALUATION_STREAM, Streams
 from polyactor.config import Config
 from polyactor.envs import EnvSpec, make_envs
 from polyactor.errors import CheckpointError, UsageError
@@ -92,7 +92,7 @@ class Policy:
         self.config = config
         self._envs = make_envs(config.env, 1, atari=config.atari)
         self.model = make_trained(config, EnvSpec.of(self._envs), tensors)
-        self._generator = Streams.of(seed, PLAY).act
+        self._generator = Streams.of(seed, EVALUATION_STREAM).act
         self.reset()
 
     def reset(self) -> None:

@@ -59,7 +59,7 @@ class Trunk(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16):
             return cast("Tensor", self.torso(x, **how)).float()
 
-    def remember(self, features: Tensor, state: CoreState, is_first: Tensor) -> tuple[Tensor, CoreState]:
+    def run_core(self, features: Tensor, state: CoreState, is_first: Tensor) -> tuple[Tensor, CoreState]:
         """The core's features ``[T, B, F]`` of the torso's ``[T·B, F]``, and the state after the last row."""
         output: tuple[Tensor, CoreState] = self.core(features.view(*is_first.shape, -1), state, is_first)
         return output
@@ -75,7 +75,7 @@ class ActorCritic(nn.Module):
         precision: of the torso; heads, core, values and losses are float32 either way.
         normalize_observation: keep running moments of the observations and feed (x − mean)/σ.
         normalize_return: keep running moments of the discounted return, for reward scaling.
-        critic: what the critic says, value or q.
+        value_head: what it says, value or q.
         averaged: have an average of itself, whose parameters are running statistics too.
     """
 
@@ -92,7 +92,7 @@ class ActorCritic(nn.Module):
         precision: Precision = "fp32",
         normalize_observation: bool = False,
         normalize_return: bool = False,
-        critic: str = "value",
+        value_head: str = "value",
         averaged: bool = False,
     ) -> None:
         super().__init__()
@@ -106,9 +106,9 @@ class ActorCritic(nn.Module):
         features = self.trunk.features
         self.policy_layer, self.value_layer = (own_layer(features, spec.head_width) for _ in range(2))
         self.policy = policy_head(spec.head_width or features, self.actions, spec)
-        self.value = orthogonal(nn.Linear(spec.head_width or features, critic_width(critic, self.actions)), 1.0)
-        self.lists_actions = critic == "q" and not self.actions.dims
-        self.dueling = Dueling(features, self.actions.dims) if critic == "q" and self.actions.dims else None
+        self.value = orthogonal(nn.Linear(spec.head_width or features, critic_width(value_head, self.actions)), 1.0)
+        self.lists_actions = value_head == "q" and not self.actions.dims
+        self.dueling = Dueling(features, self.actions.dims) if value_head == "q" and self.actions.dims else None
         self.observation_moments = RunningMoments(shape) if normalize_observation else None
         self.return_moments = RunningMoments(()) if normalize_return else None
         # Two levels of noise for bytes, next to none for numbers: keeps constant inputs finite.
@@ -152,7 +152,7 @@ class ActorCritic(nn.Module):
                 kept.copy_(features)
         else:  # a torso of the value's own is needed to act only where it remembers
             seen = self.see(x) if state else [self.trunk.see(x)]
-        remembered, state = self.remember(seen, state, is_first.unsqueeze(0))
+        remembered, state = self.run_core(seen, state, is_first.unsqueeze(0))
         params: Tensor = self.policy(self.policy_layer(remembered[0]))
         return params[0], state
 
@@ -171,14 +171,14 @@ class ActorCritic(nn.Module):
             with torch.no_grad():
                 last = self.see(self.prepared(rollout.observation[-1]))
             seen = [torch.cat(both) for both in zip(seen, last, strict=True)]
-        remembered, _ = self.remember(seen, rollout.core_state, rollout.is_first)
+        remembered, _ = self.run_core(seen, rollout.core_state, rollout.is_first)
         params, value = self.heads(remembered)
         advantage = None if self.dueling is None else partial(self.dueling, remembered[-1][:t])
         return Outputs(params, value, advantage)
 
     def forward(self, observation: Tensor, state: CoreState, is_first: Tensor) -> tuple[Tensor, Tensor, CoreState]:
         """``[T, B, *O]`` to policy parameters ``[T, B, P]``, values ``[T, B]`` and the state after the last row."""
-        remembered, state = self.remember(self.see(self.prepared(observation.flatten(0, 1))), state, is_first)
+        remembered, state = self.run_core(self.see(self.prepared(observation.flatten(0, 1))), state, is_first)
         return *self.heads(remembered), state
 
     def see(self, x: Tensor, outputs: Sequence[Sequence[Tensor] | None] = (), *, known: bool = False) -> list[Tensor]:
@@ -192,13 +192,13 @@ class ActorCritic(nn.Module):
         value: Tensor = self.value(self.value_layer(remembered[-1]))
         return params, value if self.lists_actions else value.squeeze(-1)
 
-    def remember(self, seen: Sequence[Tensor], state: CoreState, is_first: Tensor) -> tuple[list[Tensor], CoreState]:
+    def run_core(self, seen: Sequence[Tensor], state: CoreState, is_first: Tensor) -> tuple[list[Tensor], CoreState]:
         """Each core's features ``[T, B, F]`` from its torso's ``[T·B, F]``, and all their states after the last row."""
         own = len(state) // len(seen)
         remembered: list[Tensor] = []
         after: CoreState = ()
         for i, (trunk, features) in enumerate(zip(self.trunks, seen, strict=False)):
-            output, state_i = trunk.remember(features, state[i * own : (i + 1) * own], is_first)
+            output, state_i = trunk.run_core(features, state[i * own : (i + 1) * own], is_first)
             remembered.append(output)
             after += state_i
         return remembered, after

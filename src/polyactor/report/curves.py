@@ -32,7 +32,7 @@ LAGS: Mapping[str, tuple[str, LineStyle]] = {
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """One run as the figure needs it.
 
     Attributes:
@@ -125,7 +125,7 @@ def curve(runs: Sequence[Path], out: Path) -> Path:
 # ---- reading ---------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> Run:
+def _read(path: Path) -> RecordedRun:
     rows = _superseded_removed([row for row in read_rows(path / ROWS) if _number(row, "agent_steps") is not None])
     if not rows:
         raise UsageError(f"{path / ROWS} {'has no rows yet' if (path / ROWS).exists() else 'does not exist'}")
@@ -133,7 +133,7 @@ def _read(path: Path) -> Run:
         raise UsageError(f"{path / ROWS} has no score yet: no game has finished")
     marked = [row for row in [*rows, *read_rows(path / EVENTS)] if _number(row, "evaluation_score") is not None]
     evaluations = [_with_wall_time(row, rows) for row in marked if _number(row, "agent_steps") is not None]
-    return Run("", rows, evaluations, _config(path / "config.json"))
+    return RecordedRun("", rows, evaluations, _config(path / "config.json"))
 
 
 def _superseded_removed(rows: Sequence[Row]) -> list[Row]:
@@ -184,16 +184,16 @@ def _name(config: Mapping[str, Any], key: str) -> str:
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
-def _environments(runs: Sequence[Run]) -> list[str]:
+def _environments(runs: Sequence[RecordedRun]) -> list[str]:
     return sorted({_name(run.config, "env") for run in runs} - {""})
 
 
-def _title(runs: Sequence[Run]) -> str:
+def _title(runs: Sequence[RecordedRun]) -> str:
     environments = _environments(runs)
     return ", ".join(environments[:3]) + (" …" if len(environments) > 3 else "") if environments else "Learning curve"
 
 
-def _label(runs: Sequence[Run], paths: Sequence[Path]) -> list[Run]:
+def _label(runs: Sequence[RecordedRun], paths: Sequence[Path]) -> list[RecordedRun]:
     """The runs with labels that differ: preset or algorithm, scheme, environment where several, seed, directory."""
     several = len(_environments(runs)) > 1
     labels = []
@@ -215,7 +215,7 @@ def _label(runs: Sequence[Run], paths: Sequence[Path]) -> list[Run]:
 # ---- drawing ---------------------------------------------------------------------------------------------------
 
 
-def _draw_scores(panel: Axes, runs: Sequence[Run], x: str, unit: float) -> None:
+def _draw_scores(panel: Axes, runs: Sequence[RecordedRun], x: str, unit: float) -> None:
     for run, color in zip(runs, itertools.cycle(COLORS), strict=False):
         marker = "o" if len(run.rows) == 1 else None  # one row alone is no line
         points = _points(run.rows, x, "score_mean100", unit)
@@ -234,7 +234,7 @@ def _draw_scores(panel: Axes, runs: Sequence[Run], x: str, unit: float) -> None:
     panel.set_xlim(left=0)
 
 
-def _draw_lags(panel: Axes, runs: Sequence[Run], unit: float) -> None:
+def _draw_lags(panel: Axes, runs: Sequence[RecordedRun], unit: float) -> None:
     """Every lag measured; those that are 0 lie on one another, just above the axis."""
     highest = 0.0
     for key, (name, style) in LAGS.items():

@@ -23,7 +23,7 @@ from polyactor.envs import EnvSpec, env_spec, make_envs
 from polyactor.shared.timing import Part
 from polyactor.system.host import cpu_name, versions
 from polyactor.system.machine import tune_allocator
-from polyactor.transport.processes import Crew
+from polyactor.transport.processes import ProcessPool
 
 WAITS = 0.15
 """Share of time above which waiting is what to change first."""
@@ -95,12 +95,12 @@ def advice(parts: Mapping[Part, float]) -> str:
 def environments_alone(config: Config, processes: int, seconds: float) -> float:
     """One vector environment and one thread in each of W processes, random actions fixed beforehand."""
     marks = torch.zeros(processes, 2, dtype=torch.float64).share_memory_()  # type: ignore[no-untyped-call]
-    crew = Crew(_step, processes, (config.env, config.atari, seconds, marks))
+    pool = ProcessPool(_step, processes, (config.env, config.atari, seconds, marks))
     try:
-        while not crew.wait(0.1):
+        while not pool.wait(0.1):
             pass
     finally:
-        crew.stop()
+        pool.stop()
     return float((marks[:, 0] / marks[:, 1]).sum())
 
 
@@ -132,16 +132,16 @@ class Trained:
 def training_rate(config: Config, spec: EnvSpec, seconds: float) -> Trained:
     """Train for so long, counted from when every worker has applied its tenth update."""
     parts = Parts.fresh(replace(config, steps=10**12), spec)
-    board, run = parts.board, transport.run(parts)
-    start, steps, spent = None, 0, board.spent()
+    counters, run = parts.counters, transport.run(parts)
+    start, steps, spent = None, 0, counters.spent()
     try:
         for _ in run:
             now = time.perf_counter()
-            if start is None and board.version >= 10 * config.workers:
-                start, steps, spent = now, board.steps, board.spent()
+            if start is None and counters.version >= 10 * config.workers:
+                start, steps, spent = now, counters.steps, counters.spent()
             if start is not None and now - start >= seconds:
-                count = board.steps - steps
-                each = {part: 1e6 * (total - spent[part]) / count for part, total in board.spent().items()}
+                count = counters.steps - steps
+                each = {part: 1e6 * (total - spent[part]) / count for part, total in counters.spent().items()}
                 return Trained(count / (now - start), each)
     finally:
         run.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from polyactor.agent.streams import PLAY, Streams
+from polyactor.agent.streams import EVALUATION_STREAM, Streams
 from polyactor.config import Config
 from polyactor.envs import EnvSpec
 from polyactor.errors import CheckpointError, EnvironmentUnsupported
@@ -61,7 +61,7 @@ def record(
         try:
             model = make_trained(config, EnvSpec.of(envs), tensors)
             temporary.unlink(missing_ok=True)  # perhaps a link that somebody else has put there
-            streams = Streams.of(seed, PLAY)
+            streams = Streams.of(seed, EVALUATION_STREAM)
             observation, state, is_first = torch.from_numpy(envs.reset(streams.env)), model.initial_state(1), True
             answered()
             score, unchanged = 0.0, 0

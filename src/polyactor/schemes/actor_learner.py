@@ -12,14 +12,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from polyactor.config import Cast, Config, Role, Scheme
+from polyactor.config import Config, Role, Roles, Scheme
 from polyactor.data import Rollout
 from polyactor.fields import Allowed
 
 if TYPE_CHECKING:
     from polyactor.agent.parts import Parts
     from polyactor.shared.locks import SequenceLock
-    from polyactor.shared.slot_queue import Ring
+    from polyactor.shared.slot_queue import SlotQueue
 
 
 @dataclass(frozen=True)
@@ -50,68 +50,68 @@ class ActorLearner(Scheme):
         return int(config.algorithm.corrects_lag) if self.max_lag is None else self.max_lag
 
     @contextmanager
-    def cast(self, parts: Parts) -> Iterator[Cast]:
+    def roles(self, parts: Parts) -> Iterator[Roles]:
         """Actors, and the learner as the run's own role."""
         from polyactor.shared.locks import SequenceLock
-        from polyactor.shared.slot_queue import Ring
+        from polyactor.shared.slot_queue import SlotQueue
 
         workers, lag = parts.config.workers, self.lag(parts.config)
-        ring = Ring(workers, (lag + 1) * self.batch)
-        shared = (ring, parts.rounds(lag + 1, workers * self.batch), SequenceLock())
-        yield Cast(workers, act, shared, main=learn(parts, *shared), lost=ring.lost)
+        slots = SlotQueue(workers, (lag + 1) * self.batch)
+        shared = (slots, parts.rounds(lag + 1, workers * self.batch), SequenceLock())
+        yield Roles(workers, act, shared, main=learn(parts, *shared), lost=slots.lost)
 
 
-def act(worker: int, parts: Parts, ring: Ring, rounds: list[Rollout], lock: SequenceLock) -> Role:
+def act(worker: int, parts: Parts, slots: SlotQueue, rounds: list[Rollout], lock: SequenceLock) -> Role:
     """An actor's life."""
     config = parts.config
     assert isinstance(config.scheme, ActorLearner)
     batch = config.scheme.batch
     replica, actor = parts.actor(worker, reading=lock.reading)
     with closing(actor):
-        ring.arrive(worker)
+        slots.arrive(worker)
         while True:
-            while (slot := ring.free(worker)) is None:
-                yield ring.bells[worker]
+            while (slot := slots.free(worker)) is None:
+                yield slots.wake_ups[worker]
             replica.pull()  # θ' ← θ
             block = worker * batch + slot % batch
             actor.collect(replica.version, into=rounds[slot // batch].block(block, config.envs))
-            ring.put(worker)
+            slots.put(worker)
             yield None
 
 
-def learn(parts: Parts, ring: Ring, rounds: list[Rollout], lock: SequenceLock) -> Role:
+def learn(parts: Parts, slots: SlotQueue, rounds: list[Rollout], lock: SequenceLock) -> Role:
     """The learner's life: a round is one batch of all actors."""
     from polyactor.system.machine import torch_threads
 
-    config, board, scheme = parts.config, parts.board, parts.config.scheme
+    config, counters, scheme = parts.config, parts.counters, parts.config.scheme
     assert isinstance(scheme, ActorLearner)
     idle = parts.state.layout.convolutional and scheme.lag(config) == 0
     threads = scheme.threads or (len(os.sched_getaffinity(0)) if idle else 1)
     replica = parts.replica(device=config.learning_device)
     learner, updater = parts.learner(0, replica), parts.updater(0, applying=lock)
     with torch_threads(threads):
-        while board.steps < config.steps:
-            while not ready(parts, ring, rounds, scheme.batch):
-                yield ring.main
+        while counters.steps < config.steps:
+            while not ready(parts, slots, rounds, scheme.batch):
+                yield slots.main
             replica.pull()
-            rollout = rounds[ring.next(0) // scheme.batch]
+            rollout = rounds[slots.next(0) // scheme.batch]
             for gradients in learner.gradients(rollout):  # dθ
                 updater.apply(gradients)  # θ ← θ + Δ(dθ)
             for worker in range(config.workers):
-                ring.release(worker, scheme.batch)
+                slots.release(worker, scheme.batch)
             yield None
 
 
-def ready(parts: Parts, ring: Ring, rounds: list[Rollout], batch: int) -> bool:
+def ready(parts: Parts, slots: SlotQueue, rounds: list[Rollout], batch: int) -> bool:
     """Whether a batch of all actors is there; of an actor that is lost blank rollouts are, once all others' are."""
     config = parts.config
-    ring.admit()
-    missing = [worker for worker in range(config.workers) if ring.waiting(worker) < batch]
-    if len(missing) == config.workers or not all(ring.away(worker) for worker in missing):
+    slots.admit()
+    missing = [worker for worker in range(config.workers) if slots.waiting(worker) < batch]
+    if len(missing) == config.workers or not all(slots.away(worker) for worker in missing):
         return not missing
     for worker in missing:
-        for _ in range(batch - ring.waiting(worker)):
-            slot = ring.latest(worker)
-            rounds[slot // batch].block(worker * batch + slot % batch, config.envs).blank_(parts.board.version)
-            ring.put(worker)
+        for _ in range(batch - slots.waiting(worker)):
+            slot = slots.latest(worker)
+            rounds[slot // batch].block(worker * batch + slot % batch, config.envs).blank_(parts.counters.version)
+            slots.put(worker)
     return True

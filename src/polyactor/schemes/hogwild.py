@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from polyactor.config import Cast, Config, Role, Scheme
+from polyactor.config import Config, Role, Roles, Scheme
 
 if TYPE_CHECKING:
     from polyactor.agent.parts import Parts
@@ -42,19 +42,19 @@ class Hogwild(Scheme):
         return config.workers == 1
 
     @contextmanager
-    def cast(self, parts: Parts) -> Iterator[Cast]:
+    def roles(self, parts: Parts) -> Iterator[Roles]:
         """Workers alone; the run only watches."""
         from polyactor.shared.locks import lock_file
 
         with lock_file() as path:
-            yield Cast(parts.config.workers, work, (path,), threads=self.in_threads)
+            yield Roles(parts.config.workers, work, (path,), threads=self.in_threads)
 
 
 def work(worker: int, parts: Parts, lock_path: str) -> Role:
     """A worker's life, line for line Algorithm S3."""
     from polyactor.shared.locks import FileLock, once
 
-    config, board = parts.config, parts.board
+    config, counters = parts.config, parts.counters
     assert isinstance(config.scheme, Hogwild)
     lock = config.scheme.lock
     reading = FileLock(lock_path, shared=True).reading if lock == "both" else once
@@ -62,7 +62,7 @@ def work(worker: int, parts: Parts, lock_path: str) -> Role:
     replica, actor = parts.actor(worker, reading=reading)
     with closing(actor):
         learner, updater = parts.learner(worker, replica), parts.updater(worker, applying=applying)
-        while board.steps < config.steps:
+        while counters.steps < config.steps:
             replica.pull()  # θ' ← θ
             rollout = actor.collect(replica.version)  # T steps in B environments with π(·; θ')
             for gradients in learner.gradients(rollout):  # dθ'

@@ -12,17 +12,17 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from polyactor.config import Cast, Config, Role, Scheme
+from polyactor.config import Config, Role, Roles, Scheme
 from polyactor.errors import UsageError
 from polyactor.fields import Allowed
 
 if TYPE_CHECKING:
     from polyactor.agent.parts import Parts
-    from polyactor.shared.gradient_slots import Parcel
+    from polyactor.shared.gradient_slots import GradientSlot
     from polyactor.shared.locks import SequenceLock
-    from polyactor.shared.slot_queue import Ring
+    from polyactor.shared.slot_queue import SlotQueue
 
-    Parcels = list[list[Parcel]]  # by worker, by place in its queue
+    GradientSlots = list[list[GradientSlot]]  # by worker, by place in its queue
 
 
 @dataclass(frozen=True)
@@ -75,73 +75,75 @@ class ParamServer(Scheme):
         return False
 
     @contextmanager
-    def cast(self, parts: Parts) -> Iterator[Cast]:
+    def roles(self, parts: Parts) -> Iterator[Roles]:
         """Workers, and the server as the run's own role."""
         from polyactor.shared.locks import SequenceLock
-        from polyactor.shared.slot_queue import Ring
+        from polyactor.shared.slot_queue import SlotQueue
 
         workers = parts.config.workers
-        ring = Ring(workers, self.queue)
-        shared = (ring, parts.gradient_slots(self.queue, self.accumulate), SequenceLock())
-        yield Cast(workers, work, shared, main=serve(parts, *shared), lost=ring.lost)
+        slots = SlotQueue(workers, self.queue)
+        shared = (slots, parts.gradient_slots(self.queue, self.accumulate), SequenceLock())
+        yield Roles(workers, work, shared, main=serve(parts, *shared), lost=slots.lost)
 
 
-def work(worker: int, parts: Parts, ring: Ring, parcels: Parcels, lock: SequenceLock) -> Role:
+def work(worker: int, parts: Parts, slots: SlotQueue, gradient_slots: GradientSlots, lock: SequenceLock) -> Role:
     """A worker's life."""
-    config, board, scheme = parts.config, parts.board, parts.config.scheme
+    config, counters, scheme = parts.config, parts.counters, parts.config.scheme
     assert isinstance(scheme, ParamServer)
     replica, actor = parts.actor(worker, reading=lock.reading)
     with closing(actor):
         learner = parts.learner(worker, replica)
-        ring.arrive(worker)
+        slots.arrive(worker)
         # In place of one that was lost: until the server knows, and has done with its queue.
-        while ring.free(worker) is None:
-            yield ring.bells[worker]
+        while slots.free(worker) is None:
+            yield slots.wake_ups[worker]
         for n in itertools.count():
-            if board.steps >= config.steps:
+            if counters.steps >= config.steps:
                 break
             if n % scheme.pull_every == 0:
                 replica.pull()  # θ' ← θ
             rollout = actor.collect(replica.version)  # T steps in B environments with π(·; θ')
             for gradients in learner.gradients(rollout):  # dθ'
-                slot = ring.free(worker)
+                slot = slots.free(worker)
                 assert slot is not None, "a worker goes on only when it has a slot"
-                parcel = parcels[worker][slot]
+                gradient_slot = gradient_slots[worker][slot]
                 if n % scheme.accumulate == 0:
-                    parcel.put(gradients)
+                    gradient_slot.put(gradients)
                 else:
-                    parcel.add(gradients)
+                    gradient_slot.add(gradients)
                 if (n + 1) % scheme.accumulate == 0:
-                    ring.put(worker)
+                    slots.put(worker)
                 yield None
-                while ring.free(worker) is None:  # with a queue of 1: until it is applied
-                    yield ring.bells[worker]
-        ring.leave(worker)
+                while slots.free(worker) is None:  # with a queue of 1: until it is applied
+                    yield slots.wake_ups[worker]
+        slots.leave(worker)
 
 
-def serve(parts: Parts, ring: Ring, parcels: Parcels, lock: SequenceLock) -> Role:
+def serve(parts: Parts, slots: SlotQueue, gradient_slots: GradientSlots, lock: SequenceLock) -> Role:
     """The server's life."""
     from polyactor.shared.counters import Counter
     from polyactor.shared.gradient_slots import mean
 
-    config, board, scheme = parts.config, parts.board, parts.config.scheme
+    config, counters, scheme = parts.config, parts.counters, parts.config.scheme
     assert isinstance(scheme, ParamServer)
     workers = range(config.workers)
     updaters = [parts.updater(i, applying=lock) for i in workers]
-    since = [board.version] * config.workers  # what a worker is differentiating was pulled at this version or later
+    since = [counters.version] * config.workers  # what a worker is differentiating was pulled at this version or later
     with ThreadPoolExecutor(scheme.updaters) as pool:
-        while any(ring.playing(i) for i in workers):
-            for i in ring.admit():
-                since[i] = board.version
+        while any(slots.playing(i) for i in workers):
+            for i in slots.admit():
+                since[i] = counters.version
             for i in workers:
-                if scheme.when_full == "drop" and ring.waiting(i) == scheme.queue:
-                    ring.release(i, scheme.queue // 2)
-                    board.count(i, Counter.DROPPED, scheme.queue // 2)
-            arrived = {i: parcels[i][ring.next(i)] for i in workers if ring.waiting(i)}
-            absent = [since[i] for i in workers if i not in arrived and ring.playing(i) and not ring.away(i)]
-            chosen = choose({i: parcel.version for i, parcel in arrived.items()}, absent, board.version, scheme)
+                if scheme.when_full == "drop" and slots.waiting(i) == scheme.queue:
+                    slots.release(i, scheme.queue // 2)
+                    counters.count(i, Counter.DROPPED, scheme.queue // 2)
+            arrived = {i: gradient_slots[i][slots.next(i)] for i in workers if slots.waiting(i)}
+            absent = [since[i] for i in workers if i not in arrived and slots.playing(i) and not slots.away(i)]
+            chosen = choose(
+                {i: gradient_slot.version for i, gradient_slot in arrived.items()}, absent, counters.version, scheme
+            )
             if not chosen:
-                yield ring.main
+                yield slots.main
                 continue
             gradients = {i: arrived[i].gradients(scheme.reduction) for i in chosen}  # dθ
             if scheme.apply == "mean":
@@ -151,8 +153,8 @@ def serve(parts: Parts, ring: Ring, parcels: Parcels, lock: SequenceLock) -> Rol
                 for turn in turns:
                     turn.result()  # θ ← θ + Δ(dθ), one at a time
             for i in chosen:
-                since[i] = board.version
-                ring.release(i)
+                since[i] = counters.version
+                slots.release(i)
             yield None
 
 

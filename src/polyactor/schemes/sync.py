@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from polyactor.config import Cast, Role, Scheme
+from polyactor.config import Role, Roles, Scheme
 from polyactor.fields import Allowed
 
 if TYPE_CHECKING:
@@ -27,16 +27,16 @@ class Sync(Scheme):
     """Threads of torch and of the emulators; 0 is all cores for images and 1 for vectors."""
 
     @contextmanager
-    def cast(self, parts: Parts) -> Iterator[Cast]:
+    def roles(self, parts: Parts) -> Iterator[Roles]:
         """The run's own role alone."""
-        yield Cast(main=learn(parts, self.threads))
+        yield Roles(main=learn(parts, self.threads))
 
 
 def learn(parts: Parts, threads: int) -> Role:
     """The loop of A2C."""
     from polyactor.system.machine import torch_threads
 
-    config, board = parts.config, parts.board
+    config, counters = parts.config, parts.counters
     threads = threads or (len(os.sched_getaffinity(0)) if parts.state.layout.convolutional else 1)
     with torch_threads(threads):
         replica, actor = parts.actor(0, threads=threads)
@@ -47,7 +47,7 @@ def learn(parts: Parts, threads: int) -> Role:
             if config.exact_resume:
                 parts.resumables.add("actor", actor)
                 parts.resumables.add("learner", learner)
-            while board.steps < config.steps:
+            while counters.steps < config.steps:
                 for each in {replica, learning}:
                     each.pull()  # θ' ← θ
                 rollout = actor.collect(replica.version)  # T steps in B environments with π(·; θ')

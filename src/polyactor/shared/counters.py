@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from polyactor.errors import UsageError
-from polyactor.shared.heartbeat import Pulse
+from polyactor.shared.heartbeat import Heartbeats
 from polyactor.shared.timing import PARTS, SAMPLING, Part
 
 METRICS = ("policy_lag", "gradient_staleness", "grad_norm", "entropy", "value_loss", "policy_loss", "learning_rate")
@@ -71,7 +71,7 @@ class Game:
     worker: int
 
 
-class Board:
+class SharedCounters:
     """Shared counters and slots for W workers.
 
     Args:
@@ -88,7 +88,7 @@ class Board:
         self._seconds = torch.zeros(workers, len(Part), dtype=torch.float64)
         self._errors = torch.zeros(workers, ERRORS_KEPT, ERROR_LENGTH, dtype=torch.uint8)
         self._word = torch.full((1,), RUN, dtype=torch.int64)
-        self.pulse = Pulse(workers)
+        self.heartbeats = Heartbeats(workers)
         self._read = [0] * workers
         self._errors_read = [0] * workers
         self._marked = self._metrics.numpy().sum(1)
@@ -99,7 +99,15 @@ class Board:
 
     def share_(self) -> None:
         """Move to shared memory, in place."""
-        own = (self._counters, self._metrics, self._games, self._seconds, self._errors, self._word, self.pulse.tensor)
+        own = (
+            self._counters,
+            self._metrics,
+            self._games,
+            self._seconds,
+            self._errors,
+            self._word,
+            self.heartbeats.tensor,
+        )
         for tensor in own:
             tensor.share_memory_()  # type: ignore[no-untyped-call]
 
@@ -107,7 +115,7 @@ class Board:
 
     def count(self, worker: int, counter: Counter, by: int) -> None:
         """Add to one's own counter."""
-        self.counters[worker, counter] += by
+        self.table[worker, counter] += by
 
     def record(self, worker: int, metrics: dict[str, float]) -> None:
         """Add the metrics of one update to one's own sums; a value that is not finite is left out.
@@ -125,17 +133,17 @@ class Board:
 
     def game(self, worker: int, score: float, length: int) -> None:
         """Add a finished game; the count is raised last, so a reader never sees half of one."""
-        index = int(self.counters[worker, Counter.GAMES])
+        index = int(self.table[worker, Counter.GAMES])
         self._games[worker, index % GAMES_KEPT] = torch.tensor([score, length], dtype=torch.float64)
-        self.counters[worker, Counter.GAMES] = index + 1
+        self.table[worker, Counter.GAMES] = index + 1
 
     def env_error(self, worker: int, sentence: str) -> None:
         """Add that one of its environments failed."""
-        index = int(self.counters[worker, Counter.ENV_ERRORS])
+        index = int(self.table[worker, Counter.ENV_ERRORS])
         text = sentence.encode()[:ERROR_LENGTH]
         place = self._errors.numpy()[worker, index % ERRORS_KEPT]
         place[: len(text)], place[len(text) :] = np.frombuffer(text, np.uint8), 0
-        self.counters[worker, Counter.ENV_ERRORS] = index + 1
+        self.table[worker, Counter.ENV_ERRORS] = index + 1
 
     def spend(self, worker: int, part: Part, seconds: float) -> None:
         """Add to the time a worker has spent with a part."""
@@ -145,39 +153,39 @@ class Board:
         """Whether to go on; waits here, between updates, while the run is paused."""
         word = self._word.numpy()
         while (said := word[0]) > RUN:  # one look decides: it may change between two
-            self.counters[worker, Counter.PAUSED] = said
-            self.pulse.beat(worker)
+            self.table[worker, Counter.PAUSED] = said
+            self.heartbeats.beat(worker)
             time.sleep(0.005)
         return bool(said == RUN)
 
     def enter(self, worker: int) -> None:
         """From here on this worker changes things, so a pause has to wait for it."""
-        self.counters[worker, Counter.PAUSED] = RUN
+        self.table[worker, Counter.PAUSED] = RUN
 
     def leave(self, worker: int) -> None:
         """This worker changes nothing any more, so a pause need not wait for it."""
-        self.counters[worker, Counter.PAUSED] = LEFT
+        self.table[worker, Counter.PAUSED] = LEFT
 
     # -- what the run reads and says -------------------------------------------------------------------------------
 
     @property
-    def counters(self) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    def table(self) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
         """``[W, Counter]``, the live memory."""
         return self._counters.numpy()
 
     def starts(self, worker: int) -> int:
         """How often this worker has been replaced."""
-        return int(self.counters[worker, Counter.STARTS])
+        return int(self.table[worker, Counter.STARTS])
 
     @property
     def version(self) -> int:
         """How many updates θ has had, by all workers."""
-        return int(self.counters[:, Counter.UPDATES].sum())
+        return int(self.table[:, Counter.UPDATES].sum())
 
     @property
     def steps(self) -> int:
         """Environment steps consumed by updates, by all workers."""
-        return int(self.counters[:, Counter.STEPS].sum())
+        return int(self.table[:, Counter.STEPS].sum())
 
     def spent(self) -> dict[Part, float]:
         """Seconds of all workers together, by part."""
@@ -205,7 +213,7 @@ class Board:
         """Games finished since the last call, oldest first within each worker."""
         games = []
         for worker in range(self.workers):
-            last = int(self.counters[worker, Counter.GAMES])
+            last = int(self.table[worker, Counter.GAMES])
             for index in range(max(self._read[worker], last - GAMES_KEPT), last):
                 score, length = self._games[worker, index % GAMES_KEPT].tolist()
                 games.append(Game(score, int(length), worker))
@@ -216,7 +224,7 @@ class Board:
         """Worker and sentence of each since the last call; of very many only the newest."""
         found = []
         for worker in range(self.workers):
-            last = int(self.counters[worker, Counter.ENV_ERRORS])
+            last = int(self.table[worker, Counter.ENV_ERRORS])
             for index in range(max(self._errors_read[worker], last - ERRORS_KEPT), last):
                 text = self._errors[worker, index % ERRORS_KEPT].numpy().tobytes()
                 found.append((worker, text.rstrip(b"\0").decode(errors="replace")))
@@ -236,7 +244,7 @@ class Board:
         self._pauses += 1
         self._word[0] = self._pauses
         end = time.monotonic() + deadline
-        paused = self.counters[:, Counter.PAUSED]
+        paused = self.table[:, Counter.PAUSED]
         while not ((paused == self._pauses) | (paused == LEFT)).all():
             self.meanwhile()  # one that dies never heeds it
             if time.monotonic() > end or unless():
@@ -289,8 +297,8 @@ class Board:
             self._counters.zero_()
             self._counters[0].copy_(counters.sum(0))
         self._counters[:, Counter.PAUSED] = 0
-        self._read = [int(n) for n in self.counters[:, Counter.GAMES]]
-        self._errors_read = [int(n) for n in self.counters[:, Counter.ENV_ERRORS]]
+        self._read = [int(n) for n in self.table[:, Counter.GAMES]]
+        self._errors_read = [int(n) for n in self.table[:, Counter.ENV_ERRORS]]
 
 
 def scalars(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from polyactor.data import Gradients, Moments
+from polyactor.equations.losses import Reduction
 from polyactor.shared.counters import scalars
-
-Reduction = Literal["mean", "sum"]
 
 
 @dataclass(frozen=True)
-class Parcel:
+class GradientSlot:
     """Room for the gradients of N rollouts, joined.
 
     Attributes:
@@ -39,7 +37,7 @@ class Parcel:
         return int(self.numbers[0])
 
     @classmethod
-    def blank(cls, theta: int, names: Sequence[str], moments: Mapping[str, Moments]) -> Parcel:
+    def blank(cls, theta: int, names: Sequence[str], moments: Mapping[str, Moments]) -> GradientSlot:
         """An empty one for so many parameters."""
         metrics = torch.zeros(2, len(names), dtype=torch.float64)
         return cls(torch.zeros(theta), metrics, torch.zeros(3, dtype=torch.int64), moments, tuple(names))

@@ -22,7 +22,7 @@ RESET_FACTOR = 5
 """A reset may take so many times as long as a step."""
 
 
-class Line:
+class Heartbeat:
     """One worker's row, as that worker writes it.
 
     Args:
@@ -56,7 +56,7 @@ class Line:
         cells[STEP] += 1
 
 
-class Pulse:
+class Heartbeats:
     """The rows of W workers.
 
     Args:
@@ -66,9 +66,9 @@ class Pulse:
     def __init__(self, workers: int) -> None:
         self.tensor = torch.zeros(workers, ACTION + NUMBERS_KEPT, dtype=torch.float64)
 
-    def line(self, worker: int) -> Line:
+    def heartbeat(self, worker: int) -> Heartbeat:
         """To write to, in the worker."""
-        return Line(self.tensor.numpy()[worker])
+        return Heartbeat(self.tensor.numpy()[worker])
 
     def beat(self, worker: int) -> None:
         """This worker lives; written by itself."""

@@ -13,7 +13,7 @@ import torch
 from polyactor.system.failpoints import hit
 
 
-class Bell:
+class WakeUp:
     """Wakes one waiting process. A ring is never lost; several may be heard as one."""
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Bell:
         os.set_blocking(self.reader.fileno(), False)
         os.set_blocking(self.writer.fileno(), False)
 
-    def ring(self) -> None:
+    def slots(self) -> None:
         """Wake whoever waits, now or later."""
         with suppress(BlockingIOError):  # a full pipe wakes as well
             os.write(self.writer.fileno(), b"!")
@@ -33,7 +33,7 @@ class Bell:
             os.read(self.reader.fileno(), 1 << 16)
 
 
-class Ring:
+class SlotQueue:
     """A bounded queue per worker, of so many slots each: the worker fills them in order, the run empties them in order.
 
     Args:
@@ -48,9 +48,9 @@ class Ring:
         self._left = torch.zeros(workers, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
         self._away = torch.zeros(workers, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
         self._here = torch.zeros(workers, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
-        self.main = Bell()
+        self.main = WakeUp()
         """Rung when a slot is filled."""
-        self.bells = [Bell() for _ in range(workers)]
+        self.wake_ups = [WakeUp() for _ in range(workers)]
         """Each rung when one of its worker's slots is free again."""
 
     def free(self, worker: int) -> int | None:
@@ -63,12 +63,12 @@ class Ring:
         """The slot is filled."""
         hit("send")
         self._filled[worker] += 1
-        self.main.ring()
+        self.main.slots()
 
     def leave(self, worker: int) -> None:
         """This worker fills no slot any more."""
         self._left[worker] = True
-        self.main.ring()
+        self.main.slots()
 
     def playing(self, worker: int) -> bool:
         """It has not left, or has left something behind."""
@@ -81,19 +81,19 @@ class Ring:
         self._away[worker], self._here[worker] = True, False
         if for_good:
             self._left[worker] = True
-        self.main.ring()
+        self.main.slots()
 
     def arrive(self, worker: int) -> None:
         """This worker is ready to fill slots; of one that is not away nobody takes note."""
         self._here[worker] = True
-        self.main.ring()
+        self.main.slots()
 
     def admit(self) -> list[int]:
         """Let in whoever has arrived; gives these workers."""
         arrived = [i for i in range(self.workers) if self._away[i] and self._here[i]]
         for i in arrived:
             self._away[i] = False
-            self.bells[i].ring()
+            self.wake_ups[i].slots()
         return arrived
 
     def away(self, worker: int) -> bool:
@@ -115,4 +115,4 @@ class Ring:
     def release(self, worker: int, count: int = 1) -> None:
         """The oldest `count` slots may be filled anew."""
         self._freed[worker] += count
-        self.bells[worker].ring()
+        self.wake_ups[worker].slots()

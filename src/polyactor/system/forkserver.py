@@ -21,7 +21,7 @@ WAYS = ("forkserver", "spawn") if FORKS else ("spawn",)
 """To start a process: the one to try first, and the one that always works."""
 
 
-def open_nursery() -> None:
+def start_forkserver() -> None:
     """Start the server, which then imports while its caller goes on; it ends when this process does."""
     if FORKS:
         forkserver.set_forkserver_preload(["polyactor.training.forkserver_preload"])

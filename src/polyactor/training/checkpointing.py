@@ -17,7 +17,7 @@ FAILURES_ALLOWED = 2
 """Saves in a row that may fail before the run stops."""
 
 
-class Saver:
+class Checkpointer:
     """Writes the checkpoints of one run.
 
     Args:

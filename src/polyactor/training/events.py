@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from polyactor.config import Config
-from polyactor.shared.counters import Board, Counter
+from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.storage.metrics_log import MetricsLog
 from polyactor.system.machine import memory_mb
-from polyactor.training.stragglers import Pace
+from polyactor.training.stragglers import Stragglers
 
 SAID = 5
 """Events of one kind that are said on the screen, too."""
@@ -20,19 +20,19 @@ SCARCE = 0.9
 """Share of the memory there is that is nearly all."""
 
 
-class Teller:
+class Events:
     """Hears of what happens and looks for what does not tell of itself.
 
     Args:
         config: of the run.
-        board: where workers write.
+        counters: where workers write.
         log: gets every event.
         say: shows a line to a person.
     """
 
-    def __init__(self, config: Config, board: Board, log: MetricsLog, say: Callable[[str], None]) -> None:
-        self.board, self.log, self.say = board, log, say
-        self.pace, self.told = Pace(board), Counts[str]()
+    def __init__(self, config: Config, counters: SharedCounters, log: MetricsLog, say: Callable[[str], None]) -> None:
+        self.counters, self.log, self.say = counters, log, say
+        self.stragglers, self.told = Stragglers(counters), Counts[str]()
         self.rows, self.skipped = 0, self._skipped()
         self.lasting = not config.algorithm.remembers
         """Whether what is taken stays so: what replay keeps of its files in memory the system takes back."""
@@ -45,11 +45,11 @@ class Teller:
             more = "; more of these are in events.jsonl" if self.told[event] == SAID else ""
             self.say(f"{event.replace('_', ' ')}: {reason}{more}")
 
-    def look(self) -> None:
+    def tell_news(self) -> None:
         """Environments that failed since the last look, and workers that have become slow."""
-        for worker, sentence in self.board.new_env_errors():
+        for worker, sentence in self.counters.new_env_errors():
             self.tell("env_error", f"worker {worker}: {sentence}", worker=worker)
-        for worker, times in self.pace.look():
+        for worker, times in self.stragglers.newly_slow():
             words = f"rollouts of worker {worker} take {times:.1f} times as long as the others'"
             self.tell("worker_slow", f"{words}; in lockstep all wait for it", worker=worker)
 
@@ -71,4 +71,4 @@ class Teller:
             self.tell("memory_low", f"{taken:,.0f} of {there:,.0f} MiB are taken: fewer --workers or --envs need less")
 
     def _skipped(self) -> int:
-        return int(self.board.counters[:, Counter.SKIPPED].sum())
+        return int(self.counters.table[:, Counter.SKIPPED].sum())

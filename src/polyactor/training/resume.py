@@ -12,7 +12,7 @@ from polyactor.envs import EnvSpec, check_exact
 from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError, one_line
 from polyactor.evaluation.policy import model_tensors, refuse_misfit
 from polyactor.settings.serialize import StandIn, algorithm_from, from_json
-from polyactor.shared.counters import Board, Counter
+from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.storage.checkpoint import Checkpoint
 
 MOST_COUNTED = 2**53
@@ -56,7 +56,7 @@ def config_of(found: Checkpoint, *, algorithm: str | None, env: Any, trust_env: 
 
 
 def restored(config: Config, spec: EnvSpec, found: Checkpoint) -> Parts:
-    """The parts of a run that goes on, their state and board as they were saved.
+    """The parts of a run that goes on, their state and counters as they were saved.
 
     Raises:
         CheckpointError: what was saved is not of this config, or nobody can go on with it.
@@ -68,27 +68,27 @@ def restored(config: Config, spec: EnvSpec, found: Checkpoint) -> Parts:
         if name not in theirs or (theirs[name].shape, theirs[name].dtype) != (tensor.shape, tensor.dtype):
             raise _misfit(found, name)
         tensor.copy_(theirs[name])
-    _refuse_other_board(parts.board, found)
-    parts.board.restore(theirs)
+    _refuse_other_counters(parts.counters, found)
+    parts.counters.restore(theirs)
     return parts
 
 
-def _refuse_other_board(board: Board, found: Checkpoint) -> None:
+def _refuse_other_counters(counters: SharedCounters, found: Checkpoint) -> None:
     """Refuse counters of another kind; those of more or fewer workers are of this one."""
     workers = set()
-    for name, tensor in board.tensors().items():
+    for name, tensor in counters.tensors().items():
         saved, axis = found.tensors.get(name), {"board.counters": 0, "board.metrics": 1}.get(name)
         if saved is None or saved.dtype != tensor.dtype or saved.ndim != tensor.ndim:
             raise _misfit(found, name)
         shape = list(saved.shape)
         if axis is not None:
             workers.add(shape[axis])
-            shape[axis] = board.workers
+            shape[axis] = counters.workers
         if shape != list(tensor.shape):
             raise _misfit(found, name)
-    counters = found.tensors["board.counters"].clone()
-    counters[:, Counter.PAUSED] = 0  # no count, and not read
-    if len(workers) != 1 or bool(((counters < 0) | (counters > MOST_COUNTED)).any()):
+    table = found.tensors["board.counters"].clone()
+    table[:, Counter.PAUSED] = 0  # no count, and not read
+    if len(workers) != 1 or bool(((table < 0) | (table > MOST_COUNTED)).any()):
         raise CheckpointError(f"{found.path} has counters that no run counts to")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from polyactor.config import Config
 from polyactor.errors import CheckpointError
-from polyactor.shared.counters import Board, Counter
+from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.system.host import cpu_name, resident_mb, versions
 
 GAMES = 100
@@ -31,21 +31,21 @@ TROUBLES = {
 """What a row counts of the whole run: what went wrong and was mended."""
 
 
-class Tally:
-    """Reads the board for the run's own process.
+class Stats:
+    """Reads the shared counters for the run's own process.
 
     Args:
         config: of the run.
-        board: where workers write.
+        counters: where workers write.
         before: what a checkpoint kept, where the run goes on from one.
 
     Raises:
         CheckpointError: that is not what `kept` and `summary` gave.
     """
 
-    def __init__(self, config: Config, board: Board, before: Mapping[str, Any]) -> None:
+    def __init__(self, config: Config, counters: SharedCounters, before: Mapping[str, Any]) -> None:
         _refuse_foreign(before)
-        self.config, self.board = config, board
+        self.config, self.counters = config, counters
         self.scores: deque[float] = deque(before.get("scores", []), maxlen=GAMES)
         self.lengths: deque[int] = deque(before.get("lengths", []), maxlen=GAMES)
         self.games_needed = int(before.get("games_needed", GAMES))
@@ -57,8 +57,8 @@ class Tally:
         self.ended: float | None = None
         self.memory_mb, self.weighed = 0.0, -math.inf
         self.row_every = max(1, config.steps // ROWS)
-        self.next_row = self._after(board.steps)
-        self.last_row, self.rate = (self.wall, board.steps), 0.0
+        self.next_row = self._after(counters.steps)
+        self.last_row, self.rate = (self.wall, counters.steps), 0.0
 
     @property
     def wall(self) -> float:
@@ -78,16 +78,16 @@ class Tally:
     @property
     def due(self) -> bool:
         """It is time for a row."""
-        return self.board.steps >= self.next_row
+        return self.counters.steps >= self.next_row
 
     @property
     def moved(self) -> bool:
         """There have been steps since the last row."""
-        return self.board.steps > self.last_row[1]
+        return self.counters.steps > self.last_row[1]
 
     def take_in_games(self) -> None:
         """Those that have ended since the last call."""
-        for game in self.board.new_games():
+        for game in self.counters.new_games():
             self.scores.append(game.score)
             self.lengths.append(game.length)
             self.games_needed -= 1
@@ -99,15 +99,15 @@ class Tally:
 
     def row(self) -> dict[str, Any]:
         """Everything as it is now."""
-        counters = self.board.counters
-        wall, steps = self.wall, self.board.steps
+        counters = self.counters.table
+        wall, steps = self.wall, self.counters.steps
         before_wall, before_steps = self.last_row
         if steps > before_steps and wall > before_wall:
             self.rate = (steps - before_steps) / (wall - before_wall)
         games = [int(n) for n in counters[:, Counter.GAMES]]
         return {
             "agent_steps": steps,
-            "updates": self.board.version,
+            "updates": self.counters.version,
             "games": sum(games),
             "games_per_worker": games,
             "wall_s": round(wall, 3),
@@ -115,7 +115,7 @@ class Tally:
             "score_mean100": self.mean100,
             "score_last": self.scores[-1] if self.scores else None,
             "length_mean100": statistics.fmean(self.lengths) if self.lengths else None,
-            **self.board.metrics(),
+            **self.counters.metrics(),
             "rss_mb": None,
             **{name: int(counters[:, counter].sum()) for name, counter in TROUBLES.items()},
         }
@@ -129,7 +129,7 @@ class Tally:
         self.last_row = row["wall_s"], row["agent_steps"]  # what the row says: workers may have gone on since
         if due:
             self.next_row = self._after(row["agent_steps"])
-            self.board.mark()
+            self.counters.mark()
         return row
 
     def is_best(self, row: Mapping[str, Any]) -> bool:

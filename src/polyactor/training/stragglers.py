@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator
 
-from polyactor.shared.counters import Board, Counter
+from polyactor.shared.counters import Counter, SharedCounters
 
 EVERY = 10.0
 """Seconds over which rollouts are timed."""
@@ -15,27 +15,27 @@ FACTOR = 5.0
 less than half of that."""
 
 
-class Pace:
+class Stragglers:
     """Compares how long W workers take to collect a rollout.
 
     Args:
-        board: their counters and times.
+        counters: their counters and times.
     """
 
-    def __init__(self, board: Board) -> None:
-        self.board, self.next = board, time.monotonic() + EVERY
+    def __init__(self, counters: SharedCounters) -> None:
+        self.counters, self.next = counters, time.monotonic() + EVERY
         self.turns, self.seconds = self._counted()
         self.took: dict[int, float] = {}
         """Mean seconds of each worker's rollouts, when it last had any."""
         self.slow: set[int] = set()
 
-    def look(self) -> Iterator[tuple[int, float]]:
+    def newly_slow(self) -> Iterator[tuple[int, float]]:
         """Workers that have become slow, each with how many times as long as the others' its rollouts take."""
-        if self.board.workers == 1 or time.monotonic() < self.next:
+        if self.counters.workers == 1 or time.monotonic() < self.next:
             return
         self.next = time.monotonic() + EVERY
         turns, seconds = self._counted()
-        for i in range(self.board.workers):
+        for i in range(self.counters.workers):
             if turns[i] > self.turns[i]:
                 self.took[i] = (seconds[i] - self.seconds[i]) / (turns[i] - self.turns[i])
                 self.turns[i], self.seconds[i] = turns[i], seconds[i]
@@ -49,4 +49,4 @@ class Pace:
                 yield i, times
 
     def _counted(self) -> tuple[list[int], list[float]]:
-        return self.board.counters[:, Counter.TURNS].tolist(), self.board.sampling()
+        return self.counters.table[:, Counter.TURNS].tolist(), self.counters.sampling()

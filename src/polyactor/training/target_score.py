@@ -7,23 +7,23 @@ from collections.abc import Callable
 from polyactor import transport
 from polyactor.agent.parts import Parts
 from polyactor.evaluation.evaluate import evaluate_on_all_cores
-from polyactor.training.events import Teller
-from polyactor.training.stats import GAMES, Tally
+from polyactor.training.events import Events
+from polyactor.training.stats import GAMES, Stats
 
 
-class Goal:
+class TargetScore:
     """Reached when the last 100 games are at ``stop_at``, and 100 fresh ones confirm it.
 
     The first of many noisy means to reach it is high by chance; games that had no part in that choice are not.
 
     Args:
-        parts, tally: of the run.
-        teller: hears of fresh games.
+        parts, stats: of the run.
+        events: hears of fresh games.
     """
 
-    def __init__(self, parts: Parts, tally: Tally, teller: Teller) -> None:
-        self.config, self.state, self.board = parts.config, parts.state, parts.board
-        self.tally, self.teller = tally, teller
+    def __init__(self, parts: Parts, stats: Stats, events: Events) -> None:
+        self.config, self.state, self.counters = parts.config, parts.state, parts.counters
+        self.stats, self.events = stats, events
 
     def reached(self, stopped: Callable[[], bool]) -> bool:
         """Whether it is, now.
@@ -31,34 +31,34 @@ class Goal:
         Args:
             stopped: ends the fresh games when it says so; then it is not.
         """
-        tally, target, say = self.tally, self.config.stop_at, self.teller.say
-        if target is None or not tally.whole or tally.games_needed > 0:
+        stats, target, say = self.stats, self.config.stop_at, self.events.say
+        if target is None or not stats.whole or stats.games_needed > 0:
             return False
-        mean = tally.mean100
+        mean = stats.mean100
         assert mean is not None
         if mean < target:
             return False
-        steps, wall = self.board.steps, tally.wall
+        steps, wall = self.counters.steps, stats.wall
         say(f"mean of the last {GAMES} games is {mean:.2f}: playing {GAMES} fresh ones to confirm it")
-        with transport.paused(self.config, self.board, unless=stopped):
+        with transport.paused(self.config, self.counters, unless=stopped):
             played = evaluate_on_all_cores(
                 self.config,
                 self.state.views(),
                 games=GAMES,
                 seed=self.config.seed + 1,
                 stopped=stopped,
-                tell=self.teller.tell,
+                tell=self.events.tell,
             )
-        tally.apart(tally.wall - wall)
+        stats.apart(stats.wall - wall)
         if stopped():
             return False
         fresh = played.mean
         told = {"agent_steps": steps, "evaluation_score": fresh, "wall_s": wall}
-        self.teller.log.event("confirmation", f"{GAMES} fresh games", **told)
+        self.events.log.event("confirmation", f"{GAMES} fresh games", **told)
         if fresh < target:
             say(f"they gave {fresh:.2f}, below {target:g}: training goes on")
-            tally.games_needed = GAMES
+            stats.games_needed = GAMES
             return False
         say(f"they gave {fresh:.2f}: reached after {steps:,} steps")
-        tally.reached, tally.confirmation = (steps, round(wall, 3)), fresh
+        stats.reached, stats.confirmation = (steps, round(wall, 3)), fresh
         return True

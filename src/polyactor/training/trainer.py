@@ -23,14 +23,14 @@ from polyactor.storage.metrics_log import MetricsLog
 from polyactor.storage.run_directory import claimed, refuse_taken, run_directory, run_of, write_config
 from polyactor.system import failpoints
 from polyactor.system.machine import tune_allocator
-from polyactor.training.background_eval import Beside
-from polyactor.training.checkpointing import Saver, advise
-from polyactor.training.events import Teller
+from polyactor.training.background_eval import BackgroundEvaluation
+from polyactor.training.checkpointing import Checkpointer, advise
+from polyactor.training.events import Events
 from polyactor.training.progress import Progress, banner, clock
 from polyactor.training.resume import config_of, refuse_inexact, restored
 from polyactor.training.signals import stop_signals
-from polyactor.training.stats import Tally
-from polyactor.training.target_score import Goal
+from polyactor.training.stats import Stats
+from polyactor.training.target_score import TargetScore
 
 SHOW_EVERY = 0.25
 """Seconds between two looks of the live view."""
@@ -134,27 +134,35 @@ class _Training:
     """
 
     def __init__(self, parts: Parts, directory: Path, before: Mapping[str, Any], opened: ExitStack) -> None:
-        config, board = parts.config, parts.board
-        self.parts, self.config, self.state, self.board, self.directory = parts, config, parts.state, board, directory
+        config, counters = parts.config, parts.counters
+        self.parts, self.config, self.state, self.counters, self.directory = (
+            parts,
+            config,
+            parts.state,
+            counters,
+            directory,
+        )
         self.resumed = bool(before)
-        self.tally = Tally(config, board, before)
+        self.stats = Stats(config, counters, before)
         write_config(directory, to_json(config))  # nothing of what goes on is refused any more
         title = f"{config.preset or 'polyactor'} · {config.env} · {config.scheme.name}"
-        self.log = opened.enter_context(MetricsLog(directory, append=self.resumed, steps=board.steps))
+        self.log = opened.enter_context(MetricsLog(directory, append=self.resumed, steps=counters.steps))
         self.progress = opened.enter_context(Progress(title, config.steps, quiet=config.quiet))
         self.stop = opened.enter_context(stop_signals())
-        self.saver = Saver(directory, self.log, self.progress.say)
-        self.teller = Teller(config, board, self.log, self.progress.say)
-        self.beside = Beside(config, self.saver, self.teller.tell, before.get("best_evaluation"), board.steps)
-        opened.callback(self.beside.close)
-        self.goal = Goal(parts, self.tally, self.teller)
+        self.checkpointer = Checkpointer(directory, self.log, self.progress.say)
+        self.events = Events(config, counters, self.log, self.progress.say)
+        self.background = BackgroundEvaluation(
+            config, self.checkpointer, self.events.tell, before.get("best_evaluation"), counters.steps
+        )
+        opened.callback(self.background.close)
+        self.target = TargetScore(parts, self.stats, self.events)
         self.next_checkpoint = time.monotonic() + config.checkpoint_every
         self.next_show = 0.0
         self.best_is_unsaved = False
 
     def run(self, reasons: Sequence[str] = ()) -> Run:
         """Train until something ends it."""
-        config, log, steps = self.config, self.log, self.board.steps
+        config, log, steps = self.config, self.log, self.counters.steps
         shown = precision(config, images=self.state.layout.convolutional)
         done = steps if self.resumed else None
         self.progress.say("\n".join((*banner(config, self.directory, shown, done), *reasons)))
@@ -162,68 +170,68 @@ class _Training:
         if self.resumed:
             log.event("resumed", agent_steps=steps, rows_dropped=log.taken_back)
         try:
-            scheme = transport.run(self.parts, self.teller.tell)
+            scheme = transport.run(self.parts, self.events.tell)
             try:
                 status = self._watch(scheme)
             finally:
-                self.tally.ended = time.monotonic()
+                self.stats.ended = time.monotonic()
                 scheme.close()
             self._finish(status)
-            summary = self.tally.summary(status)
+            summary = self.stats.summary(status)
             log.summary(summary)
-            self._look_back(status)
+            self._keep_pictures(status)
         except Exception as error:
             advise(error, self.directory)
             with suppress(PolyactorError):  # what stopped the run is what a person must read
                 log.event("failed", str(error) or type(error).__name__)
-                log.summary(self.tally.summary("failed"))
+                log.summary(self.stats.summary("failed"))
             raise
         return Run(self.directory, status, summary)
 
     def _watch(self, scheme: Generator[None, None, None]) -> str:
         for _ in scheme:
-            if self._look():
+            if self._take_in():
                 return "reached"
             if self.stop.asked:
                 return "stopped"
-        self._look()
+        self._take_in()
         return "stopped" if self.stop.asked else "done"
 
-    def _look(self) -> bool:
+    def _take_in(self) -> bool:
         """Take in what the workers did since the last look; True when the score asked for is reached."""
-        tally = self.tally
-        tally.take_in_games()
-        self.teller.look()
-        now, due = time.monotonic(), tally.due
-        if due or (now >= self.next_checkpoint and tally.moved):
+        stats = self.stats
+        stats.take_in_games()
+        self.events.tell_news()
+        now, due = time.monotonic(), stats.due
+        if due or (now >= self.next_checkpoint and stats.moved):
             self._report(due=due)
         elif now >= self.next_show:
             self.next_show = now + SHOW_EVERY
-            self.progress.show(tally.row(), new=False)
+            self.progress.show(stats.row(), new=False)
         if now >= self.next_checkpoint:
             self.next_checkpoint = now + self.config.checkpoint_every
             self._save()
-        self.beside.look(self.board.steps, tally.wall, self._save)
-        return self.goal.reached(self.stop)
+        self.background.advance(self.counters.steps, stats.wall, self._save)
+        return self.target.reached(self.stop)
 
     def _report(self, *, due: bool) -> None:
-        row = self.tally.report(due=due)
+        row = self.stats.report(due=due)
         self.log.row(row)
         self.progress.show(row, new=True)
-        self.teller.reported(row["rss_mb"])
-        if due and self.tally.is_best(row) and self.config.evaluate_every is None:
+        self.events.reported(row["rss_mb"])
+        if due and self.stats.is_best(row) and self.config.evaluate_every is None:
             self.best_is_unsaved = True
 
     def _save(self, *tags: str, final: bool = False) -> Path | None:
         """Save a checkpoint, point `last` and these tags at it; None where that could not be, and may be later."""
         tags = tuple(dict.fromkeys(("last", *tags, *["best"] * self.best_is_unsaved)))
-        with transport.still(self.config, self.board) as consistent:
-            meta, steps = self.tally.summary("running") | self.tally.kept(), self.board.steps
-            tensors = self.state.tensors() | self.parts.resumables.tensors() | self.board.tensors()
+        with transport.still(self.config, self.counters) as consistent:
+            meta, steps = self.stats.summary("running") | self.stats.kept(), self.counters.steps
+            tensors = self.state.tensors() | self.parts.resumables.tensors() | self.counters.tensors()
             copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-        meta |= {"consistent": consistent, "config": to_json(self.config), "best_evaluation": self.beside.best}
+        meta |= {"consistent": consistent, "config": to_json(self.config), "best_evaluation": self.background.best}
         reason = "" if consistent else "a worker did not pause in time, so it may hold half of an update"
-        saved = self.saver.save(copies, meta, steps, tags=tags, reason=reason, final=final)
+        saved = self.checkpointer.save(copies, meta, steps, tags=tags, reason=reason, final=final)
         self.best_is_unsaved = self.best_is_unsaved and saved is None
         return saved
 
@@ -231,20 +239,20 @@ class _Training:
         """The last row and checkpoint."""
         reason = {"stopped": "a signal asked for it", "reached": "the score asked for", "done": "all steps are done"}
         self.log.event("stopping", reason[status])
-        self.beside.hear(self.tally.wall, unless=self.stop)
-        if self.tally.moved:
+        self.background.hear(self.stats.wall, unless=self.stop)
+        if self.stats.moved:
             self._report(due=status != "stopped")  # one that goes on has its rows where it would have had them
         best = status == "reached" or not checkpoint.exists(self.directory, tag="best")
         self._save(*["best"] * best, final=True)
 
-    def _look_back(self, status: str) -> None:
+    def _keep_pictures(self, status: str) -> None:
         """A picture, a film, and the last words."""
         if status == "stopped":
             self.progress.say(f"stopped and saved; go on with: polyactor resume {self.directory}")
             return
-        for event, why in keepsakes(self.config, self.directory, games=bool(self.tally.scores), stopped=self.stop):
+        for event, why in keepsakes(self.config, self.directory, games=bool(self.stats.scores), stopped=self.stop):
             self.log.event(event, why)
-        mean, wall = self.tally.mean100, clock(self.tally.wall)
+        mean, wall = self.stats.mean100, clock(self.stats.wall)
         said = "–" if mean is None else f"{mean:.2f}"
-        self.progress.say(f"{status}: score {said} after {self.board.steps:,} steps in {wall}")
+        self.progress.say(f"{status}: score {said} after {self.counters.steps:,} steps in {wall}")
         self.progress.say(f"curve, film, checkpoints and numbers are in {self.directory}")

@@ -9,19 +9,19 @@ from polyactor.transport import inline, local
 from polyactor.transport.pause import paused, still
 from polyactor.transport.watchdog import Tell, untold
 
-PLAYS = {"local": local.play, "inline": inline.play}
+RUNNERS = {"local": local.run_roles, "inline": inline.run_roles}
 """How each transport plays; `polyactor.config.TRANSPORTS` has what it can."""
 
 
 def run(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
-    """Train; yields whenever the caller may look at the board and the state, or stop by closing it.
+    """Train; yields whenever the caller may look at the counters and the state, or stop by closing it.
 
     Args:
         parts: of the run.
         tell: of workers that start, are lost and are replaced.
     """
     config = parts.config
-    return PLAYS["inline" if config.scheme.single else config.transport](parts, tell)
+    return RUNNERS["inline" if config.scheme.single else config.transport](parts, tell)
 
 
 __all__ = ["PLAYS", "paused", "run", "still"]

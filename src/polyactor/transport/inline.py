@@ -12,7 +12,7 @@ from polyactor.system.machine import shared_memory, torch_threads
 from polyactor.transport.watchdog import Tell, untold, watched
 
 
-def play(parts: Parts, tell: Tell = untold, *, order: Iterable[int] | None = None) -> Generator[None, None, None]:
+def run_roles(parts: Parts, tell: Tell = untold, *, order: Iterable[int] | None = None) -> Generator[None, None, None]:
     """A turn per yield; a turn lasts until the role has done one thing (a rollout, an update) or has to wait.
 
     Args:
@@ -27,22 +27,22 @@ def play(parts: Parts, tell: Tell = untold, *, order: Iterable[int] | None = Non
     waits = 0
     with ExitStack() as stack:
         with shared_memory():
-            cast = stack.enter_context(parts.config.scheme.cast(parts))
-        roles: list[Role] = [cast.work(i, parts, *cast.shared) for i in range(cast.workers)] if cast.work else []
-        main = cast.main
+            roles = stack.enter_context(parts.config.scheme.roles(parts))
+        playing: list[Role] = [roles.work(i, parts, *roles.shared) for i in range(roles.workers)] if roles.work else []
+        main = roles.main
         if main is not None:
-            roles.append(main)
+            playing.append(main)
         stack.enter_context(torch_threads(1))
-        stack.enter_context(watched(parts.config, parts.board, tell))
-        for role in roles:  # closed before this process has its threads again: a role leaves those it found
+        stack.enter_context(watched(parts.config, parts.counters, tell))
+        for role in playing:  # closed before this process has its threads again: a role leaves those it found
             stack.enter_context(closing(role))
-        for i in order or itertools.cycle(range(len(roles))):
+        for i in order or itertools.cycle(range(len(playing))):
             try:
-                waits = waits + 1 if next(roles[i]) is not None else 0
+                waits = waits + 1 if next(playing[i]) is not None else 0
             except StopIteration:
                 over.add(i)
-                if roles[i] is main or len(over) == len(roles):
+                if playing[i] is main or len(over) == len(playing):
                     return
-            if order is None and waits > 2 * len(roles):
+            if order is None and waits > 2 * len(playing):
                 raise RuntimeError("every role waits for another")
             yield

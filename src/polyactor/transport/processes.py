@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from polyactor import errors
-from polyactor.shared.slot_queue import Bell
-from polyactor.system.forkserver import WAYS, one_thread, open_nursery
+from polyactor.shared.slot_queue import WakeUp
+from polyactor.system.forkserver import WAYS, one_thread, start_forkserver
 from polyactor.system.machine import settle
 
 DONE = "done"
@@ -87,7 +87,7 @@ def _started(i: int, target: Callable[..., None], args: tuple[Any, ...]) -> tupl
         own = (target, theirs, dict(os.environ), multiprocessing.util.get_temp_dir(), (i, *args))
         process = context.Process(target=_enter, args=own, name=f"polyactor-worker-{i}")
         try:
-            open_nursery()
+            start_forkserver()
             process.start()
         except (ValueError, OSError, EOFError) as error:  # the server takes at most 250 shared tensors, or is gone
             failure = error
@@ -98,7 +98,7 @@ def _started(i: int, target: Callable[..., None], args: tuple[Any, ...]) -> tupl
     raise errors.WorkerFailed(f"worker {i} could not be started: {failure}") from failure
 
 
-class Crew:
+class ProcessPool:
     """N processes running one function.
 
     Args:
@@ -130,23 +130,23 @@ class Crew:
         """Of worker i while it runs, else 0."""
         return int(self.processes[i].pid) if i in self.processes else 0
 
-    def watch(self, timeout: float, bell: Bell | None = None) -> list[errors.Loss]:
+    def watch(self, timeout: float, wake_up: WakeUp | None = None) -> list[errors.WorkerExit]:
         """Wait up to `timeout` seconds for news of a worker, or for a bell; gives workers lost since the last call."""
         sentinels = {process.sentinel: i for i, process in self.processes.items()}
-        if bell is not None:
-            bell.wait(timeout, also=list(sentinels))
+        if wake_up is not None:
+            wake_up.wait(timeout, also=list(sentinels))
             timeout = 0.0
         ended = [sentinels[each] for each in wait(list(sentinels), timeout)] if sentinels else []
         return [loss for i in ended if (loss := self._end(i)) is not None]
 
-    def wait(self, timeout: float, bell: Bell | None = None) -> bool:
+    def wait(self, timeout: float, wake_up: WakeUp | None = None) -> bool:
         """As `watch`, where no worker may be lost; True when all have ended well.
 
         Raises:
             PolyactorError: the worker's own, with its traceback as a note.
             WorkerFailed: it raised anything else, or was killed.
         """
-        for loss in self.watch(timeout, bell):
+        for loss in self.watch(timeout, wake_up):
             raise loss.error
         return len(self.done) == self.workers
 
@@ -156,7 +156,7 @@ class Crew:
         if process is not None and process.exitcode is None:
             (process.kill if kill else process.terminate)()
 
-    def _end(self, i: int) -> errors.Loss | None:
+    def _end(self, i: int) -> errors.WorkerExit | None:
         """Worker i has ended: how?"""
         process, pipe = self.processes.pop(i), self.pipes.pop(i)
         process.join(1.0)  # spawned: its files are closed, and its exit code follows a moment later
@@ -171,7 +171,7 @@ class Crew:
                     os.kill(process.pid, signal.SIGKILL)
             killed = f"was killed by signal {-code}" + " (out of memory?)" * (code == -signal.SIGKILL)
             reason = killed if code < 0 else f"ended with code {code}"
-            return errors.Loss(i, errors.WorkerFailed(f"worker {i} {reason} before its work was done"), reason)
+            return errors.WorkerExit(i, errors.WorkerFailed(f"worker {i} {reason} before its work was done"), reason)
         finally:
             pipe.close()
         if words == DONE:
@@ -182,9 +182,9 @@ class Crew:
         if error_type is not None:
             failure: errors.PolyactorError = error_type(f"worker {i}: {sentence}")
             failure.add_note(trace)
-            return errors.Loss(i, failure, sentence, ours=True, raised=True)
+            return errors.WorkerExit(i, failure, sentence, ours=True, raised=True)
         reason = f"raised: {sentence or 'an error'}"
-        return errors.Loss(i, errors.WorkerFailed(f"worker {i} {reason}\n{trace}"), reason, raised=True)
+        return errors.WorkerExit(i, errors.WorkerFailed(f"worker {i} {reason}\n{trace}"), reason, raised=True)
 
     def stop(self, grace: float = 10.0) -> None:
         """Join with a deadline (seconds), then terminate, then kill; each with one deadline for all."""

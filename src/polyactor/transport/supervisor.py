@@ -6,10 +6,10 @@ import time
 from collections import deque
 from typing import Protocol
 
-from polyactor.config import Cast, Config
-from polyactor.errors import EnvironmentUnsupported, Loss, OutOfResources, PolyactorError, WorkerFailed
-from polyactor.shared.counters import Board, Counter
-from polyactor.shared.slot_queue import Bell
+from polyactor.config import Config, Roles
+from polyactor.errors import EnvironmentUnsupported, OutOfResources, PolyactorError, WorkerExit, WorkerFailed
+from polyactor.shared.counters import Counter, SharedCounters
+from polyactor.shared.slot_queue import WakeUp
 from polyactor.transport.watchdog import PATIENCE, Tell
 
 WINDOW = 3600.0
@@ -25,8 +25,8 @@ SPARED = 10.0
 OUT_OF_MEMORY = "killed by signal 9"
 
 
-class Hands(Protocol):
-    """What a supervisor needs of a `Crew` or of `Threads`."""
+class WorkerPool(Protocol):
+    """What a supervisor needs of a `ProcessPool` or of `ThreadPool`."""
 
     workers: int
     done: set[int]
@@ -37,7 +37,7 @@ class Hands(Protocol):
     def pid(self, i: int) -> int:
         """Its process id."""
 
-    def watch(self, timeout: float, bell: Bell | None = None) -> list[Loss]:
+    def watch(self, timeout: float, wake_up: WakeUp | None = None) -> list[WorkerExit]:
         """Wait for news."""
 
     def ask(self, i: int, *, kill: bool) -> None:
@@ -48,20 +48,20 @@ class Supervisor:
     """Keeps W workers at work.
 
     Args:
-        crew: the workers, started.
+        pool: the workers, started.
         config: of the run.
-        board: their counters and signs of life.
-        cast: told of losses.
+        counters: their counters and signs of life.
+        roles: told of losses.
         tell: of what happens.
     """
 
-    def __init__(self, crew: Hands, config: Config, board: Board, cast: Cast, tell: Tell) -> None:
-        self.crew, self.config, self.board, self.cast, self.tell = crew, config, board, cast, tell
-        workers, now = range(crew.workers), time.monotonic()
+    def __init__(self, pool: WorkerPool, config: Config, counters: SharedCounters, roles: Roles, tell: Tell) -> None:
+        self.pool, self.config, self.counters, self.roles, self.tell = pool, config, counters, roles, tell
+        workers, now = range(pool.workers), time.monotonic()
         self.turns = [self._turns(i) for i in workers]
         self.began = list(self.turns)
         self.losses: list[deque[float]] = [deque() for _ in workers]
-        self.fruitless = [0] * crew.workers
+        self.fruitless = [0] * pool.workers
         self.due: dict[int, float] = {}
         """When a worker that is lost is started again."""
         self.gone: set[int] = set()
@@ -70,25 +70,25 @@ class Supervisor:
         """Workers asked to end: when, and what they hang in."""
         self.looked, self.trusted, self.spared = now, now, now
         for i in workers:
-            tell("worker_started", worker=i, pid=crew.pid(i))
+            tell("worker_started", worker=i, pid=pool.pid(i))
 
-    def look(self, timeout: float, bell: Bell | None = None) -> bool:
+    def supervise(self, timeout: float, wake_up: WakeUp | None = None) -> bool:
         """Wait up to `timeout` seconds for news or a bell, and see to what is lost; True when all work is done.
 
         Raises:
             PolyactorError: what ended a worker, where that would come again, or has come too often.
         """
-        for loss in self.crew.watch(timeout, bell):
+        for loss in self.pool.watch(timeout, wake_up):
             self._lost(loss)
         self._end_what_hangs()
         now = time.monotonic()
         for i in [i for i, when in self.due.items() if when <= now]:
             self._replace(i)
-        return len(self.crew.done) + len(self.gone) == self.crew.workers
+        return len(self.pool.done) + len(self.gone) == self.pool.workers
 
-    def _lost(self, loss: Loss) -> None:
+    def _lost(self, loss: WorkerExit) -> None:
         i, now = loss.worker, time.monotonic()
-        self.board.leave(i)
+        self.counters.leave(i)
         _, hang = self.hangs.pop(i, (0.0, ""))
         if loss.ours:
             raise loss.error
@@ -101,11 +101,11 @@ class Supervisor:
         if self.fruitless[i] >= FRUITLESS:
             raise self._in_vain(error, loss, hang)
         for_good = self.config.restarts is None
-        if self.cast.lost is not None:
-            self.cast.lost(i, for_good)
+        if self.roles.lost is not None:
+            self.roles.lost(i, for_good)
         if self.config.restarts is None:
             self.gone.add(i)
-            if len(self.gone) == self.crew.workers:
+            if len(self.gone) == self.pool.workers:
                 raise error
             return
         recent = self.losses[i]
@@ -117,18 +117,18 @@ class Supervisor:
             raise type(error)(f"{error}; {count}, and --restarts allows {self.config.restarts}")
         self.due[i] = now + self.fruitless[i]
 
-    def _words(self, loss: Loss, hang: str) -> tuple[str, PolyactorError]:
+    def _words(self, loss: WorkerExit, hang: str) -> tuple[str, PolyactorError]:
         """Why a worker was lost, and what to raise of it; what it was asking of an environment is named."""
         if hang:
             reason = f"was ended: {self._env}: {hang}"
             return reason, EnvironmentUnsupported(f"worker {loss.worker} {reason}")
-        asked = None if loss.raised else self.board.pulse.asked(loss.worker)
+        asked = None if loss.raised else self.counters.heartbeats.asked(loss.worker)
         if asked is None:
             return loss.reason, loss.error
         asked = f"; of {self._env} {asked}"
         return f"{loss.reason}{asked}", type(loss.error)(f"{loss.error}{asked}")
 
-    def _in_vain(self, error: PolyactorError, loss: Loss, hang: str) -> PolyactorError:
+    def _in_vain(self, error: PolyactorError, loss: WorkerExit, hang: str) -> PolyactorError:
         """What to say of a worker none of whose processes gets anywhere."""
         kind: type[PolyactorError] = EnvironmentUnsupported
         if loss.raised:
@@ -139,11 +139,11 @@ class Supervisor:
 
     def _replace(self, i: int) -> None:
         del self.due[i]
-        self.board.count(i, Counter.STARTS, 1)
-        self.board.pulse.begin(i)
+        self.counters.count(i, Counter.STARTS, 1)
+        self.counters.heartbeats.begin(i)
         self.turns[i] = self._turns(i)
-        self.crew.start(i)
-        self.tell("worker_restarted", worker=i, pid=self.crew.pid(i))
+        self.pool.start(i)
+        self.tell("worker_restarted", worker=i, pid=self.pool.pid(i))
 
     def _end_what_hangs(self) -> None:
         now = time.monotonic()
@@ -152,26 +152,26 @@ class Supervisor:
             self.trusted = max(self.trusted, now + min(gap, self.config.env_timeout))
         if now < self.trusted:
             return
-        pulse = self.board.pulse
-        at_work = [i for i in range(self.crew.workers) if not (i in self.due or i in self.gone or i in self.crew.done)]
+        heartbeats = self.counters.heartbeats
+        at_work = [i for i in range(self.pool.workers) if not (i in self.due or i in self.gone or i in self.pool.done)]
         for i in at_work:
             if i in self.hangs:
                 asked, _ = self.hangs[i]
                 if now > asked + PATIENCE:
-                    self.crew.ask(i, kill=True)
-            elif hang := pulse.hanging(i, self.config.env_timeout):
+                    self.pool.ask(i, kill=True)
+            elif hang := heartbeats.hanging(i, self.config.env_timeout):
                 self._end(i, hang)
-        silence, i = max(((pulse.silence(i), i) for i in at_work if i not in self.hangs), default=(0.0, 0))
+        silence, i = max(((heartbeats.silence(i), i) for i in at_work if i not in self.hangs), default=(0.0, 0))
         if silence > LIFELESS and now > self.spared:
             self.spared = now + SPARED
             self._end(i, f"it has shown no sign of life for {silence:.0f} s")
 
     def _end(self, i: int, hang: str) -> None:
         self.hangs[i] = time.monotonic(), hang
-        self.crew.ask(i, kill=False)
+        self.pool.ask(i, kill=False)
 
     def _turns(self, i: int) -> int:
-        return int(self.board.counters[i, Counter.TURNS])
+        return int(self.counters.table[i, Counter.TURNS])
 
     @property
     def _env(self) -> str:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from polyactor import errors
-from polyactor.shared.slot_queue import Bell
+from polyactor.shared.slot_queue import WakeUp
 
 
-class Threads:
-    """As `Crew`, with N threads of this process: they share its interpreter, and nothing travels."""
+class ThreadPool:
+    """As `ProcessPool`, with N threads of this process: they share its interpreter, and nothing travels."""
 
     def __init__(self, target: Callable[..., None], workers: int, args: tuple[Any, ...]) -> None:
         self.target, self.args, self.workers = target, args, workers
@@ -30,7 +30,7 @@ class Threads:
             self.start(i)
 
     def start(self, i: int) -> None:
-        """As `Crew.start`."""
+        """As `ProcessPool.start`."""
 
         def enter() -> None:
             try:
@@ -47,20 +47,22 @@ class Threads:
         """Of this process."""
         return os.getpid()
 
-    def watch(self, timeout: float, bell: Bell | None = None) -> list[errors.Loss]:
-        """As `Crew.watch`; an error of ours is raised as it is."""
-        if bell is not None:
-            bell.wait(timeout)
+    def watch(self, timeout: float, wake_up: WakeUp | None = None) -> list[errors.WorkerExit]:
+        """As `ProcessPool.watch`; an error of ours is raised as it is."""
+        if wake_up is not None:
+            wake_up.wait(timeout)
         elif self.news.wait(timeout):
             self.news.clear()
-        losses: list[errors.Loss] = []
+        losses: list[errors.WorkerExit] = []
         for i in list(self.raised):
             error = self.raised.pop(i)
             if isinstance(error, errors.PolyactorError):
-                losses.append(errors.Loss(i, error, str(error), ours=True, raised=True))
+                losses.append(errors.WorkerExit(i, error, str(error), ours=True, raised=True))
                 continue
             reason, trace = f"raised: {error or 'an error'}", "".join(traceback.format_exception(error))
-            losses.append(errors.Loss(i, errors.WorkerFailed(f"worker {i} {reason}\n{trace}"), reason, raised=True))
+            losses.append(
+                errors.WorkerExit(i, errors.WorkerFailed(f"worker {i} {reason}\n{trace}"), reason, raised=True)
+            )
         return losses
 
     def ask(self, i: int, *, kill: bool) -> None:

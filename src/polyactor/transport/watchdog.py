@@ -13,7 +13,7 @@ from types import FrameType
 
 from polyactor.config import Config
 from polyactor.errors import EnvironmentUnsupported
-from polyactor.shared.counters import Board
+from polyactor.shared.counters import SharedCounters
 
 Tell = Callable[..., None]
 """Called with an event's name, a reason and fields, as `MetricsLog.event` is."""
@@ -32,7 +32,7 @@ class Unanswered(EnvironmentUnsupported):
 
 
 @contextmanager
-def watched(config: Config, board: Board, tell: Tell) -> Iterator[None]:
+def watched(config: Config, counters: SharedCounters, tell: Tell) -> Iterator[None]:
     """Inside, an environment that does not answer in time is interrupted: it fails as one that raises.
 
     One that computes in C cannot be interrupted; that ends this process with exit code 3. Where the run is not in the
@@ -41,15 +41,15 @@ def watched(config: Config, board: Board, tell: Tell) -> Iterator[None]:
     env, over = str(getattr(config.env, "__qualname__", config.env)), threading.Event()
 
     def hanging() -> tuple[int, EnvironmentUnsupported] | None:
-        for worker in range(board.workers):
-            hang = board.pulse.hanging(worker, config.env_timeout)
+        for worker in range(counters.workers):
+            hang = counters.heartbeats.hanging(worker, config.env_timeout)
             if hang is not None:
                 return worker, EnvironmentUnsupported(f"worker {worker}, {env}: {hang}")
         return None
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if (found := hanging()) is not None:  # asked by who plays itself, so it cannot have been answered meanwhile
-            board.pulse.again(found[0])  # it is closed next, and may hang in that, too
+            counters.heartbeats.again(found[0])  # it is closed next, and may hang in that, too
             raise Unanswered(f"{env} gave no answer within {config.env_timeout:g} s")
 
     def watch() -> None:

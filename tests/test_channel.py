@@ -24,20 +24,20 @@ pytestmark = pytest.mark.alone
 @settings(deadline=None)
 @given(st.integers(1, 4), st.lists(st.sampled_from(["put", "release"]), max_size=40))
 @pytest.mark.fault("D5")
-def test_a_ring_is_a_bounded_queue(slots: int, actions: list[str]) -> None:
-    slots, queue, number, stored = SlotQueue(1, slots), deque[int](), 0, [-1] * slots
+def test_a_slot_queue_is_a_bounded_queue(slots: int, actions: list[str]) -> None:
+    slot_queue, queue, number, stored = SlotQueue(1, slots), deque[int](), 0, [-1] * slots
     for action in actions:
-        free = slots.free(0)
+        free = slot_queue.free(0)
         assert (free is None) == (len(queue) == slots)
-        assert slots.waiting(0) == len(queue)
+        assert slot_queue.waiting(0) == len(queue)
         if action == "put" and free is not None:
             stored[free] = number
             queue.append(number)
             number += 1
-            slots.put(0)
+            slot_queue.put(0)
         elif action == "release" and queue:
-            assert stored[slots.next(0)] == queue.popleft()
-            slots.release(0)
+            assert stored[slot_queue.next(0)] == queue.popleft()
+            slot_queue.release(0)
 
 
 def test_who_left_something_behind_still_plays() -> None:

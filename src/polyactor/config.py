@@ -158,7 +158,7 @@ class Config:
     rollout: Annotated[int, Allowed(1), ALGORITHM] = 5
     """T, steps per rollout."""
     stop_at: Annotated[float | None, Allowed(), RUN] = None
-    """Stop when the mean of the last 100 games reaches this and a fresh evaluation of 100 games confirms it."""
+    """Stop when the mean of the last 100 games reaches this score and a fresh evaluation of 100 games confirms it."""
     evaluate_every: Annotated[int | None, Allowed(1), RUN] = None
     """Evaluate in a process of its own every so many agent steps, and keep the parameters with the best score."""
     transport: Annotated[Literal["local", "inline"], SCHEME] = "local"

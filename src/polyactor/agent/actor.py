@@ -147,8 +147,8 @@ class Actor:
             self.heartbeat.answered()
             watch.lap(Part.EMULATE)
             action[t], reward[t], terminated[t] = a_t, step.reward, step.terminated
-            # The row after `done` holds the final observation; the row after that starts the next episode. A lost game
-            # is one that was truncated before: x_t is its final observation, and row t the fake step.
+            # The row after `done` holds the final observation; the row after that starts the next episode. The game of
+            # a failed environment counts as truncated before row t: x_t is its final observation, row t is fake.
             observation[t + 1], is_first[t + 1] = step.observation, self.ended | step.lost
             self._count(step)
             self.ended = step.done.copy()
@@ -207,7 +207,7 @@ class Actor:
         """Return the moments of this rollout's observations and returns, for the model's running statistics."""
         new: dict[str, Moments] = {}
         if self.model.observation_moments is not None:
-            if self.model.image:  # one frame in T is sample enough, and T times cheaper
+            if self.model.image:  # one of T rows is enough, and T times cheaper
                 new["observation_moments"] = moments(x.observation[-1])
             else:
                 new["observation_moments"] = moments(x.observation[1:].flatten(0, 1))

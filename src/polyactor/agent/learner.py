@@ -71,7 +71,7 @@ class Learner:
         if algorithm.reuses:
             rollout = model.with_images(rollout)
         batches = algorithm.batches(model, rollout, self, self.generator)
-        with torch.no_grad():  # what a batch needs of the model (targets) is not differentiated; its loss is
+        with torch.no_grad():  # targets of a batch are not differentiated
             batch: Batch | None = next(batches, None)
         while batch is not None:
             dtheta, metrics, step = self._direction(algorithm, batch)

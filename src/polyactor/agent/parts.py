@@ -74,7 +74,7 @@ def make_model(config: Config, spec: EnvSpec) -> ActorCritic:
                 value_head=config.algorithm.outputs[1],
                 averaged=config.algorithm.averaging is not None,
             )
-        except (ValueError, RuntimeError) as error:  # torch's own words for an image smaller than a kernel
+        except (ValueError, RuntimeError) as error:  # torch raises these for an image smaller than a kernel
             why = str(error).splitlines()[0]
             what = "the algorithm" if "Q(x" in why else f"--model.torso {config.model.torso}"
             raise UsageError(f"{what} does not fit: {why}") from None

@@ -160,14 +160,14 @@ class ReplayBuffer:
         return Rollout(**{field: taken(field) for field in self.names})
 
     def _observation(self, start: NDArray[np.int64], column: NDArray[np.int64], t: int) -> Tensor:
-        """``[T+1, n, *O]``."""
+        """Return the observations ``[T+1, n, *O]`` of n sequences, with their stacks of frames rebuilt."""
         rows, older = self.slots * self.length, self.stack - 1
         row = (start + np.arange(-older, t + 1)[:, None]) % rows
         frames: NDArray[Any] = self.arrays["observation"][row, column]
         if self.stack == 1:
             return _aligned(frames)
         is_first = self.arrays["is_first"][row, column]
-        # Episodes begun by row: a frame belongs to a stack where no other episode has begun in between.
+        # The number of episodes begun up to each row: a stack has only frames of its own episode.
         episode = is_first.cumsum(0)
         stacked = torch.empty(t + 1, *frames.shape[1:], self.stack, dtype=torch.from_numpy(frames[:0]).dtype)
         array = stacked.numpy()  # frames last, as convolutions want it
@@ -244,7 +244,7 @@ def _array(shape: tuple[int, ...], dtype: np.dtype[Any], name: str, folder: Path
             os.posix_fallocate(file.fileno(), 0, size)
             file.truncate(size)
     except OSError as error:
-        path.unlink(missing_ok=True)  # what could be reserved of it is given back
+        path.unlink(missing_ok=True)  # give back what was reserved before the disk was full
         kind = OutOfResources if error.errno in (28, 122) else RunDirectoryError
         raise kind(f"cannot reserve {size / 1e9:.1f} GB for replay in {path}: {error.strerror}") from error
     return np.memmap(path, dtype, "r+", shape=shape)

@@ -43,7 +43,7 @@ class ParamServer(Scheme):
     queue: Annotated[int, Allowed(1)] = 1
     """Gradients of one worker that may await the server; with 1 a worker goes on when its own is applied."""
     when_full: Literal["wait", "drop"] = "wait"
-    """A worker whose queue is full waits, or the server drops the older half of it."""
+    """wait: a worker whose queue is full waits; drop: the server drops the older half of that queue."""
     updaters: Annotated[int, Allowed(1)] = 1
     """Threads of the server; one at a time moves the parameters."""
     max_staleness: Annotated[int | None, Allowed(0)] = None

@@ -25,7 +25,13 @@ GAMES_KEPT = 4096
 
 
 class Counter(IntEnum):
-    """The columns of the table of counters, which has a row per worker."""
+    """The columns of the table of counters, which has a row per worker.
+
+    STEPS are agent steps consumed by UPDATES. SKIPPED counts gradients that were not finite, SKIPPED_IN_A_ROW those
+    since the last update. DROPPED counts gradients that a full queue lost, GAMES finished games, ENV_ERRORS failed
+    environments, STARTS replacements of the worker, TURNS the turns of its role. PAUSED is no count: it is the number
+    of the pause that the worker waits in, or RUN or LEFT.
+    """
 
     UPDATES = 0
     STEPS = 1

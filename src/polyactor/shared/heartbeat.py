@@ -38,7 +38,7 @@ class Heartbeat:
     def asked(self, env: int, action: Any) -> None:
         """Record that an environment begins a step with this action, or a reset if the action is None."""
         cells = self.cells
-        cells[SINCE] = monotonic()
+        cells[SINCE] = monotonic()  # first: a reader that sees the other columns change then sees no time waited
         cells[ENV] = env
         if action is None:
             cells[COUNT] = -1

@@ -92,6 +92,7 @@ class Supervisor:
         return len(self.pool.done) + len(self.gone) == self.pool.workers
 
     def _lost(self, loss: WorkerExit) -> None:
+        """Report a lost worker and schedule its replacement, or raise its error if the run cannot go on."""
         i, now = loss.worker, time.monotonic()
         self.counters.leave(i)
         _, hang = self.hangs.pop(i, (0.0, ""))
@@ -151,6 +152,7 @@ class Supervisor:
         self.tell("worker_restarted", worker=i, pid=self.pool.pid(i))
 
     def _end_what_hangs(self) -> None:
+        """Ask workers that hang or are silent to end, and kill those that do not end within `PATIENCE` seconds."""
         now = time.monotonic()
         gap, self.looked = now - self.looked, now
         if gap > PATIENCE:  # this process was stopped or busy, and the workers may have been stopped with it

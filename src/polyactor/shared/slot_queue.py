@@ -27,7 +27,7 @@ class WakeUp:
         os.set_blocking(self.reader.fileno(), False)
         os.set_blocking(self.writer.fileno(), False)
 
-    def slots(self) -> None:
+    def wake(self) -> None:
         """Wake the process that waits, or that will wait next."""
         with suppress(BlockingIOError):  # the pipe is full, so the process wakes anyway
             os.write(self.writer.fileno(), b"!")
@@ -72,12 +72,12 @@ class SlotQueue:
         """Add the slot that a worker has just filled to its queue."""
         hit("send")
         self._filled[worker] += 1
-        self.main.slots()
+        self.main.wake()
 
     def leave(self, worker: int) -> None:
         """Note that a worker will fill no more slots."""
         self._left[worker] = True
-        self.main.slots()
+        self.main.wake()
 
     def playing(self, worker: int) -> bool:
         """Return whether a worker may still fill slots, or has filled some that are not yet freed."""
@@ -95,19 +95,19 @@ class SlotQueue:
         self._away[worker], self._here[worker] = True, False
         if for_good:
             self._left[worker] = True
-        self.main.slots()
+        self.main.wake()
 
     def arrive(self, worker: int) -> None:
         """Announce that a worker is ready to fill slots; this has no effect unless its queue is closed."""
         self._here[worker] = True
-        self.main.slots()
+        self.main.wake()
 
     def admit(self) -> list[int]:
         """Open the queues of the replacement workers that have arrived, and return the numbers of these workers."""
         arrived = [i for i in range(self.workers) if self._away[i] and self._here[i]]
         for i in arrived:
             self._away[i] = False
-            self.wake_ups[i].slots()
+            self.wake_ups[i].wake()
         return arrived
 
     def away(self, worker: int) -> bool:
@@ -129,4 +129,4 @@ class SlotQueue:
     def release(self, worker: int, count: int = 1) -> None:
         """Free the oldest `count` filled slots of a worker, and wake the worker."""
         self._freed[worker] += count
-        self.wake_ups[worker].slots()
+        self.wake_ups[worker].wake()

@@ -32,4 +32,4 @@ def run(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
     return RUNNERS["inline" if config.scheme.single else config.transport](parts, tell)
 
 
-__all__ = ["PLAYS", "paused", "run", "still"]
+__all__ = ["RUNNERS", "paused", "run", "still"]

@@ -113,9 +113,7 @@ def _grouped(base: Config, *, with_help: bool) -> type[Any]:
 
     documented = _texts(base) if with_help else {}
     groups: dict[str, list[Any]] = {group.name: [] for group in GROUPS}
-    for setting in sorted(
-        walk(base), key=lambda setting: "." in setting.path
-    ):  # fields of the run before those of a section
+    for setting in sorted(walk(base), key=lambda setting: "." in setting.path):  # the sections' settings come last
         if setting.path != "env":
             shown = arg(name=setting.flag, help=documented.get(setting.path, ""), prefix_name=False)
             hint: Any = setting.declared.hint

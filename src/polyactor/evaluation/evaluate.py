@@ -91,7 +91,7 @@ def play(
         deterministic: take the most likely action; otherwise sample.
         seed: of the environments and of sampled actions.
         max_game_steps: agent steps after which a game is cut; its score so far counts.
-        stuck_after: agent steps without reward or change of observation after which a game is cut; it counts.
+        stuck_after: agent steps without reward or new observation after which a game is cut; its score counts.
         stopped: called after every step; returns True to end with the games finished so far.
         answered: called whenever the environments have returned from a reset or step.
 

@@ -79,15 +79,14 @@ def _refuse_misfit(model: ActorCritic, tensors: Mapping[str, Tensor]) -> None:
 
 
 def model_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return those of a checkpoint's tensors that are the model's, by their names in the model."""
+    """Return the model's tensors of a checkpoint, by their names in the model."""
     return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
 
 
 class Policy:
     """A trained policy that acts in one environment.
 
-    Its observations are those of polyactor's environments: for Atari a stack of frames ``[4, 84, 84]``, otherwise the
-    observation of the Gymnasium environment.
+    An observation is a stack of frames, such as ``[4, 84, 84]``, for Atari, and else that of the Gymnasium environment.
 
     Args:
         config: the run's config.

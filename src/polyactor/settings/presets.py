@@ -307,7 +307,7 @@ def base_config(
     fields = declared(type(made["algorithm"]))
 
     def applies(path: str) -> bool:
-        """Whether a setting of the name is one of the parts that are used."""
+        """Whether a setting is not of a part that is replaced, nor of a field that the algorithm lacks."""
         section, _, field = path.rpartition(".")
         if asked.get(section) not in (None, named.get(section)):
             return False

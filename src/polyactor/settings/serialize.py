@@ -1,4 +1,4 @@
-"""A config as plain JSON and back; what a file says is checked, and no code of it is run."""
+"""A config as plain JSON and back; a config that is read is checked and runs no code."""
 
 from __future__ import annotations
 

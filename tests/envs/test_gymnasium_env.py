@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.envs.classic_control import CartPoleEnv
 
 from polyactor.envs import VectorEnv, make_envs
-from polyactor.envs.serial_vector_env import Each
+from polyactor.envs.serial_vector_env import SerialVectorEnv
 
 
 class Echo(gymnasium.Env[Any, Any]):
@@ -46,7 +46,7 @@ def echo(space: spaces.Space[Any], num_envs: int = 2, **options: Any) -> VectorE
 
 def test_cartpole_native_vector_gives_the_true_final_observation_and_then_a_reset_row() -> None:
     envs = make_envs("CartPole-v1", 3, max_episode_steps=20)
-    assert not isinstance(envs._envs, Each)  # type: ignore[attr-defined]
+    assert not isinstance(envs._envs, SerialVectorEnv)  # type: ignore[attr-defined]
     single: Any = CartPoleEnv()
     single.reset()
     rng = np.random.default_rng(0)

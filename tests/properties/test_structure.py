@@ -21,7 +21,7 @@ from polyactor.transport.processes import ProcessPool
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(polyactor.__file__).parent
 MOST_FILES = 9
-MOST_LINES = {"a3c": 1_300, "a3c-server": 1_450, "appo": 1_500, "impala": 1_450}
+MOST_LINES = {"a3c": 1_300, "a3c-server": 1_450, "appo": 1_500, "impala": 1_450, "acer": 1_500}
 
 PROBE = """
 import multiprocessing
@@ -78,6 +78,7 @@ def ours(stack: list[str]) -> set[Path]:
         ("a3c-server", "param_server", "a2c"),
         ("appo", "actor_learner", "ppo"),
         ("impala", "actor_learner", "vtrace"),
+        ("acer", "hogwild", "acer/acer"),
     ],
 )
 def test_from_the_command_line_to_the_gradient_in_few_files(

@@ -1,4 +1,4 @@
-"""The ring against a list of everything it was given."""
+"""The replay buffer against a list of everything it was given."""
 
 from __future__ import annotations
 

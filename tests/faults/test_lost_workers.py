@@ -98,8 +98,8 @@ class Training:
 
     def at_work(self, more: int = 3) -> None:
         """Every worker has done something, and something more than now."""
-        goal = [self.turns(worker) + more for worker in range(self.config.workers)]
-        self.until(lambda: all(self.turns(worker) >= goal[worker] for worker in range(self.config.workers)))
+        wanted = [self.turns(worker) + more for worker in range(self.config.workers)]
+        self.until(lambda: all(self.turns(worker) >= wanted[worker] for worker in range(self.config.workers)))
 
     def finite(self) -> bool:
         return all(bool(tensor.isfinite().all()) for tensor in self.state.tensors().values())
@@ -389,7 +389,7 @@ def test_one_that_cannot_be_started_leaves_none_behind(monkeypatch: pytest.Monke
 
 
 def test_who_takes_the_place_of_one_whose_queue_is_full_waits_for_the_server() -> None:
-    """Its parcel is held back for another that is stopped; only when it has been applied does the new one pull."""
+    """Its gradient is held back for another that is stopped; only when it has been applied does the new one pull."""
     with training(config_of(ParamServer(max_staleness=1))) as run:
         run.at_work()
         other = run.pid(1)
@@ -515,9 +515,9 @@ def test_one_that_is_stopped_while_it_reads_the_parameters_holds_up_nobody(
         stat = Path(f"/proc/{run.pid(1)}/stat")
         run.until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
         alone = "learner" in name  # it learns from rollouts of all: then there are none
-        goal = run.counters.version + (0 if alone else 20)
+        wanted = run.counters.version + (0 if alone else 20)
         end = time.monotonic() + 1.5
-        run.until(lambda: time.monotonic() > end and run.counters.version >= goal)
+        run.until(lambda: time.monotonic() > end and run.counters.version >= wanted)
         os.kill(run.pid(1), signal.SIGCONT)
         run.at_work()
         assert not run.events("worker_lost")

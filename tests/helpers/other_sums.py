@@ -101,6 +101,6 @@ class Disturbed:
 
 
 def disturb_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the processes of every crew round as this one does."""
+    """Let the processes of every pool round as this one does."""
     start = processes._started
     monkeypatch.setattr(processes, "_started", lambda i, target, args: start(i, Disturbed(target), args))

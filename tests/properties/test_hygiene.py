@@ -36,7 +36,7 @@ def make_model(**options: Any) -> ActorCritic:
 
 
 class Setup:
-    """A state, a board, and a learner and an updater for each worker, in one process."""
+    """A state, its counters, and a learner and an updater for each worker, in one process."""
 
     def __init__(self, rule: Rule, workers: int = 1, **options: Any) -> None:
         self.state, self.counters = State.of(make_model(**options), rule, workers), SharedCounters(workers)

@@ -22,19 +22,19 @@ def gradient_slot(rows: int) -> GradientSlot:
 
 
 @pytest.mark.parametrize(("reduction", "expected"), [("mean", 2.0), ("sum", 4.0)])
-def test_a_parcel_joins_gradients_and_forgets_the_last_ones(reduction: str, expected: float) -> None:
-    box = gradient_slot(2)
-    box.put(gradients(9.0))
-    box.add(gradients(9.0))
-    box.put(gradients(1.0, version=7))
-    box.add(gradients(3.0, version=5))
-    joined = box.gradients(reduction)  # type: ignore[arg-type]
+def test_a_slot_joins_gradients_and_forgets_the_last_ones(reduction: str, expected: float) -> None:
+    slot = gradient_slot(2)
+    slot.put(gradients(9.0))
+    slot.add(gradients(9.0))
+    slot.put(gradients(1.0, version=7))
+    slot.add(gradients(3.0, version=5))
+    joined = slot.gradients(reduction)  # type: ignore[arg-type]
     assert joined.vector.tolist() == [expected] * 4
     assert joined.metrics == {"entropy": 2.0}
     assert (joined.version, joined.steps) == (5, 6)
     assert joined.moments["x"].mean.tolist() == [1.0, 3.0]
-    box.put(gradients(1.0))
-    assert box.gradients("mean").moments["x"].samples.tolist() == [2.0, 0.0]  # the second row is empty again
+    slot.put(gradients(1.0))
+    assert slot.gradients("mean").moments["x"].samples.tolist() == [2.0, 0.0]  # the second row is empty again
 
 
 def test_the_mean_of_several_workers() -> None:

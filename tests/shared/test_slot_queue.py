@@ -18,20 +18,20 @@ pytestmark = pytest.mark.alone
 @settings(deadline=None)
 @given(st.integers(1, 4), st.lists(st.sampled_from(["put", "release"]), max_size=40))
 @pytest.mark.fault("D5")
-def test_a_ring_is_a_bounded_queue(slots: int, actions: list[str]) -> None:
-    slots, queue, number, stored = SlotQueue(1, slots), deque[int](), 0, [-1] * slots
+def test_its_slots_are_a_bounded_queue(slots: int, actions: list[str]) -> None:
+    ours, theirs, number, stored = SlotQueue(1, slots), deque[int](), 0, [-1] * slots
     for action in actions:
-        free = slots.free(0)
-        assert (free is None) == (len(queue) == slots)
-        assert slots.waiting(0) == len(queue)
+        free = ours.free(0)
+        assert (free is None) == (len(theirs) == slots)
+        assert ours.waiting(0) == len(theirs)
         if action == "put" and free is not None:
             stored[free] = number
-            queue.append(number)
+            theirs.append(number)
             number += 1
-            slots.put(0)
-        elif action == "release" and queue:
-            assert stored[slots.next(0)] == queue.popleft()
-            slots.release(0)
+            ours.put(0)
+        elif action == "release" and theirs:
+            assert stored[ours.next(0)] == theirs.popleft()
+            ours.release(0)
 
 
 def test_who_left_something_behind_still_plays() -> None:
@@ -44,7 +44,7 @@ def test_who_left_something_behind_still_plays() -> None:
     assert slots.playing(1)
 
 
-def test_a_bell_rung_before_anybody_waits_is_heard_and_then_quiet() -> None:
+def test_a_wake_up_before_anybody_waits_is_heard_and_then_quiet() -> None:
     wake_up = WakeUp()
     for _ in range(100_000):  # more than a pipe holds
         wake_up.slots()
@@ -58,7 +58,7 @@ def test_a_bell_rung_before_anybody_waits_is_heard_and_then_quiet() -> None:
     assert time.monotonic() - start >= 0.09
 
 
-def test_a_bell_wakes_who_waits() -> None:
+def test_a_wake_up_wakes_who_waits() -> None:
     wake_up = WakeUp()
     threading.Timer(0.05, wake_up.slots).start()
     start = time.monotonic()

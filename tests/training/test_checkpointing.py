@@ -19,12 +19,12 @@ from tests.helpers.runs import Quiet, train
 def test_workers_wait_while_the_state_is_copied_and_not_while_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    boards: list[SharedCounters] = []
+    made: list[SharedCounters] = []
     words: dict[str, list[int]] = {"copied": [], "written": []}
 
     def noted(moment: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any, **more: Any) -> Any:
-            words[moment].append(int(boards[0]._word[0]))
+            words[moment].append(int(made[0]._word[0]))
             if moment == "written" and len(words[moment]) == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
             return original(*given, **more)
@@ -32,8 +32,8 @@ def test_workers_wait_while_the_state_is_copied_and_not_while_it_is_written(
         return call
 
     def counters(*given: Any) -> SharedCounters:
-        boards.append(SharedCounters(*given))
-        return boards[0]
+        made.append(SharedCounters(*given))
+        return made[0]
 
     monkeypatch.setattr("polyactor.agent.parts.SharedCounters", counters)
     monkeypatch.setattr(State, "tensors", noted("copied", State.tensors))

@@ -26,13 +26,13 @@ SUMMARY = {
 
 def test_the_run_directory(finished: pa.Run) -> None:
     names = {path.name for path in finished.path.iterdir()}
-    boards = {name for name in names if name.startswith("events.out.tfevents.")}
-    assert len(boards) == 1
-    assert names - boards == {
+    of_tensorboard = {name for name in names if name.startswith("events.out.tfevents.")}
+    assert len(of_tensorboard) == 1
+    assert names - of_tensorboard == {
         "config.json", "metrics.jsonl", "summary.json", "events.jsonl", "checkpoints", "curve.png", "replay.mp4",
     }  # fmt: skip
     assert (finished.path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert (finished.path / boards.pop()).stat().st_size > 1_000
+    assert (finished.path / of_tensorboard.pop()).stat().st_size > 1_000
 
 
 def test_summary_and_config(finished: pa.Run) -> None:

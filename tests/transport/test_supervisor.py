@@ -19,7 +19,7 @@ from polyactor.transport.watchdog import PATIENCE
 
 
 class Played:
-    """A crew whose workers do as the test says."""
+    """A pool whose workers do as the test says."""
 
     workers = 2
 

@@ -292,10 +292,10 @@ def test_fresh_rollouts_have_ratio_one() -> None:
     c = config(model=replace(config().model, core="lstm", core_size=8))
     parts = fresh(c)
     replica, actor = parts.actor(0)
-    ring = parts.replay(0, replica.model)
+    memory = parts.replay(0, replica.model)
     for number in range(3):
-        ring.add(latest := actor.collect(replica.version))
-        drawn = ring.take(np.full(c.envs, number * c.rollout), np.arange(c.envs), c.rollout)
+        memory.add(latest := actor.collect(replica.version))
+        drawn = memory.take(np.full(c.envs, number * c.rollout), np.arange(c.envs), c.rollout)
         for x in (latest, drawn):
             assert x.behavior_params is not None
             pi = Categorical(replica.model.unroll(x).policy[:-1])

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from faults import Found, write
 from gymnasium import spaces
-from othersums import disturb, disturb_workers
 
 from polyactor.data import CoreState, Rollout
+from tests.helpers.faults import Found, write
+from tests.helpers.other_sums import disturb, disturb_workers
 
 FOUND = pytest.StashKey[dict[str, Found]]()
 """What tests of faults have found in this session."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import polyactor as pa
 from polyactor import envs
 from polyactor.cli import main as cli
 from polyactor.config import Config
+from polyactor.errors import UsageError
 from polyactor.optim.rules import Adam
 from polyactor.schemes import ActorLearner, Hogwild
 from polyactor.settings import autotune
@@ -272,3 +274,21 @@ def test_what_is_wrong_is_refused_in_one_order(train: Callable[..., Any], asked:
             train("a3c", **values)
         values |= mend
     assert not asked
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"model": {"torso": "a3c"}}, "--model.torso a3c is not allowed: it must be one of auto, mlp"),
+        (
+            {"algorithm": {"value_loss": "l1"}},
+            "--algorithm.value-loss l1 is not allowed: it must be one of",
+        ),
+        ({"transport": "carrier pigeon"}, "it must be one of local, inline"),
+        ({"steps": "5"}, "--steps 5 is not allowed: it must be a number of at least 1"),
+    ],
+)
+def test_python_is_told_what_a_flag_would_be(values: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        pa.train("a2c", env="CartPole-v1", out=str(tmp_path / "run"), **values)
+    assert not (tmp_path / "run").exists()

@@ -124,7 +124,7 @@ class Point(nn.Module):
 
 
 class Setup:
-    """One state and board, and an updater for each worker."""
+    """One state and its counters, and an updater for each worker."""
 
     def __init__(self, start: Sequence[float], rule: Rule, workers: int = 1, total_steps: int = 1000) -> None:
         self.model = Point(start)

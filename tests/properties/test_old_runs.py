@@ -12,12 +12,12 @@ import pytest
 import torch
 from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
-from old_runs.make import RUNS, newest, outputs
 from safetensors.torch import load_file
 
 import polyactor as pa
 from polyactor.cli import main as cli
 from polyactor.training import trainer
+from tests.properties.old_runs.make import RUNS, newest, outputs
 
 HERE = Path(__file__).parent / "old_runs"
 EXACT = [name for name, values in RUNS.items() if values.get("exact_resume")]

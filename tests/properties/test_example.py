@@ -1,0 +1,48 @@
+"""The example that shows how an algorithm of one's own is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import polyactor as pa
+from polyactor.cli.flags import read_config
+from polyactor.settings.serialize import to_json
+from tests.helpers.fresh import fresh
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "self_imitation.py"
+
+
+@pytest.mark.parametrize("scheme", ["sync", pytest.param("hogwild", marks=pytest.mark.slow)])
+def test_the_example_learns(scheme: str, tmp_path: Path) -> None:
+    run = pa.train(
+        f"{EXAMPLE}:SelfImitation", env="CartPole-v1", scheme=scheme, steps=20_000, quiet=True, out=tmp_path / "run"
+    )
+    assert run.status == "done"
+    assert run.summary["best_score_mean100"] > 40  # 22 by chance
+
+
+DISCOUNT = """
+from dataclasses import dataclass
+from polyactor.types import Algorithm
+
+@dataclass(frozen=True)
+class Mine(Algorithm):
+    discount: float = 0.5
+"""
+
+
+def test_an_algorithm_with_a_discount_of_its_own_shows_the_gamma_that_scales_rewards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(DISCOUNT)
+    name = f"{tmp_path / 'mine.py'}:Mine"
+    with pytest.raises(SystemExit):
+        read_config([name, "--env", "CartPole-v1", "--help"])
+    assert "--algorithm.gamma" in capsys.readouterr().out
+    config = read_config([name, "--env", "CartPole-v1", "--scheme", "sync", "--algorithm.gamma", "0.7"])
+    _, actor = fresh(config).actor(0)
+    actor.close()
+    assert actor.gamma == 0.7
+    assert to_json(config)["algorithm"]["gamma"] == 0.7

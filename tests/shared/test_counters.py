@@ -1,0 +1,67 @@
+"""Counters that all workers share, and the word that pauses them."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from polyactor.shared.counters import Counter, SharedCounters
+
+pytestmark = pytest.mark.alone
+
+
+def test_a_worker_that_just_woke_is_not_taken_for_one_that_waits() -> None:
+    """The echo of the pause before must not satisfy the next one."""
+    counters = SharedCounters(1)
+    counters.table[0, Counter.PAUSED] = 1  # what it said to the first pause
+    counters._pauses = 1
+    assert counters.pause(deadline=0.05) is False
+
+
+def test_a_pause_that_nobody_heeds_is_given_up_where_something_else_is_asked() -> None:
+    start = time.monotonic()
+    assert SharedCounters(1).pause(unless=lambda: time.monotonic() > start + 0.05) is False
+    assert time.monotonic() < start + 5.0
+
+
+def test_pausing_often_loses_no_worker() -> None:
+    """A word read twice could change in between, and a worker would take a pause for the end."""
+    counters, over = SharedCounters(2), threading.Event()
+    ended: list[int] = []
+
+    def work(worker: int) -> None:
+        while counters.proceed(worker):
+            counters.count(worker, Counter.UPDATES, 1)
+        ended.append(worker)
+        counters.leave(worker)
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(300):
+        with counters.paused() as heeded:
+            assert heeded
+            before = counters.table[:, Counter.UPDATES].copy()
+            time.sleep(0.0005)
+            assert (counters.table[:, Counter.UPDATES] == before).all()
+    assert ended == []
+    counters.stop()
+    over.set()
+    for thread in threads:
+        thread.join(10.0)
+    assert sorted(ended) == [0, 1]
+
+
+def test_metrics_are_means_since_the_mark() -> None:
+    counters = SharedCounters(2)
+    assert counters.metrics()["entropy"] is None
+    counters.record(0, {"entropy": 1.0, "grad_norm": float("nan")})
+    counters.record(1, {"entropy": 2.0})
+    assert counters.metrics()["entropy"] == 1.5
+    assert counters.metrics()["grad_norm"] is None  # what is not finite is no number
+    counters.mark()
+    assert counters.metrics()["entropy"] == 1.5  # nothing new
+    counters.record(0, {"entropy": 5.0})
+    assert counters.metrics()["entropy"] == 5.0

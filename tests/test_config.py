@@ -1,0 +1,24 @@
+"""Values that differ by worker."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from polyactor.errors import UsageError
+from tests.helpers.counting import config_of
+
+
+def test_per_worker_values_repeat_and_leave_the_rest_alone() -> None:
+    config = config_of(workers=3, per_worker=("algorithm.entropy-coef=.01,.02", "optimizer.lr=1e-4"))
+    seen = [config.for_worker(worker) for worker in range(3)]
+    assert [each.algorithm.entropy_coef for each in seen] == [0.01, 0.02, 0.01]  # type: ignore[attr-defined]
+    assert [each.optimizer.lr for each in seen] == [1e-4] * 3
+    assert [replace(each, algorithm=config.algorithm, optimizer=config.optimizer) for each in seen] == [config] * 3
+
+
+@pytest.mark.parametrize("entry", ["lr=1", "optimizer.lr=fast", "optimizer.rl=1", "model.core_size=1", "optimizer.lr="])
+def test_per_worker_values_that_cannot_be(entry: str) -> None:
+    with pytest.raises(UsageError, match="--per-worker"):
+        config_of(per_worker=(entry,)).for_worker(0)

@@ -1,0 +1,101 @@
+"""A signal saves the run and ends it; a second one ends it at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import polyactor as pa
+from polyactor.evaluation.policy import make_trained
+from polyactor.shared.counters import Counter
+from polyactor.storage import checkpoint
+from polyactor.storage.metrics_log import read_rows
+from tests.helpers.marks import mostly_slow
+from tests.helpers.runs import B, T, events, program, train, until
+
+
+@pytest.mark.fault("P6")
+def test_a_signal_ends_the_film_of_a_run_that_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = make_trained
+
+    def asked(*given: Any) -> Any:
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "done"
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*given)
+
+    monkeypatch.setattr("polyactor.report.video.make_trained", asked)
+    run = train(tmp_path / "run", steps=500)
+    assert run.status == "done"
+    assert events(run.path, "video_skipped")[0]["reason"] == "a signal asked for the end"
+    assert not (run.path / "replay.mp4").exists()
+
+
+@pytest.mark.fault("P6")
+@pytest.mark.parametrize("preset", mostly_slow(["a2c", "a3c"], fast=["a3c"]))
+def test_sigterm_saves_and_exits_75_and_resume_goes_on(tmp_path: Path, preset: str) -> None:
+    out = tmp_path / "run"
+    flags = f"--env polyactor/Chain-v0 --steps 1000000 --workers 1 --envs {B} --rollout {T} --quiet --out {out}"
+    with program("-m", "polyactor", "train", preset, *flags.split()) as process:
+        until(lambda: bool(read_rows(out / "metrics.jsonl")), process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 75
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert (process.stdout.read(), process.stderr.read()) == ("", "")
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["status"] == "stopped"
+    assert 5_000 <= summary["agent_steps"] < 1_000_000
+    saved = checkpoint.load(out)
+    assert int(saved.tensors["board.counters"][0, Counter.STEPS]) == summary["agent_steps"]
+    run = pa.resume(out, steps=summary["agent_steps"] + 200, quiet=True)
+    assert run.status == "done"
+    assert summary["agent_steps"] + 200 <= run.summary["agent_steps"] < summary["agent_steps"] + 200 + T * B
+
+
+STUBBORN = """
+import time, gymnasium, numpy as np
+from gymnasium import spaces
+from pathlib import Path
+
+class Env(gymnasium.Env):
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+    steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        while self.steps > 20:  # never answers again, but is alive
+            with open("beats", "a") as file:
+                file.write(".")
+            time.sleep(0.01)
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+"""
+
+
+@pytest.mark.fault("P6")
+@pytest.mark.parametrize(
+    ("second", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
+def test_a_second_signal_ends_it_at_once(tmp_path: Path, second: signal.Signals, code: int) -> None:
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    beats = tmp_path / "beats"
+
+    def beat() -> int:
+        return beats.stat().st_size if beats.exists() else 0
+
+    flags = "--env stubborn:Env --envs 1 --rollout 5 --quiet --out run"
+    with program("-m", "polyactor", "train", "a2c", *flags.split(), cwd=tmp_path) as process:
+        until(lambda: beat() > 0, process)
+        process.send_signal(signal.SIGTERM)
+        seen = beat()
+        until(lambda: beat() > seen + 5, process)  # the first was taken note of, and did not end it
+        process.send_signal(second)
+        assert process.wait(10) == code

@@ -166,8 +166,9 @@ def require(cls: type[Any], name: str, prefix: str = "") -> None:
     Raises:
         UsageError: with the nearest name there is.
     """
-    if name not in declared(cls):
-        raise UsageError(f"there is no setting {prefix}{name}{suggestion(name, declared(cls))}")
+    names = [each.name for each in fields(cls)]  # and not their types, which a worker cannot look up in a file's class
+    if name not in names:
+        raise UsageError(f"there is no setting {prefix}{name}{suggestion(name, names)}")
 
 
 def fits(value: Any, hint: Any) -> bool:

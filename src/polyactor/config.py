@@ -12,7 +12,7 @@ import gymnasium
 from polyactor.algorithms.base import Algorithm
 from polyactor.envs import AtariOptions
 from polyactor.errors import UsageError
-from polyactor.fields import Allowed, Group, replace_at, walk
+from polyactor.fields import Allowed, Group, replace_at
 from polyactor.models.spec import ModelSpec
 from polyactor.optim.rules import Rule
 
@@ -208,9 +208,11 @@ class Config:
         Raises:
             UsageError: a value of `per_worker` is not allowed for its setting.
         """
-        config, known = self, {setting.path: setting.value for setting in walk(self)}
+        config = self
         for path, values in parse_per_worker(self.per_worker).items():
-            value, before, flag = values[worker % len(values)], known.get(path), path.replace("_", "-")
+            value, flag = values[worker % len(values)], path.replace("_", "-")
+            section, _, name = path.partition(".")
+            before = getattr(getattr(self, section), name, None)
             if isinstance(before, int):
                 if not value.is_integer():
                     raise UsageError(f"--per-worker {flag}={value:g} is not allowed: it must be a whole number")

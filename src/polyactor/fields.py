@@ -174,8 +174,9 @@ def require(cls: type[Any], name: str, prefix: str = "") -> None:
     Raises:
         UsageError: it has no such field; the sentence suggests the nearest name.
     """
-    if name not in declared(cls):
-        raise UsageError(f"there is no setting {prefix}{name}{suggestion(name, declared(cls))}")
+    names = [each.name for each in fields(cls)]  # and not their types, which a worker cannot look up in a file's class
+    if name not in names:
+        raise UsageError(f"there is no setting {prefix}{name}{suggestion(name, names)}")
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -23,6 +23,15 @@ def test_the_example_learns(scheme: str, tmp_path: Path) -> None:
     assert run.summary["best_score_mean100"] > 40  # 22 by chance
 
 
+def test_the_example_runs_in_worker_processes_with_values_of_their_own(tmp_path: Path) -> None:
+    """A worker has the class, but not the module that its annotations name."""
+    run = pa.train(
+        f"{EXAMPLE}:SelfImitation", env="CartPole-v1", scheme="hogwild", workers=2, steps=500, quiet=True,
+        per_worker=("algorithm.imitation=0,1",), out=tmp_path / "run",
+    )  # fmt: skip
+    assert run.status == "done"
+
+
 DISCOUNT = """
 from dataclasses import dataclass
 from polyactor.types import Algorithm

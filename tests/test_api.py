@@ -249,7 +249,7 @@ def test_an_environment_is_looked_at_once(preset: str, env: str, asked: list[Con
 def test_the_command_line_looks_once_too(
     asked: list[Config], looks: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polyactor.cli.main._report", lambda run: 0)
+    monkeypatch.setattr("polyactor.cli.main._exit_code", lambda run: 0)
     assert cli.run(["train", "a3c", "--env", "CartPole-v1", "--steps", "1000"]) == 0
     assert (asked[0].steps, looks) == (1_000, ["CartPole-v1"])
 

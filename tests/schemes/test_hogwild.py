@@ -177,11 +177,11 @@ def test_pause_stops_everything_resume_goes_on_and_a_killed_worker_is_named() ->
 
         with transport.paused(config, counters) as heeded:
             assert heeded
-            counters, vector = counters.table.copy(), state.vector.clone()
+            table, vector = counters.table.copy(), state.vector.clone()
             time.sleep(max(0.2, fifty_updates))  # long enough for fifty, were they running
-            assert (counters.table == counters).all()
+            assert (counters.table == table).all()
             assert torch.equal(state.vector, vector)
-        until(lambda: bool((counters.table[:, Counter.UPDATES] > counters[:, Counter.UPDATES]).all()), nap)
+        until(lambda: bool((counters.table[:, Counter.UPDATES] > table[:, Counter.UPDATES]).all()), nap)
 
         victim = next(child for child in multiprocessing.active_children() if child.name == "polyactor-worker-1")
         assert victim.pid is not None

@@ -14,7 +14,8 @@ test: $(ORACLES)  ## the fast suite
 	$(BIN)/python -m pytest -m "alone and not slow"
 
 test-slow: $(ORACLES)  ## learning curves and other minutes-long tests; the fast suite as other CPUs would round
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m "slow and not alone"
+	$(BIN)/python -m pytest -m "slow and alone"
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE $(MAKE) test
 	$(BIN)/python -m pytest -n 2 -m "not slow and not alone" --other-sums
 

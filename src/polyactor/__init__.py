@@ -1,11 +1,11 @@
-"""polyactor: the asynchronous actor-critic family, any algorithm under any scheme.
+"""polyactor: asynchronous actor-critic reinforcement learning, with any algorithm under any scheme of workers.
 
 >>> import polyactor as pa
 >>> run = pa.train("a3c", env="CartPole-v1", steps=300_000, seed=1)
 >>> policy = pa.load(run.path)
 >>> action = policy.act(observation)
 
-``__init__.pyi`` lists what is public; each name is loaded when it is first used: the command line starts without torch.
+``__init__.pyi`` lists the public names. Each is loaded at its first use, so that the command line starts without torch.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""``python -m polyactor``."""
+"""The command line, started as ``python -m polyactor``."""
 
 from polyactor.cli.main import main
 

@@ -1,4 +1,4 @@
-"""The one door to training: a config from parts and values, and everything that is done before it trains."""
+"""`train`, and what precedes it here and on the command line: building a config, and preparing the run."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from polyactor.training.trainer import Run
 
 KINDS: dict[str, type[Any]] = {"algorithm": Algorithm, "scheme": Scheme, "optimizer": Rule, **SECTIONS}
-"""The sections of a config, and what each is an instance of."""
+"""Sections of a config, and the class of each."""
 NAMED = {"model": "torso"}
-"""Sections of one kind that a name stands for, and the field it is a value of."""
+"""Sections of one class for which a name may stand, and the field that the name sets."""
 
 
 def train(
@@ -43,29 +43,30 @@ def train(
     atari: Mapping[str, Any] | AtariOptions | None = None,
     **values: Any,
 ) -> Run:
-    """Train and return the finished run.
+    """Train a new run and return it when it has ended.
 
-    A section of the config takes a name, in place of the preset's part (``scheme="sync"``; a model's name is its
-    torso); a mapping, which changes fields of the preset's (``optimizer={"lr": 1e-3}``) or, with a name in it, of
-    another (``scheme={"name": "actor-learner", "max_lag": 2}``); or an instance, which replaces it whole
+    Each section of the config takes one of three things. A name replaces the preset's part (``scheme="sync"``; a
+    model's name is its torso). A mapping changes fields of the preset's part (``optimizer={"lr": 1e-3}``) or, with a
+    name in it, of another part (``scheme={"name": "actor-learner", "max_lag": 2}``). An instance replaces the section
     (``scheme=pa.Hogwild(lock="both")``).
 
+    In a script call it under ``if __name__ == "__main__":``, since workers import the script.
+
     Args:
-        preset: a method ("a2c", "a3c", "appo", …), a preset, ``file.py:Class``, or a whole config.
+        preset: a method ("a2c", "a3c", "appo", …), a preset, an algorithm ``file.py:Class``, or a config.
         env: a Gymnasium id, ``module:Env-v0``, or a callable that returns an environment.
         algorithm: "a2c", "ppo", "vtrace", "acer" or ``file.py:Class``.
         scheme: "sync", "hogwild", "param-server" or "actor-learner".
         optimizer: "sgd", "rmsprop" or "adam".
         model: a torso, such as "nature-cnn".
-        normalize: what is scaled.
-        atari: preprocessing; only Atari ids read it.
+        normalize: which of observations and rewards are scaled or clipped.
+        atari: preprocessing of Atari frames; other environments ignore it.
         values: any other field of `Config`, such as ``steps=300_000, seed=1, workers=2``; ``workers`` and ``envs`` may
             be "auto".
 
     Raises:
-        PolyactorError: whatever could not be; nothing has been created then.
-
-    Call it under ``if __name__ == "__main__":`` in a script: workers import it.
+        UsageError: a setting does not exist or is not allowed; no file has been written.
+        PolyactorError: any other error that kept the run from starting, or stopped it.
     """
     look = Specs()
     auto = [name for name in AUTO if values.get(name) == "auto"]
@@ -85,12 +86,12 @@ def train(
 
 @dataclass(frozen=True)
 class Ready:
-    """A run that may begin.
+    """A run that is ready to train.
 
     Attributes:
-        config: checked, its numbers chosen.
-        spec: what its environment looks like.
-        reasons: why it has numbers that nobody set.
+        config: the run's config, checked and without ``auto``.
+        spec: what the environment looks like: spaces and limits.
+        reasons: a sentence for each number that was chosen automatically.
     """
 
     config: Config
@@ -99,18 +100,18 @@ class Ready:
 
 
 def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, kept: bool = True) -> list[Ready]:
-    """Everything that comes before training, in its one order; nothing is created on disk.
+    """Check configs, look at their environments and choose automatic numbers; no file is written.
 
     Args:
-        configs: of runs in the same environment.
-        auto: the settings for which a number is chosen, of `AUTO`.
-        look: gives what environments look like.
-        kept: each run will need a directory of its own.
+        configs: the configs of runs in the same environment.
+        auto: the settings to choose a number for, of "workers" and "envs".
+        look: returns what an environment looks like, and remembers it.
+        kept: whether each run will need a run directory.
 
     Raises:
-        UsageError: a value that cannot be.
+        UsageError: a setting has a value that is not allowed.
         EnvironmentUnsupported: the environment cannot be trained in.
-        RunDirectoryError: the directory is taken or cannot be written.
+        RunDirectoryError: a run directory is taken or cannot be written.
     """
     for config in configs:
         check_values(config)
@@ -121,7 +122,7 @@ def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, ke
     for config in configs:
         check(config)
     if any(TRANSPORTS[config.transport].forks(config.scheme) for config in configs):
-        forkserver.start_forkserver()  # it imports torch while we do
+        forkserver.start_forkserver()  # imports torch in parallel with this process
     return [Ready(config, spec, reasons) for config, spec in zip(configs, specs, strict=True)]
 
 
@@ -132,10 +133,17 @@ def configured(
     values: Mapping[str, Any],
     look: Specs,
 ) -> Config:
-    """The config that a preset, sections (each a name, a mapping or an instance) and values describe.
+    """Return the config that a preset, sections and values describe.
+
+    Args:
+        preset: a method, a preset, an algorithm ``file.py:Class``, or a config.
+        env: the environment, in place of the preset's.
+        sections: a name, a mapping or an instance for each section, as `train` takes them.
+        values: settings by dotted path.
+        look: returns what an environment looks like, and remembers it.
 
     Raises:
-        UsageError: there is no such name or setting, or it is none of the three.
+        UsageError: there is no such name or setting, or a section is neither a name, a mapping nor an instance.
         EnvironmentUnsupported: the environment cannot be trained in.
     """
     parts, settings = dict[str, Any](), dict[str, Any]()  # what replaces a section, and what changes one value

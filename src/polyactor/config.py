@@ -1,4 +1,4 @@
-"""One tree of frozen dataclasses: everything that decides a run, as data; and the sentence when a value cannot be."""
+"""The settings of a run as a tree of frozen dataclasses, and what schemes and transports can do, as data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import gymnasium
 from polyactor.algorithms.base import Algorithm
 from polyactor.envs import AtariOptions
 from polyactor.errors import UsageError
-from polyactor.fields import Allowed, Group, replace_at, walk
+from polyactor.fields import Allowed, Group, replace_at
 from polyactor.models.spec import ModelSpec
 from polyactor.optim.rules import Rule
 
@@ -24,20 +24,21 @@ if TYPE_CHECKING:
 
 
 Role = Generator["WakeUp | None", None, None]
-"""What a process does, a turn per step: None when it did something, the bell it waits for when it could not."""
+"""The work of a process as a generator, which does one turn per step. It yields None after a turn (a rollout, an
+update), or the `WakeUp` it waits for when it could do nothing."""
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Who plays in a scheme; a transport decides where.
+    """The roles of a scheme, which a transport runs in processes, in threads or in turn.
 
     Attributes:
-        workers: how many play `work`.
-        work: called as ``work(worker, parts, *shared)``; importable, so that it can be played in a process.
-        shared: the same for all workers; tensors in shared memory stay shared.
-        main: played in the run's own process; the run is over when it is. None where workers need nobody.
-        threads: workers are threads of the run's own process.
-        lost: called with a worker whose process has ended, and whether that is for good; it may come back as another.
+        workers: W, the number of workers.
+        work: the role of a worker, called as ``work(worker, parts, *shared)``; importable, to run in a process.
+        shared: further arguments, the same for all workers; tensors in shared memory stay shared.
+        main: the role of the run's own process, such as the learner; the run ends with it. None: only workers.
+        threads: whether workers are threads of the run's own process.
+        lost: called when a worker's process has ended, with its number and whether it will not be replaced.
     """
 
     workers: int = 0
@@ -50,62 +51,63 @@ class Roles:
 
 @dataclass(frozen=True)
 class Scheme:
-    """Placement only: which process holds, collects, differentiates, applies. Knows no loss."""
+    """Says which process holds θ, and which ones collect, differentiate and apply. It does not depend on the loss."""
 
     name: ClassVar[str]
     single: ClassVar[bool] = False
-    """One worker, in the run's own process."""
+    """Whether the run's own process does everything, without workers."""
     per_worker: ClassVar[bool] = False
-    """Workers may have values of their own."""
+    """Whether `Config.per_worker` can give workers different values."""
     applies_apart: ClassVar[bool] = False
-    """θ changes in the workers' processes, and not in the run's own."""
+    """Whether the workers' processes change θ, rather than the run's own process."""
     learns_on_gpu: ClassVar[bool] = False
+    """Whether gradients can be computed on a GPU."""
 
     @property
     def in_threads(self) -> bool:
-        """Workers are threads of the run's own process."""
+        """Return whether workers are threads of the run's own process."""
         return False
 
     def fits(self, config: Config) -> None:
-        """Whether this run can be right under it.
+        """Refuse a run that would be wrong under this scheme; by default every run is allowed.
 
         Raises:
-            UsageError: naming the flag, the value and the way out.
+            UsageError: a value is not allowed; the message names the flag, the value and what is allowed.
         """
 
     def alone(self, config: Config) -> bool:
-        """Whoever differentiates applies, and nobody else moves θ in between."""
+        """Return whether θ cannot change between the time a gradient is taken and the time it is applied."""
         return True
 
     def learners(self, config: Config) -> int:
-        """How many differentiate."""
+        """Return the number of workers that differentiate, each with a replay buffer of its own."""
         return config.workers
 
     def columns(self, config: Config) -> int:
-        """Environments in one batch."""
+        """Return B, the number of environments in one batch."""
         return config.envs
 
     def roles(self, parts: Parts) -> AbstractContextManager[Roles]:
-        """Everything the roles share, for as long as they play."""
+        """Return a context manager that gives the roles, and releases what they share when it exits."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Transport:
-    """What a way to place workers can do, as data; the package `transport` is how each does it."""
+    """What a transport can do, as data; the package `transport` has the code of each transport."""
 
     apart: bool
-    """Workers run beside the run's own role, in processes or threads; otherwise all take turns in one thread."""
+    """Whether workers run in processes or threads of their own; otherwise all roles take turns in one thread."""
 
     def forks(self, scheme: Scheme) -> bool:
-        """Whether worker processes are started, so that a fork server is worth its start."""
+        """Return whether this transport starts worker processes, so that a fork server pays."""
         return self.apart and not scheme.single
 
     def fits(self, config: Config) -> None:
-        """Whether this run can be placed so.
+        """Refuse a run that this transport cannot place.
 
         Raises:
-            UsageError: naming the flag, the value and the way out.
+            UsageError: the scheme wants threads, and this transport runs roles in turn.
         """
         if config.scheme.in_threads and not self.apart:
             raise UsageError(
@@ -119,14 +121,14 @@ TRANSPORTS = {"local": Transport(apart=True), "inline": Transport(apart=False)}
 
 @dataclass(frozen=True)
 class Normalize:
-    """Scaling of what the model sees and learns from; the statistics are part of the state."""
+    """How observations and rewards are scaled; the running statistics are part of the state."""
 
     observation: bool = False
-    """(x − mean)/σ by running moments, clipped to ±5; per pixel for images."""
+    """Scale observations to (x − mean)/σ by running moments, clipped to ±5; per pixel for images."""
     reward: bool = False
     """Divide rewards by the running standard deviation of the discounted return."""
     clip_reward: Annotated[float | None, Allowed(0, above=True)] = None
-    """Learn from rewards clipped to ± this; scores stay the environment's own."""
+    """Clip rewards to ± this value for learning; scores are not clipped."""
 
 
 GROUPS = tuple(map(Group, ("run", "model", "algorithm", "scheme", "optimizer", "environment", "faults")))
@@ -138,7 +140,7 @@ RUN, MODEL, ALGORITHM, SCHEME, OPTIMIZER, ENVIRONMENT, FAULTS = GROUPS
 
 @dataclass(frozen=True)
 class Config:
-    """A run."""
+    """The settings of a run."""
 
     env: Annotated[str | Callable[[], gymnasium.Env[Any, Any]], ENVIRONMENT]
     """Any Gymnasium id, or module:Env-vN."""
@@ -146,65 +148,71 @@ class Config:
     scheme: Annotated[Scheme, SCHEME]
     optimizer: Annotated[Rule, OPTIMIZER]
     steps: Annotated[int, Allowed(1), RUN] = 1_000_000
-    """Environment steps of the whole run, all workers together."""
+    """Agent steps of the whole run, all workers together."""
     seed: Annotated[int, Allowed(0), RUN] = 0
-    """Of every random stream."""
+    """Seed of every random stream."""
     workers: Annotated[int, Allowed(1), SCHEME] = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    """Worker processes (`sync` has one); auto: one per core."""
+    """Worker processes (`sync` has one process); auto: one per core."""
     envs: Annotated[int, Allowed(1), ENVIRONMENT] = 16
     """Environments per worker; auto: the fewest with which a step is about as cheap as it gets, by a measurement."""
     rollout: Annotated[int, Allowed(1), ALGORITHM] = 5
     """T, steps per rollout."""
     stop_at: Annotated[float | None, Allowed(), RUN] = None
-    """Stop when the mean of the last 100 games reaches this and a fresh evaluation of 100 games confirms it."""
+    """Stop when the mean of the last 100 games reaches this score and a fresh evaluation of 100 games confirms it."""
     evaluate_every: Annotated[int | None, Allowed(1), RUN] = None
-    """Evaluate in a process of its own every so many steps, and keep the best by that."""
+    """Evaluate in a process of its own every so many agent steps, and keep the parameters with the best score."""
     transport: Annotated[Literal["local", "inline"], SCHEME] = "local"
     """local: workers are processes; inline: all roles in one process, taking turns (to debug, or in a notebook)."""
     restarts: Annotated[int | None, Allowed(0), FAULTS] = 20
     """How often a worker that died or whose environment hangs is replaced within an hour; one loss more stops the run.
-    none: nobody is replaced, and the run goes on with those that are left."""
+    none: no worker is replaced, and the run goes on with those that are left."""
     env_timeout: Annotated[float, Allowed(0, above=True), FAULTS] = 60.0
-    """Seconds a step of an environment may take (a reset: five times as long); after that its worker is ended and
-    replaced, or in the run's own process the environment alone."""
+    """Seconds a step of an environment may take (a reset: five times as long); then its worker is ended and replaced,
+    or only the environment, if it runs in the run's own process."""
     checkpoint_every: Annotated[float, Allowed(0), RUN] = 60.0
     """Seconds between two checkpoints."""
     exact_resume: Annotated[bool, RUN] = False
-    """Save environments and random streams too: a resumed run is bit for bit the one that was never stopped. For `sync`
-    and environments that can be saved; others are refused."""
+    """Save environments and random streams, too: a resumed run is bit-identical to one that was never stopped. For
+    `sync` and environments that can be saved; others are refused."""
     init_from: Annotated[str | None, RUN] = None
-    """Start from the parameters of this run (or checkpoint)."""
+    """Start from the parameters of this run directory (or checkpoint)."""
     max_episode_steps: Annotated[int | None, Allowed(1), ENVIRONMENT] = None
     """Truncate episodes after this many agent steps; none is the environment's own limit."""
     out: Annotated[str | None, RUN] = None
-    """The run directory itself; default runs/<preset>-<env>-<time>."""
+    """The run directory; default runs/<preset>-<env>-<time>."""
     device: Annotated[Literal["cpu", "cuda", "auto"], RUN] = "auto"
-    """Where learning happens; acting is on CPUs. auto is the CPU, too: networks here are small."""
+    """The device that gradients are computed on; acting is on CPUs. auto is the CPU, because the networks are small."""
     precision: Annotated[Literal["auto", "fp32", "bf16"], MODEL] = "auto"
-    """Of the torso; auto is bf16 for CNNs on a CPU that has it."""
+    """The precision of the torso; auto is bf16 for CNNs on a CPU that has AVX512-BF16, else fp32."""
     compile: Annotated[bool, RUN] = False
-    """Differentiate by compiled code (torch.compile): small networks learn up to 1.7 times as fast, CNNs no faster. It
-    needs a C++ compiler, and some time when a run starts: seconds, or more than a minute with an LSTM."""
+    """Compute gradients by compiled code (torch.compile): small networks learn up to 1.7 times as fast; CNNs are
+    refused. It needs a C++ compiler, and time when a run starts: seconds, or more than a minute with an LSTM."""
     quiet: Annotated[bool, RUN] = False
     """Print nothing but errors."""
     per_worker: Annotated[tuple[str, ...], SCHEME] = ()
-    """Values by worker, such as algorithm.entropy-coef=.01,.02"""
+    """Values by worker, such as algorithm.entropy-coef=.01,.02, repeated if there are more workers than values."""
     model: Annotated[ModelSpec, MODEL] = field(default_factory=ModelSpec)
     normalize: Annotated[Normalize, ENVIRONMENT] = field(default_factory=Normalize)
     atari: Annotated[AtariOptions, ENVIRONMENT] = field(default_factory=AtariOptions)
     preset: Annotated[str, RUN] = ""
-    """The name this run is shown under."""
+    """The name that this run is shown under."""
 
     @property
     def learning_device(self) -> str:
-        """Where gradients are computed."""
+        """Return the device that gradients are computed on, as torch names it."""
         return "cuda" if self.device == "cuda" else "cpu"
 
     def for_worker(self, worker: int) -> Self:
-        """The config as one worker sees it, `per_worker` values in place (they repeat when workers are more)."""
-        config, known = self, {setting.path: setting.value for setting in walk(self)}
+        """Return the config of one worker, with its values of `per_worker` in place.
+
+        Raises:
+            UsageError: a value of `per_worker` is not allowed for its setting.
+        """
+        config = self
         for path, values in parse_per_worker(self.per_worker).items():
-            value, before, flag = values[worker % len(values)], known.get(path), path.replace("_", "-")
+            value, flag = values[worker % len(values)], path.replace("_", "-")
+            section, _, name = path.partition(".")
+            before = getattr(getattr(self, section), name, None)
             if isinstance(before, int):
                 if not value.is_integer():
                     raise UsageError(f"--per-worker {flag}={value:g} is not allowed: it must be a whole number")
@@ -217,10 +225,10 @@ class Config:
 
 
 def parse_per_worker(entries: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
-    """``("algorithm.entropy-coef=.01,.02",)`` to ``{"algorithm.entropy_coef": (.01, .02)}``.
+    """Parse ``("algorithm.entropy-coef=.01,.02",)`` to ``{"algorithm.entropy_coef": (.01, .02)}``.
 
     Raises:
-        UsageError: not of that form.
+        UsageError: an entry is not of that form, or its setting is not of the algorithm or the optimizer.
     """
     parsed = {}
     for entry in entries:

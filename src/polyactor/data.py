@@ -1,10 +1,10 @@
-"""The data that everything speaks: rollouts, batches, gradients, and what a model says of them.
+"""The data that pass between acting, learning and updating: rollouts, batches, model outputs and gradients.
 
-Shapes are written ``[T, B, ...]``: time first, always; ``T`` steps of ``B`` environments. ``O`` is the shape of
-one observation, ``A`` of one action, ``P`` the number of parameters of the action distribution.
+Shapes are written ``[T, B, ...]``, time first: ``T`` steps of ``B`` environments. ``O`` is the shape of one
+observation, ``A`` of one action, ``P`` the number of parameters of the action distribution.
 
-Nothing here imports torch when it is loaded, and neither do `equations`, `optim.rules` or `algorithms`: they are
-written with tensor methods alone, so that reading flags stays fast.
+This module does not import torch when it is loaded, and neither do `equations`, `optim.rules` and `algorithms`: they
+use tensor methods only, so that the command line can read flags without waiting for torch.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 
 Metrics = dict[str, "Tensor"]
-"""Scalars by name, detached, as they were at this update."""
+"""Scalars of one update by name, such as the policy loss; detached."""
 
 
 CoreState = tuple["Tensor", ...]
-"""Recurrent state ``([B, H], ...)``; ``()`` when the model has no memory, so that one code path serves both."""
+"""The recurrent state of a model, ``([B, H], ...)``, which is ``()`` for a model without a recurrent core."""
 
 
 Tree = Any
-"""A tensor, or a tuple or mapping of trees; a NamedTuple stays one."""
+"""A tensor, or a tuple, NamedTuple or mapping of trees."""
 
 
 def map_tree(f: Callable[[Any], Any], tree: Tree) -> Tree:
-    """The tree with f applied to each of its tensors."""
+    """Apply f to each tensor of a tree, and return a tree of the same structure."""
     if isinstance(tree, tuple):
         mapped = [map_tree(f, each) for each in tree]
         return type(tree)(*mapped) if hasattr(tree, "_fields") else tuple(mapped)
@@ -43,7 +43,7 @@ def map_tree(f: Callable[[Any], Any], tree: Tree) -> Tree:
 
 
 def leaves(tree: Tree) -> Iterator[Any]:
-    """The tensors of a tree, in its order."""
+    """Iterate over the tensors of a tree, depth first."""
     parts = tree if isinstance(tree, tuple) else tree.values() if isinstance(tree, Mapping) else None
     if parts is None:
         yield tree
@@ -53,12 +53,12 @@ def leaves(tree: Tree) -> Iterator[Any]:
 
 
 class Moments(NamedTuple):
-    """Count, mean and squared deviations of new values of a running statistic; a row per source.
+    """Moments of the new samples of a running statistic, one row for each of N actors.
 
     Attributes:
-        samples: their number, ``[N]``.
-        mean: their mean, ``[N, *shape]`` with the statistic's shape.
-        m2: the sum of their squared deviations from that mean, same shape.
+        samples: ``[N]`` the number of samples.
+        mean: ``[N, *shape]`` the mean of the samples; ``shape`` is that of the statistic.
+        m2: ``[N, *shape]`` the sum of the samples' squared deviations from the mean.
     """
 
     samples: Tensor
@@ -66,21 +66,21 @@ class Moments(NamedTuple):
     m2: Tensor
 
     def rows(self, rows: slice) -> Moments:
-        """Some sources, sharing memory."""
+        """Select the moments of some actors; the result shares memory with this one."""
         return Moments(self.samples[rows], self.mean[rows], self.m2[rows])
 
     def copy_(self, other: Moments) -> None:
-        """Overwrite in place."""
-        for mine, theirs in zip(self, other, strict=True):
-            mine.copy_(theirs)
+        """Overwrite these moments in place with other ones of the same shape."""
+        for target, source in zip(self, other, strict=True):
+            target.copy_(source)
 
 
 class Pull(NamedTuple):
-    """Which copy of the state a model holds, by numbers that no other copy in this process has.
+    """Identifies the copy of parameters and running statistics that a model holds; numbers are unique in the process.
 
     Attributes:
-        parameters: a new number whenever its parameters were replaced.
-        statistics: a new number whenever its running statistics were replaced.
+        parameters: the number of the copy of θ; it changes whenever the model's parameters are replaced.
+        statistics: the number of the copy of the running statistics; it changes whenever they are replaced.
     """
 
     parameters: int
@@ -88,21 +88,21 @@ class Pull(NamedTuple):
 
 
 NEVER = Pull(0, 0)
-"""Of a model whose state nobody has replaced."""
+"""The pull of a model that still has its initial parameters and statistics."""
 
 
 @dataclass(frozen=True)
 class Memo:
-    """What was computed of a rollout's first T rows, so that learning need not compute it again.
+    """Activations of a rollout's first T rows, kept while acting so that learning need not compute them again.
 
-    A model uses it only where it still holds the copy of the state that it was computed with; an algorithm need not
-    know of it.
+    A model uses a memo only while it holds the same parameters (for features and outputs) and running statistics (for
+    images) as when the memo was written. Algorithms do not see it.
 
     Attributes:
-        features: of each torso, ``[T·B, F]``; what needs no gradient needs no more.
-        images: ``[T·B, C, H, W]`` as the convolutions see them, channels last in memory.
-        outputs: of each torso, those of each layer that has weights, ``[T·B, ...]``.
-        pull: the copy of the state. Features and outputs depend on its parameters, images on its running statistics.
+        features: ``[T·B, F]`` for each torso; they suffice where no gradient is needed.
+        images: ``[T·B, C, H, W]`` scaled as the convolutions take them, channels last in memory.
+        outputs: for each torso the outputs ``[T·B, ...]`` of its layers with weights, from which gradients are taken.
+        pull: identifies the parameters and running statistics that the memo was computed with.
     """
 
     features: tuple[Tensor, ...] = ()
@@ -111,7 +111,7 @@ class Memo:
     pull: Pull = NEVER
 
     def __getitem__(self, rows: slice) -> Memo:
-        """Some rows, sharing memory."""
+        """Select some of the T·B rows; the result shares memory with this memo."""
         return Memo(
             tuple(each[rows] for each in self.features),
             None if self.images is None else self.images[rows],
@@ -120,7 +120,10 @@ class Memo:
         )
 
     def of_images(self, rows: Tensor) -> Memo | None:
-        """A copy of the images of some rows ``[n]``; features and outputs would cost more to copy than they save."""
+        """Copy the images of some rows ``[n]`` to a new memo, without features and outputs; None without images.
+
+        To copy features and outputs would take longer than to compute them again.
+        """
         if self.images is None:
             return None
         images = self.images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
@@ -128,17 +131,17 @@ class Memo:
 
 
 Axis = Literal["T", "T+1", "B", "N"]
-"""Steps of a rollout, those and the row to bootstrap from, environments, or actors."""
+"""Axis of a rollout: T steps, T+1 steps with the bootstrap row, B environments, or N actors."""
 
 
 @dataclass(frozen=True)
 class Along:
-    """How a field of a rollout is laid out, and where it goes besides travelling between processes.
+    """The leading axes of a field of a rollout, and the places besides other processes that the field is copied to.
 
     Attributes:
-        axes: that each of its tensors begins with.
-        replayed: kept by a replay buffer.
-        moved: moved to the device that learns; what only the run's own books need is not.
+        axes: the axes that each tensor of the field begins with.
+        replayed: whether a replay buffer keeps the field.
+        moved: whether the field is moved to the device that learns; bookkeeping such as `version` stays on the CPU.
     """
 
     axes: tuple[Axis, ...]
@@ -147,37 +150,43 @@ class Along:
 
     @property
     def timed(self) -> bool:
-        """Whether it has a row for each step."""
+        """Whether the field has a row for each step."""
         return self.axes[0] in ("T", "T+1")
 
 
 def along(*axes: Axis, replayed: bool = True, moved: bool = True) -> Mapping[str, Along]:
-    """Metadata of a field of `Rollout`, from which everything that is done to all fields follows."""
+    """Return the dataclass metadata that declares a field of `Rollout` with its leading axes.
+
+    Args:
+        axes: the axes that each tensor of the field begins with.
+        replayed: whether a replay buffer keeps the field.
+        moved: whether the field is moved to the device that learns.
+    """
     return {"along": Along(axes, replayed, moved)}
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """T steps of B environments by N actors; it may span episodes.
+    """A rollout is T steps of B environments, collected by N actors; it may span episodes.
 
-    Gymnasium's NEXT_STEP convention: the row after an episode's end holds the true final observation, and the
-    transition from it is a fake one (the environment ignores the action and resets). `mask` is 0 there.
+    It follows Gymnasium's NEXT_STEP convention: the row after the last step of an episode holds the true final
+    observation. The transition from that row is fake: the environment ignores the action and resets. `mask` is 0 there.
 
-    A field may be a tensor or a tree of tensors, or be missing (None) where nobody needs it. A new one is declared here
-    with its axes and written by `Actor.collect`; that is all.
+    A field is a tensor, a tree of tensors, or None where the algorithm does not read it. To add a field, declare it
+    here with its axes and write it in `Actor.collect`.
 
     Attributes:
         observation: ``[T+1, B, *O]``; uint8 stays uint8 until the torso.
-        is_first: ``[T+1, B]`` bool, the observation is the first of an episode.
+        is_first: ``[T+1, B]`` bool, whether the observation is the first of an episode.
         action: ``[T, B, *A]`` as sampled, before any clipping.
         reward: ``[T, B]`` as the environment gave it.
-        terminated: ``[T, B]`` bool, nothing follows (or a life was lost and counts as an end).
+        terminated: ``[T, B]`` bool, whether the episode terminated (or a life was lost and counts as an end).
         behavior_log_prob: ``[T, B]`` log μ(a_t|x_t) of the policy that acted.
-        core_state: recurrent state before the first step, ``[B, ...]`` each.
+        core_state: the recurrent state before the first step, tensors ``[B, ...]``.
         version: ``[B]`` int64, the version of θ that acted.
-        behavior_params: ``[T, B, P]`` parameters of μ(·|x_t), where the algorithm reads them.
-        moments: what it adds to the running statistics, by name, a row per actor.
-        memo: what is known of its first T rows; it stays in the process that computed it.
+        behavior_params: ``[T, B, P]`` parameters of μ(·|x_t), for algorithms that read them.
+        moments: the samples that the rollout adds to each running statistic, by name, one row per actor.
+        memo: activations of the first T rows; it stays in the process that computed it.
     """
 
     observation: Tensor = field(metadata=along("T+1", "B"))
@@ -194,13 +203,13 @@ class Rollout:
 
     @classmethod
     def blank(cls, row: Mapping[str, Tree], *, t: int, b: int, actors: int = 1) -> Self:
-        """Memory of zeros for T steps of B environments.
+        """Allocate a rollout of zeros.
 
         Args:
-            row: of each field that will be there, its tensors without the axes that it declares.
-            t: T.
-            b: B.
-            actors: N.
+            row: for each field to be allocated, an example of its tensors without their leading axes.
+            t: T, steps.
+            b: B, environments.
+            actors: N, actors.
         """
         sizes = {"T": t, "T+1": t + 1, "B": b, "N": actors}
 
@@ -212,54 +221,54 @@ class Rollout:
 
     @property
     def steps(self) -> int:
-        """Real environment steps in it; fake rows are not counted."""
+        """Number of real environment steps in this rollout; fake rows do not count."""
         return int((~self.is_first[1:]).sum())
 
     @property
     def mask(self) -> Tensor:
-        """``[T, B]`` float: 1 for a real transition, 0 for the fake one after an episode's end."""
+        """``[T, B]`` float, 1 for a real transition and 0 for the fake one after an episode's end."""
         return (~self.is_first[1:]).to(self.reward.dtype)
 
     def discount(self, gamma: float) -> Tensor:
-        """``[T, B]`` γ_t = γ (1 − terminated_t)."""
+        """Return the discounts ``[T, B]``, γ_t = γ (1 − terminated_t)."""
         return gamma * (~self.terminated).to(self.reward.dtype)
 
     def replace(self, **changes: object) -> Rollout:
-        """A copy with some fields replaced; with other observations the memo is no longer theirs."""
+        """Return a copy with some fields replaced; new observations drop the memo, which belongs to the old ones."""
         if "observation" in changes:
             changes.setdefault("memo", None)
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def map(self, f: Callable[[Any, Along], Any], memo: Memo | None = None) -> Rollout:
-        """A copy with f applied to each tensor and its layout.
+        """Return a copy with f applied to each tensor.
 
         Args:
-            f: of a tensor.
-            memo: what is known of the copy.
+            f: called with a tensor and the layout of its field.
+            memo: the memo of the copy.
         """
         mapped: dict[str, Any] = {"memo": memo}
-        for name, own in FIELDS.items():
+        for name, layout in FIELDS.items():
             if (tree := getattr(self, name)) is not None:
-                mapped[name] = map_tree(partial(_applied, f, own), tree)
+                mapped[name] = map_tree(partial(_applied, f, layout), tree)
         return dataclasses.replace(self, **mapped)
 
     def tensors(self) -> Iterator[Tensor]:
-        """Every tensor that travels: all but what the memo has."""
+        """Iterate over the tensors of all fields but the memo."""
         for name in FIELDS:
             if (tree := getattr(self, name)) is not None:
                 yield from leaves(tree)
 
     @property
     def acted(self) -> Rollout:
-        """The T rows that were acted on, without the one to bootstrap from; sharing memory."""
+        """The T rows with an action, without the bootstrap row; shares memory with this rollout."""
         t = len(self.reward)
-        return self.map(lambda x, own: x[:t] if own.timed else x, self.memo)
+        return self.map(lambda x, layout: x[:t] if layout.timed else x, self.memo)
 
     def columns(self, index: Tensor | slice) -> Rollout:
-        """Some environments ``[n]``: ``[T, B, ...]`` to ``[T, n, ...]``; a slice shares memory, and has no memo."""
+        """Select n environments: ``[T, B, ...]`` to ``[T, n, ...]``; a slice shares memory and drops the memo."""
 
-        def chosen(x: Tensor, own: Along) -> Tensor:
-            return x if "B" not in own.axes else x[:, index] if own.timed else x[index]
+        def chosen(x: Tensor, layout: Along) -> Tensor:
+            return x if "B" not in layout.axes else x[:, index] if layout.timed else x[index]
 
         memo = None
         if self.memo is not None and not isinstance(index, slice):
@@ -269,26 +278,33 @@ class Rollout:
         return self.map(chosen, memo)
 
     def rows(self, index: Tensor) -> Rollout:
-        """Some of the T · B rows that were acted on ``[n]``, as one step of n environments: ``[1, n, ...]``.
+        """Select n of the T · B rows with an action, as one step of n environments: ``[1, n, ...]``.
 
-        Row t of environment b is number ``t · B + b``. This is for models without a recurrent state.
+        This is for models without a recurrent state.
+
+        Args:
+            index: ``[n]`` row numbers; step t of environment b is row ``t · B + b``.
         """
         t, b = self.reward.shape
 
-        def chosen(x: Tensor, own: Along) -> Tensor:
-            if own.timed:
+        def chosen(x: Tensor, layout: Along) -> Tensor:
+            if layout.timed:
                 return x[:t].flatten(0, 1).index_select(0, index).unsqueeze(0)
-            return x.index_select(0, (index % b).to(x.device)) if "B" in own.axes else x
+            return x.index_select(0, (index % b).to(x.device)) if "B" in layout.axes else x
 
         return self.map(chosen, self.memo and self.memo.of_images(index))
 
     def block(self, i: int, width: int) -> Rollout:
-        """Actor i's columns, ``i · width`` to ``(i + 1) · width``, and row i of the moments; shares memory."""
-        own = self.columns(slice(i * width, (i + 1) * width))
-        return own.replace(moments={name: each.rows(slice(i, i + 1)) for name, each in self.moments.items()})
+        """Select what actor i collects: its `width` environments and row i of the moments; shares memory."""
+        columns = self.columns(slice(i * width, (i + 1) * width))
+        return columns.replace(moments={name: each.rows(slice(i, i + 1)) for name, each in self.moments.items()})
 
     def blank_(self, version: int) -> None:
-        """Let it hold no step: every row is a fake one, and it adds nothing to the running statistics."""
+        """Empty this rollout in place: all rows become fake ones, and the moments have no samples.
+
+        Args:
+            version: the version of θ that the rollout is marked with.
+        """
         self.is_first.fill_(True)
         self.reward.zero_()
         self.terminated.zero_()
@@ -297,25 +313,25 @@ class Rollout:
             each.zero_()
 
     def to(self, device: str) -> Rollout:
-        """Itself where the model is, with the memo; else a copy there, without."""
+        """Return a copy on the device, without the memo; or this rollout if it is on the device already."""
         if self.observation.device.type == device:
             return self
-        return self.map(lambda x, own: x.to(device) if own.moved else x)
+        return self.map(lambda x, layout: x.to(device) if layout.moved else x)
 
 
-def _applied(f: Callable[[Any, Along], Any], own: Along, tensor: Any) -> Any:
-    return f(tensor, own)
+def _applied(f: Callable[[Any, Along], Any], layout: Along, tensor: Any) -> Any:
+    return f(tensor, layout)
 
 
 FIELDS: Mapping[str, Along] = {
     each.name: each.metadata["along"] for each in dataclasses.fields(Rollout) if "along" in each.metadata
 }
-"""The fields of a rollout that travel, and how each is laid out."""
+"""The layout of each field of a rollout but the memo, by name."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loss sees: a rollout and what the algorithm computed once for it (targets, advantages)."""
+    """The input of a loss: a rollout, and targets that the algorithm computed once for it, such as advantages."""
 
     rollout: Rollout
     targets: Mapping[str, Tensor] = field(default_factory=dict)
@@ -323,15 +339,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Gradients:
-    """The gradient of one batch.
+    """The gradient of one batch, with everything that an update needs to apply it.
 
     Attributes:
-        vector: ``[θ]`` flat, aligned with the parameters of `State`.
-        metrics: scalars of the loss.
-        version: the version of θ it was computed at.
-        steps: environment steps it consumes (0 when a later batch of the same rollout).
-        moments: running statistics to merge when it is applied.
-        step: ``[θ]`` what θ moves by besides, past the optimizer.
+        vector: ``[θ]`` the gradient, flat in the layout of `polyactor.optim.flat.State`.
+        metrics: scalars that the loss reported, by name.
+        version: the version of θ that the gradient was computed at.
+        steps: environment steps that the update consumes; 0 for a second or later batch of the same rollout.
+        moments: new samples of the running statistics, to be merged when the gradient is applied.
+        step: ``[θ]`` a change of θ that is added without the optimizer, or None.
     """
 
     vector: Tensor
@@ -344,12 +360,13 @@ class Gradients:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model says of every row of a rollout.
+    """Outputs of a model for every row of a rollout.
 
     Attributes:
         policy: ``[T+1, B, P]`` parameters of the action distribution.
-        value: ``[T+1, B]`` V(x_t), or ``[T+1, B, A]`` Q(x_t, ·) where the algorithm asked for q of listed actions.
-        advantage: where it asked for q of a Box, from actions ``[..., T, B, d]`` to A(x_t, a) of the first T rows.
+        value: ``[T+1, B]`` V(x_t), or ``[T+1, B, A]`` Q(x_t, ·) for an algorithm with a q head and discrete actions.
+        advantage: for an algorithm with a q head and a Box of actions, a function from actions ``[..., T, B, d]`` to
+            A(x_t, a) ``[..., T, B]`` of the first T rows; otherwise None.
     """
 
     policy: Tensor
@@ -358,17 +375,17 @@ class Outputs:
 
     @property
     def q(self) -> Tensor:
-        """``[T+1, B, A]`` Q(x_t, ·) of listed actions."""
+        """``[T+1, B, A]`` Q(x_t, ·) of discrete actions."""
         return self.value
 
 
 class Direction(NamedTuple):
-    """Where a batch leads.
+    """The direction of an update, one tensor per parameter.
 
     Attributes:
-        gradient: of each parameter, for the optimizer to descend.
+        gradient: the gradient that the optimizer descends.
         metrics: scalars by name.
-        step: of each parameter, taken without the optimizer; None where there is none.
+        step: a change of the parameters that is added without the optimizer, or None.
     """
 
     gradient: tuple[Tensor, ...]
@@ -377,19 +394,19 @@ class Direction(NamedTuple):
 
 
 class Distribution(Protocol):
-    """π(·|x) for a batch of observations; leading shape ``[...]``, actions ``[..., *A]``."""
+    """The policy π(·|x) of a batch of observations with leading shape ``[...]``; actions are ``[..., *A]``."""
 
     def sample(self, generator: torch.Generator | None) -> Tensor:
-        """a ~ π, ``[..., *A]``, drawn from the generator given."""
+        """Draw actions a ~ π, ``[..., *A]``; without a generator from torch's default one."""
 
     def mode(self) -> Tensor:
-        """The most likely action, ``[..., *A]``."""
+        """Return the most likely actions, ``[..., *A]``."""
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """log π(a|x), ``[...]``."""
+        """Return log π(a|x), ``[...]``."""
 
     def entropy(self) -> Tensor:
-        """H(π(·|x)) in nats, ``[...]``."""
+        """Return the entropy H(π(·|x)) in nats, ``[...]``."""
 
     def kl_from(self, other: Any, /) -> Tensor:
-        """KL(other ‖ π), ``[...]``, of another of its kind."""
+        """Return KL(other ‖ π), ``[...]``, where `other` is a policy of the same class."""

@@ -1,4 +1,4 @@
-"""Every setting by its dotted name: what its field declares, one walk over all of them, and one way to replace one."""
+"""Settings of a configuration by dotted name: their declared types and ranges, a walk, and how to replace a value."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from polyactor.errors import UsageError, suggestion
 T = TypeVar("T")
 
 AUTO = ("workers", "envs")
-"""Settings that may be ``auto``: a number is chosen for this machine then."""
+"""Settings that may be ``auto``, which lets polyactor choose a number for this machine."""
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-"""Types of settings, as the end of a sentence."""
+"""Types of settings, in words for the sentences of errors."""
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """The range of a number in a configuration; annotate a field with it and the command line enforces it."""
+    """The range of a number in a configuration, put into the annotation of a field; the command line enforces it."""
 
     low: float | None = None
     high: float | None = None
     above: bool = False
-    """The low end itself is not allowed."""
+    """Whether the low end itself is excluded."""
     below: bool = False
-    """The high end itself is not allowed."""
+    """Whether the high end itself is excluded."""
 
     def __contains__(self, value: float) -> bool:
-        """NaN is in no range, nor is what is no number."""
+        """Whether a value is a number in the range; NaN, infinities and other types are not."""
         if not isinstance(value, Real):
             return False
         low_ok = self.low is None or (value > self.low if self.above else value >= self.low)
@@ -41,7 +41,7 @@ class Allowed:
         return abs(value) <= sys.float_info.max and low_ok and high_ok
 
     def __str__(self) -> str:
-        """The sentence's end: 'a number from 0 to 1'."""
+        """The range in words for the sentences of errors, such as 'a number from 0 to 1'."""
         if self.low is not None and self.high is not None:
             start = f"above {self.low} and up" if self.above else f"from {self.low}"
             return f"a number {start} {'to below' if self.below else 'to'} {self.high}"
@@ -52,28 +52,28 @@ class Allowed:
 
 @dataclass(frozen=True)
 class Group:
-    """The heading under which ``--help`` shows a field, or all fields of a section; an annotation of the field."""
+    """The heading under which ``--help`` shows a setting or a section, put into the annotation of a field."""
 
     name: str
 
 
 class OneOf(tuple[str, ...]):
-    """The names a setting can have."""
+    """The names that are allowed as the value of a setting."""
 
     __slots__ = ()
 
     def __str__(self) -> str:
-        """The sentence's end."""
+        """The names in words for the sentences of errors, such as 'one of mean, sum'."""
         return f"one of {', '.join(self)}"
 
 
 class Declared(NamedTuple):
-    """What a dataclass says of one of its fields.
+    """The declaration of one field of a dataclass.
 
     Attributes:
-        hint: its type, without annotations.
-        allowed: the ranges and names its values must be in.
-        group: its heading in ``--help``; empty where the section's own holds.
+        hint: the type of the field, without its annotations.
+        allowed: the ranges and names that a value must be in.
+        group: the heading of the field in ``--help``; empty where the heading of its section holds.
     """
 
     hint: Any
@@ -82,13 +82,13 @@ class Declared(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """One value of a config.
+    """One setting of a configuration and its value.
 
     Attributes:
-        path: its dotted name, such as ``algorithm.gae_lambda``.
-        value: what it is.
-        declared: what its field says of it.
-        group: its heading in ``--help``.
+        path: the dotted name, such as ``algorithm.gae_lambda``.
+        value: the value.
+        declared: the declaration of the field.
+        group: the heading in ``--help``.
     """
 
     path: str
@@ -98,12 +98,12 @@ class Setting(NamedTuple):
 
     @property
     def flag(self) -> str:
-        """Its name on the command line, without dashes in front."""
+        """The name of the setting on the command line, without the two dashes in front."""
         return self.path.replace("_", "-")
 
     @property
     def optional(self) -> bool:
-        """Whether none is a value."""
+        """Whether the value may be None."""
         return types.NoneType in typing.get_args(self.declared.hint)
 
 
@@ -111,7 +111,7 @@ _DECLARED: dict[type[Any], dict[str, Declared]] = {}
 
 
 def declared(cls: type[Any]) -> dict[str, Declared]:
-    """What a dataclass says of its fields, by name."""
+    """Return the declarations of a dataclass's fields, by name."""
     if cls in _DECLARED:
         return _DECLARED[cls]
     hints, found = typing.get_type_hints(cls, include_extras=True), _DECLARED.setdefault(cls, {})
@@ -129,7 +129,15 @@ def declared(cls: type[Any]) -> dict[str, Declared]:
 
 
 def walk(part: Any, prefix: str = "", group: str = "") -> Iterator[Setting]:
-    """Every setting of a config or of a section of it; a section that holds something else counts as one setting."""
+    """Iterate over the settings of a configuration, section by section.
+
+    A section whose value is no instance of its declared dataclass counts as one setting.
+
+    Args:
+        part: a configuration or a section of it.
+        prefix: put in front of the dotted names, such as ``algorithm.``.
+        group: the heading in ``--help`` of fields that declare none.
+    """
     for name, field in declared(type(part)).items():
         value, own = getattr(part, name), field.group or group
         if is_dataclass(field.hint) and isinstance(value, typing.cast("type", field.hint)):
@@ -139,13 +147,13 @@ def walk(part: Any, prefix: str = "", group: str = "") -> Iterator[Setting]:
 
 
 def replace_at(part: T, path: str, value: Any, *, prefix: str = "") -> T:
-    """The config with the value of one dotted name replaced.
+    """Return a copy of a configuration with the value of one setting replaced.
 
     Args:
-        part: a config, or a section of it.
-        path: the name, such as ``algorithm.gamma``.
-        value: the new one.
-        prefix: what leads to the section, for the sentence.
+        part: a configuration or a section of it.
+        path: the dotted name of the setting, such as ``algorithm.gamma``.
+        value: the new value.
+        prefix: the dotted name of the section, for the sentence of an error.
 
     Raises:
         UsageError: there is no such setting.
@@ -161,17 +169,18 @@ def replace_at(part: T, path: str, value: Any, *, prefix: str = "") -> T:
 
 
 def require(cls: type[Any], name: str, prefix: str = "") -> None:
-    """Refuse a name that is no field of a section.
+    """Raise an error unless a dataclass has a field of this name.
 
     Raises:
-        UsageError: with the nearest name there is.
+        UsageError: it has no such field; the sentence suggests the nearest name.
     """
-    if name not in declared(cls):
-        raise UsageError(f"there is no setting {prefix}{name}{suggestion(name, declared(cls))}")
+    names = [each.name for each in fields(cls)]  # and not their types, which a worker cannot look up in a file's class
+    if name not in names:
+        raise UsageError(f"there is no setting {prefix}{name}{suggestion(name, names)}")
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the type that a field declares."""
+    """Return whether a value is of the type that a field declares; numbers must be finite."""
     kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
     if kind in (typing.Union, types.UnionType):
         return any(fits(value, each) for each in inner)
@@ -186,7 +195,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def kind(hint: Any) -> str:
-    """What a value of this type is, as the end of a sentence."""
+    """Describe a type in words for the sentences of errors, such as 'a whole number'."""
     inner = typing.get_args(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(kind(each) for each in inner)

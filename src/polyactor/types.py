@@ -1,4 +1,4 @@
-"""The types that an algorithm of one's own needs, in one place; `polyactor.data` and others define them."""
+"""The types that a custom algorithm needs, in one module; `polyactor.data` and other modules define them."""
 
 from polyactor.algorithms.base import Algorithm, Differentiate, Model, Replay
 from polyactor.data import (

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from gymnasium.envs.classic_control import CartPoleEnv
 
 from polyactor.envs import VectorEnv, env_spec, gymnasium_env, make_envs
-from polyactor.envs.serial_vector_env import Each
+from polyactor.envs.serial_vector_env import SerialVectorEnv
 from polyactor.errors import EnvironmentUnsupported
 
 
@@ -52,7 +52,7 @@ def echo(space: spaces.Space[Any], num_envs: int = 2, **options: Any) -> VectorE
 
 def test_cartpole_native_vector_gives_the_true_final_observation_and_then_a_reset_row() -> None:
     envs = make_envs("CartPole-v1", 3, max_episode_steps=20)
-    assert not isinstance(envs._envs, Each)  # type: ignore[attr-defined]
+    assert not isinstance(envs._envs, SerialVectorEnv)  # type: ignore[attr-defined]
     single: Any = CartPoleEnv()
     single.reset()
     rng = np.random.default_rng(0)

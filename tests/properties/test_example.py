@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,15 @@ def test_the_example_learns(scheme: str, tmp_path: Path) -> None:
     )
     assert run.status == "done"
     assert run.summary["best_score_mean100"] > 40  # 22 by chance
+
+
+def test_the_example_runs_in_worker_processes_with_values_of_their_own(tmp_path: Path) -> None:
+    """A worker has the class, but not the module that its annotations name."""
+    run = pa.train(
+        f"{EXAMPLE}:SelfImitation", env="CartPole-v1", scheme="hogwild", workers=2, steps=500, quiet=True,
+        per_worker=("algorithm.imitation=0,1",), out=tmp_path / "run",
+    )  # fmt: skip
+    assert run.status == "done"
 
 
 DISCOUNT = """
@@ -46,3 +58,12 @@ def test_an_algorithm_with_a_discount_of_its_own_shows_the_gamma_that_scales_rew
     actor.close()
     assert actor.gamma == 0.7
     assert to_json(config)["algorithm"]["gamma"] == 0.7
+
+
+def test_the_example_of_an_environment_of_ones_own_runs_as_a_script(tmp_path: Path) -> None:
+    script = EXAMPLE.with_name("own_environment.py")
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    score = re.search(r"mean return of 100 episodes: (\S+) of at most", done.stdout)
+    assert score is not None, done.stdout
+    assert float(score[1]) > 0.5

@@ -47,7 +47,7 @@ def test_who_left_something_behind_still_plays() -> None:
 def test_a_wake_up_before_anybody_waits_is_heard_and_then_quiet() -> None:
     wake_up = WakeUp()
     for _ in range(100_000):  # more than a pipe holds
-        wake_up.slots()
+        wake_up.wake()
     start = time.monotonic()
     wake_up.wait(10.0)
     assert time.monotonic() - start < 1.0

@@ -1,1 +1,12 @@
-"""Who collects, differentiates and applies: the three verbs, and what they are made of."""
+"""The parts of the training loop: an actor collects rollouts, a learner computes gradients, an updater applies them.
+
+* `actor`: steps environments with the policy and returns rollouts.
+* `learner`: turns a rollout into the gradients of a loss.
+* `updater`: moves θ by a gradient, with the optimizer.
+* `replica`: a private copy of θ that a model computes with.
+* `replay_buffer`: past rollouts in memory-mapped files.
+* `compiled`: gradients by torch.compile.
+* `parts`: makes these objects from the config of a run.
+* `streams`: the random streams of a worker.
+* `resumables`: the state that a checkpoint adds for an exact resume.
+"""

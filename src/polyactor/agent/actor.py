@@ -1,4 +1,4 @@
-"""Acting: step the environments with the policy and hand out rollouts. Never learns."""
+"""Acting: an `Actor` steps environments with a policy and returns rollouts. It never changes the parameters."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from polyactor.models.actor_critic import ActorCritic
 
 KEPT = ("observation", "is_first", "ended", "score", "steps")
-"""What an actor keeps of each environment between two rollouts."""
+"""Attributes of an actor, each an array over environments, that carry over from one rollout to the next."""
 
 
 def row_of(spec: EnvSpec, model: ActorCritic, needs: Collection[str] = ()) -> dict[str, Tree]:
-    """A row of each field of the rollouts that a model collects in such environments, for `Rollout.blank`.
+    """Return zeros of the shape and dtype of one row of each rollout field, for `Rollout.blank`.
 
     Args:
-        spec: what one environment looks like.
-        model: acts there.
-        needs: the optional fields that are wanted, by name.
+        spec: the spaces of one environment.
+        model: the model that acts in it.
+        needs: names of the optional fields to include.
     """
     actions, flag, number = model.actions, torch.zeros((), dtype=torch.bool), torch.zeros(())
     optional = {"behavior_params": torch.zeros(actions.params)}
@@ -51,24 +51,26 @@ def row_of(spec: EnvSpec, model: ActorCritic, needs: Collection[str] = ()) -> di
 
 
 def unheard(why: str) -> None:
-    """Nobody wants to know."""
+    """Ignore the failure of an environment: the default of `Actor.on_lost`."""
 
 
 class Actor:
-    """Owns a vector environment, a recurrent state and its random stream; reads a model it does not change.
+    """Collects rollouts; owns the environments, the recurrent state and the random stream that samples actions.
 
     Args:
-        envs: B environments in NEXT_STEP mode.
-        model: acts; whoever owns it may change its parameters between two calls of `collect`.
+        envs: B environments that reset themselves in Gymnasium's NEXT_STEP mode.
+        model: gives the policy; its parameters may be replaced between two calls of `collect`.
         length: T, steps per rollout.
-        generator: samples the actions.
-        gamma: discount of the return whose moments scale rewards, where the model keeps them.
-        differentiated: its rollouts are differentiated with the model as it is, so all that acting computes is kept.
-        needs: the optional fields that its rollouts have, by name.
-        line: where it notes that the environments have been asked, and have answered.
-        on_game: called with score and length (agent steps) of every finished game.
-        on_lost: called with a sentence for every failure of an environment, which cost its game.
-        spend: called with the seconds each part of collecting took.
+        seed: seeds the first reset of the environments.
+        generator: the random stream that samples actions.
+        gamma: discount of the return whose running moments scale rewards, if the model has such moments.
+        differentiated: whether a rollout is learned from at the parameters that acted; the memo then keeps the
+            outputs of all layers for the backward pass.
+        needs: names of the optional fields that the rollouts have.
+        heartbeat: records when the environments were asked for a step and when they answered.
+        on_game: called with the score and the length (agent steps) of every finished game.
+        on_lost: called with a sentence about every environment that failed; the game it played does not count.
+        spend: called with a part of the work (emulation, inference, storage) and the seconds it took.
     """
 
     def __init__(
@@ -102,11 +104,11 @@ class Actor:
         self.discounted_return = torch.zeros(b)
 
     def collect(self, version: int, into: Rollout | None = None) -> Rollout:
-        """T steps with π(·; θ'), where θ' is the model's version now.
+        """Act for T steps with π(·; θ') and return them as a rollout of ``[T, B]`` rows.
 
         Args:
-            version: of the model's parameters.
-            into: memory to write to; by default the actor's own, which holds until the next `collect`.
+            version: the version of θ', the model's parameters.
+            into: the memory to write to; by default memory of the actor, which the next call overwrites.
         """
         if into is None:
             if self.own is None:
@@ -119,14 +121,14 @@ class Actor:
         return into
 
     def _memory(self) -> Rollout:
-        """A rollout of its own, with a memo where that pays."""
+        """Allocate a rollout for this actor, with a memo if the model has a CNN."""
         row, b = row_of(EnvSpec.of(self.envs), self.model, self.needs), self.envs.num_envs
         memo = self.model.blank_memo(row["observation"].shape, self.length * b, differentiated=self.differentiated)
         return Rollout.blank(row, t=self.length, b=b).replace(memo=memo)
 
     def _collect(self, x: Rollout) -> None:
         watch = Watch(self.spend)
-        # Written through NumPy: a row of a tensor costs more to assign than these small rows to copy.
+        # Through NumPy: to assign such a small row to a tensor costs more than the copy itself.
         observation, is_first, action, reward, terminated = (
             each.numpy() for each in (x.observation, x.is_first, x.action, x.reward, x.terminated)
         )
@@ -145,8 +147,8 @@ class Actor:
             self.heartbeat.answered()
             watch.lap(Part.EMULATE)
             action[t], reward[t], terminated[t] = a_t, step.reward, step.terminated
-            # The row after `done` holds the final observation; the row after that starts the next episode. A lost game
-            # is one that was truncated before: x_t is its final observation, and row t the fake step.
+            # The row after `done` holds the final observation; the row after that starts the next episode. The game of
+            # a failed environment counts as truncated before row t: x_t is its final observation, row t is fake.
             observation[t + 1], is_first[t + 1] = step.observation, self.ended | step.lost
             self._count(step)
             self.ended = step.done.copy()
@@ -161,14 +163,14 @@ class Actor:
         watch.lap(Part.STORE)
 
     def close(self) -> None:
-        """Close the environments; what they have to say against it changes nothing any more."""
+        """Close the environments and ignore any error they raise."""
         self.heartbeat.asked(ALL, None)
         with suppress(Exception):
             self.envs.close()
         self.heartbeat.answered()
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Everything that `collect` goes on from, but the model's parameters."""
+        """Return everything that decides the next rollout except the model's parameters."""
         arrays = {name: torch.from_numpy(getattr(self, name)) for name in KEPT}
         state = {f"state_{i}": part for i, part in enumerate(self.state)}
         return arrays | state | {
@@ -178,7 +180,7 @@ class Actor:
         }  # fmt: skip
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
-        """Go on, to the bit, as the actor that `snapshot` was taken of."""
+        """Restore a `snapshot`: the rollouts that follow are bit-identical to those of the actor it was taken of."""
         for name in KEPT:
             setattr(self, name, saved[name].numpy())
         self.state = tuple(saved[f"state_{i}"] for i in range(len(self.state)))
@@ -187,7 +189,10 @@ class Actor:
         self.envs.restore(saved["envs"].numpy().tobytes())
 
     def _count(self, step: Step) -> None:
-        """Scores are the environment's own: whole games, unclipped; fake steps and lost games count nothing."""
+        """Add a step to the score of each game and report finished games and failed environments.
+
+        Scores are sums of unclipped rewards over whole games. Fake rows and games of failed environments do not count.
+        """
         self.score += step.reward
         self.steps += ~self.ended
         for i in np.flatnonzero(step.done):
@@ -199,10 +204,10 @@ class Actor:
                 self.on_lost(sentence)
 
     def _moments(self, x: Rollout) -> dict[str, Moments]:
-        """What this rollout adds to the model's running statistics."""
+        """Return the moments of this rollout's observations and returns, for the model's running statistics."""
         new: dict[str, Moments] = {}
         if self.model.observation_moments is not None:
-            if self.model.image:  # one frame in T is sample enough, and T times cheaper
+            if self.model.image:  # one of T rows is enough, and T times cheaper
                 new["observation_moments"] = moments(x.observation[-1])
             else:
                 new["observation_moments"] = moments(x.observation[1:].flatten(0, 1))

@@ -1,4 +1,4 @@
-"""The gradient of a loss by code that is compiled from its equations, for networks whose cost is that of calls."""
+"""Gradients by torch.compile, for networks so small that most of the time goes into calling operators."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from polyactor.errors import UsageError
 from polyactor.models.actor_critic import ActorCritic
 
 LONGEST_REASON = 300
-"""Characters of what a compiler says."""
+"""Characters of a compiler's error message that are shown."""
 ROUNDING = 1e-4
-"""Of a gradient's norm: what compiled code may differ by."""
+"""Largest accepted difference between the compiled and the plain gradient, as a share of the gradient's norm."""
 
 GradientFunction = Callable[[Algorithm, ActorCritic, Batch], tuple[tuple[Tensor, ...], Metrics]]
 
 
 def compiled(plain: GradientFunction) -> GradientFunction:
-    """The same function by torch.compile: both passes as a few C++ functions instead of some hundred calls.
+    """Return a gradient function compiled by torch.compile: a few C++ functions in place of some hundred calls.
 
-    A batch of another size is compiled anew. Another form of this function got a bias's gradient wrong, for one size of
-    batch (torch 2.13). So the first batch of each size is differentiated by the plain code as well.
+    Each new batch size is compiled. The first batch of each size is also differentiated by the plain function, because
+    torch 2.13 once compiled a wrong gradient of a bias for a single batch size.
+
+    The function returned raises a UsageError when the compiler fails or its gradient is wrong.
     """
     import torch._dynamo.config as dynamo
     import torch._inductor.config as inductor
 
     dynamo.trace_autograd_ops = True  # the backward pass belongs to the same graph
-    inductor.compile_threads = 1  # in this process: no pool of others beside every worker
+    inductor.compile_threads = 1  # compile in this process: each worker would start a pool of compilers
     fast: GradientFunction = torch.compile(plain)
     checked: set[torch.Size] = set()
 
@@ -50,6 +52,7 @@ def compiled(plain: GradientFunction) -> GradientFunction:
 
 
 def _same(fast: tuple[Tensor, ...], plain: tuple[Tensor, ...], size: torch.Size) -> None:
+    """Check a compiled gradient against the plain one; raise a UsageError if they differ by more than `ROUNDING`."""
     difference = torch.stack([(ours - theirs).norm() for ours, theirs in zip(fast, plain, strict=True)]).norm()
     share = float(difference / torch.stack([each.norm() for each in plain]).norm().clamp(min=1e-30))
     if share > ROUNDING:

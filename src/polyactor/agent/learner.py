@@ -1,4 +1,4 @@
-"""Learning: a `Learner` turns a rollout into gradients, taken at a `Replica` of the parameters."""
+"""Learning: a `Learner` turns a rollout into gradients of the loss, taken at a `Replica` of the parameters."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from polyactor.system.failpoints import hit
 
 
 class Learner:
-    """Turns rollouts into gradients at a replica's parameters.
+    """Turns rollouts into gradients at the parameters of a replica.
 
     Args:
-        algorithm: the loss, and which batches a rollout gives.
-        replica: its model is differentiated; gets a gradient vector of its own.
-        total_steps: environment steps of the whole run; progress is steps consumed ÷ this.
-        clip_reward: learn from rewards clipped to ±this; none does not clip.
-        generator: the algorithm's own random stream, on the replica's device.
-        replay: what an algorithm that replays keeps its rollouts in.
-        compile: differentiate by code that is compiled for this loss and model when the first batch comes.
-        spend: called with the seconds each gradient took.
+        algorithm: defines the loss, and the batches that a rollout gives.
+        replica: holds the model that is differentiated.
+        total_steps: agent steps of the whole run; progress is the steps consumed divided by this number.
+        clip_reward: the bound that rewards are clipped to before learning, ±clip_reward; None means no clipping.
+        generator: the random stream of the algorithm, on the device of the replica.
+        replay: the replay buffer, for algorithms that replay.
+        compile: whether gradients are computed by code that torch.compile makes when the first batch comes.
+        spend: called with `Part.DIFFERENTIATE` and the seconds each gradient took.
     """
 
     def __init__(
@@ -53,16 +53,17 @@ class Learner:
         self.differentiate = compiled(differentiate) if compile else differentiate
 
     def gradients(self, rollout: Rollout) -> Iterator[Gradients]:
-        """dθ of every batch the algorithm makes of a rollout.
+        """Yield dθ, the gradient of each batch that the algorithm makes of a rollout.
 
-        The first is taken at the replica's parameters of now; before each later one the newest are pulled. Where all
-        batches are of this rollout the running statistics stay: all see it scaled alike.
+        The first gradient is taken at the replica's current parameters; before each later one the replica pulls the
+        newest. If all batches come from this rollout, the running statistics stay, so that all batches are scaled
+        alike. The gradients share one memory: apply each before the next is asked for.
         """
         watch = Watch(self.spend)
         replica, model = self.replica, self.replica.model
         algorithm = self.algorithm.at(replica.counters.steps / self.total_steps)
         steps, moments = rollout.steps + self.uncounted, rollout.moments
-        self.uncounted = steps  # until a gradient carries them: an algorithm may make none of a rollout
+        self.uncounted = steps  # until a gradient carries them: a rollout may give no batch
         if self.replay is not None:
             self.replay.add(rollout)
         rollout = rollout.to(replica.device)
@@ -70,12 +71,12 @@ class Learner:
         if algorithm.reuses:
             rollout = model.with_images(rollout)
         batches = algorithm.batches(model, rollout, self, self.generator)
-        with torch.no_grad():  # what a batch needs of the model (targets) is not differentiated; its loss is
+        with torch.no_grad():  # targets of a batch are not differentiated
             batch: Batch | None = next(batches, None)
         while batch is not None:
             dtheta, metrics, step = self._direction(algorithm, batch)
             for place, gradient in zip(self.places, dtheta, strict=True):
-                place.copy_(gradient)  # all of it, so nothing survives from the update before
+                place.copy_(gradient)
             metrics["policy_lag"] = replica.version - batch.rollout.version.double().mean()
             gradients = Gradients(self.gradient.cpu(), metrics, replica.version, steps, moments, self._joined(step))
             watch.lap(Part.DIFFERENTIATE)
@@ -92,30 +93,33 @@ class Learner:
 
     @property
     def steps(self) -> int:
-        """Steps that can be replayed."""
+        """Return the number of agent steps that can be replayed."""
         return 0 if self.replay is None else self.replay.steps
 
     @property
     def full(self) -> bool:
-        """There is no room for more."""
+        """Return whether the replay buffer holds as many steps as it ever will."""
         return self.replay is None or self.replay.full
 
     def sample(self, count: int, generator: torch.Generator, length: int | None = None) -> Rollout:
-        """Replayed rollouts where the model is, their rewards scaled as those of a fresh one are."""
+        """Sample replayed rollouts ``[T, count]``, on the model's device, with rewards scaled as in fresh rollouts.
+
+        The arguments are those of `ReplayBuffer.sample`.
+        """
         assert self.replay is not None, "an algorithm samples when there are steps"
         rollout = self.replay.sample(count, generator, length).to(self.replica.device)
         return self.replica.model.with_images(rollout.replace(reward=self._scaled(rollout.reward)))
 
     def snapshot(self) -> dict[str, Tensor]:
-        """What is its own: the rest is the state's, and replayed rollouts are in files."""
+        """Return the random stream and the counts that an exact resume needs; replayed rollouts stay in their files."""
         own = {"generator": self.generator.get_state(), "uncounted": torch.tensor(self.uncounted)}
         return own if self.replay is None else own | {"replayed": torch.tensor(self.replay.flushed())}
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
-        """Go on, to the bit, as the learner that `snapshot` was taken of.
+        """Restore a `snapshot`: the gradients that follow are bit-identical to those of the learner it was taken of.
 
         Raises:
-            CheckpointError: rollouts that could be replayed then have been overwritten since.
+            CheckpointError: rollouts that the snapshot could replay have been overwritten since.
         """
         self.generator.set_state(saved["generator"])
         self.uncounted = int(saved["uncounted"])
@@ -123,16 +127,16 @@ class Learner:
             self.replay.rewind(int(saved["replayed"]))
 
     def _direction(self, algorithm: Algorithm, batch: Batch) -> Direction:
-        """By the loss's gradient, or in the algorithm's own way."""
+        """Return the gradient of the loss, or the direction of the algorithm if it defines its own `differentiate`."""
         hit("gradient")
         model, own = self.replica.model, algorithm.differentiate
         if own is None:
             return Direction(*self.differentiate(algorithm, model, batch))
-        model.pulled(statistics=False)  # it may move θ' while it differentiates, or differentiate twice
+        model.pulled(statistics=False)  # the algorithm may move θ' while it differentiates
         return own(model, batch, model.average, tuple(model.parameters()))
 
     def _joined(self, step: tuple[Tensor, ...] | None) -> Tensor | None:
-        """``[θ]``, laid out as the gradient is."""
+        """Join a step of each parameter into one vector ``[θ]`` with the layout of the gradient."""
         if step is None:
             return None
         vector = torch.zeros_like(self.gradient)
@@ -141,7 +145,7 @@ class Learner:
         return vector.cpu()
 
     def _scaled(self, reward: Tensor) -> Tensor:
-        """What is learned from; the score stays the environment's own."""
+        """Return the rewards to learn from: divided by the running deviation of the return, then clipped."""
         moments = self.replica.model.return_moments
         if moments is not None and moments.count > 0:
             reward = reward / (moments.variance + 1e-8).sqrt()
@@ -149,6 +153,6 @@ class Learner:
 
 
 def differentiate(algorithm: Algorithm, model: ActorCritic, batch: Batch) -> tuple[tuple[Tensor, ...], Metrics]:
-    """∂L/∂θ' of every parameter, in the model's order, and the loss's metrics."""
+    """Return ∂L/∂θ' of every parameter, in the model's order, and the metrics of the loss."""
     loss, metrics = algorithm.loss(model, batch, model.average)
     return torch.autograd.grad(loss, tuple(model.parameters()), materialize_grads=True), metrics

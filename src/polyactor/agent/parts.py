@@ -1,4 +1,4 @@
-"""From a config to the parts a scheme places."""
+"""Makes the actors, learners, updaters, replicas and shared memory of a run from its config."""
 
 from __future__ import annotations
 
@@ -34,15 +34,20 @@ T = TypeVar("T", Rollout, GradientSlot)
 
 
 REPLAY = "replay"
-"""Folder of the rings in a run directory."""
+"""The folder of a run directory that holds the replay buffers."""
 
 
 LEAST_ROLLOUTS = 4
-"""A ring of fewer could not be sampled."""
+"""The fewest rollouts of a replay buffer: up to two of them cannot be sampled."""
 
 
 def precision(config: Config, *, images: bool) -> Precision:
-    """bf16 only for convolutions, and by itself only where the CPU multiplies it natively."""
+    """Return the precision of the torso: bf16 is for convolutions only, and `auto` takes it if the CPU has AVX512-BF16.
+
+    Args:
+        config: the config of the run.
+        images: whether observations are images.
+    """
     if not images or config.algorithm.moves:
         return "fp32"
     if config.precision == "auto":
@@ -51,12 +56,12 @@ def precision(config: Config, *, images: bool) -> Precision:
 
 
 def make_model(config: Config, spec: EnvSpec) -> ActorCritic:
-    """A fresh model for such environments; its parameters depend on the seed alone.
+    """Return a new model for environments of this spec; the seed alone decides its initial parameters.
 
     Raises:
-        UsageError: the torso cannot read such observations.
+        UsageError: the torso cannot read these observations, or the critic cannot take these actions.
     """
-    with torch.random.fork_rng(devices=[]):  # asking a GPU for its stream would open it in every process
+    with torch.random.fork_rng(devices=[]):  # forking a GPU's stream would open the GPU in every process
         torch.manual_seed(config.seed)
         try:
             return ActorCritic(
@@ -69,18 +74,18 @@ def make_model(config: Config, spec: EnvSpec) -> ActorCritic:
                 value_head=config.algorithm.outputs[1],
                 averaged=config.algorithm.averaging is not None,
             )
-        except (ValueError, RuntimeError) as error:  # torch's own words for an image smaller than a kernel
+        except (ValueError, RuntimeError) as error:  # torch raises these for an image smaller than a kernel
             why = str(error).splitlines()[0]
             what = "the algorithm" if "Q(x" in why else f"--model.torso {config.model.torso}"
             raise UsageError(f"{what} does not fit: {why}") from None
 
 
 def make_state(config: Config, spec: EnvSpec) -> State:
-    """θ, running statistics and optimizer statistics before the first update.
+    """Return θ, the running statistics and the optimizer's statistics as they are before the first update.
 
     Raises:
-        UsageError: the model does not fit the environment, or is not one to compile.
-        OutOfResources: what will be replayed does not fit the disk.
+        UsageError: the model does not fit the environment, or `--compile` is set for a CNN.
+        OutOfResources: the replay buffers do not fit the disk.
     """
     model = make_model(config, spec)
     config.algorithm.suits(continuous=spec.continuous)
@@ -93,14 +98,14 @@ def make_state(config: Config, spec: EnvSpec) -> State:
 
 @dataclass(frozen=True)
 class Parts:
-    """Makes the parts that a scheme places, from one config, on one state.
+    """Makes the parts that a scheme distributes over processes, all from one config and on one state.
 
     Attributes:
-        config: of the run.
-        spec: of its environments.
-        state: θ, running statistics and optimizer statistics; workers share its memory.
-        counters: the counters of all workers; they share its memory, too.
-        resumables: what a checkpoint holds besides, so that a run goes on to the bit.
+        config: the config of the run.
+        spec: the spaces of the environments.
+        state: θ, the running statistics and the optimizer's statistics, in memory that all workers share.
+        counters: the counters of all workers, also in shared memory.
+        resumables: the parts whose state a checkpoint adds for an exact resume.
     """
 
     config: Config
@@ -111,24 +116,25 @@ class Parts:
 
     @classmethod
     def fresh(cls, config: Config, spec: EnvSpec) -> Self:
-        """The parts of a run that begins.
+        """Return the parts of a new run, with a new state and counters at zero.
 
         Raises:
-            UsageError, OutOfResources: as `make_state`.
+            UsageError, OutOfResources: as `make_state` does.
         """
         return cls(config, spec, make_state(config, spec), SharedCounters(config.workers, config.algorithm.metrics))
 
     def actor(self, worker: int, *, threads: int = 1, reading: Reading = once) -> tuple[Replica, Actor]:
-        """A worker's actor in environments of its own, and the replica it acts with.
+        """Make a worker's environments and return the replica and the actor that acts in them with it.
 
         Args:
-            threads: of the environments, where those can use several.
-            reading: gives a loop in whose body θ is copied.
+            worker: the number of the worker.
+            threads: threads that step the environments, for those that can use several.
+            reading: the lock under which the replica copies θ.
         """
         config, counters = self.config, self.counters
         streams = self._streams(worker)
         heartbeat = counters.heartbeats.heartbeat(worker)
-        with ExitStack() as made:  # where the rest of an actor cannot be made, its environments are closed
+        with ExitStack() as made:  # closes the environments if the rest of the actor cannot be made
             heartbeat.asked(ALL, None)
             envs = make_envs(
                 config.env,
@@ -160,16 +166,16 @@ class Parts:
         return replica, actor
 
     def replica(self, *, reading: Reading = once, device: str = "cpu") -> Replica:
-        """A model on a private copy of the state.
+        """Return a model with a private copy of the state.
 
         Args:
-            reading: gives a loop in whose body the copy is made.
-            device: where the copy lives.
+            reading: the lock under which the copy is made.
+            device: the device of the copy.
         """
         return Replica(make_model(self.config, self.spec), self.state, self.counters, reading=reading, device=device)
 
     def learner(self, worker: int, replica: Replica) -> Learner:
-        """A worker's learner, with this worker's own values, at the parameters of a replica."""
+        """Return a worker's learner, with the `per_worker` values of that worker, at the parameters of a replica."""
         config = self.config
         return Learner(
             config.for_worker(worker).algorithm,
@@ -183,10 +189,11 @@ class Parts:
         )
 
     def updater(self, worker: int, *, applying: AbstractContextManager[object] | None = None) -> Updater:
-        """A worker's updater, with this worker's own values.
+        """Return a worker's updater, with the `per_worker` values of that worker.
 
         Args:
-            applying: held while θ changes.
+            worker: the number of the worker.
+            applying: a lock that is held while θ changes.
         """
         own = self.config.for_worker(worker)
         return Updater(
@@ -200,24 +207,29 @@ class Parts:
         )
 
     def replay(self, worker: int, model: ActorCritic) -> ReplayBuffer:
-        """A learner's equal part of the steps that are replayed, in the run directory where there is one."""
-        like, rollouts, stack = _ring_of(self.config, self.spec, model)
+        """Return a learner's replay buffer, an equal share of the capacity; its files lie in the run directory."""
+        like, rollouts, stack = _replay_layout(self.config, self.spec, model)
         folder = None if self.config.out is None else Path(self.config.out) / REPLAY / f"learner-{worker}"
         return ReplayBuffer(like, rollouts, stack=stack, folder=folder)
 
     def rounds(self, rounds: int, actors: int) -> list[Rollout]:
-        """Shared memory for so many rollouts, each joined of those of several actors."""
+        """Allocate joint rollouts in shared memory, in each of which every actor has columns to write.
+
+        Args:
+            rounds: the number of joint rollouts.
+            actors: rollouts of single actors that make one joint rollout.
+        """
         config, model = self.config, make_model(self.config, self.spec)
         row = row_of(self.spec, model, config.algorithm.needs)
         sizes = {"t": config.rollout, "b": actors * config.envs, "actors": actors}
         return [_shared(Rollout.blank(row, **sizes)) for _ in range(rounds)]
 
     def gradient_slots(self, queue: int, accumulate: int) -> list[list[GradientSlot]]:
-        """Shared memory for gradients on their way to a server: by worker, by place in its queue.
+        """Allocate shared memory for gradients on their way to a parameter server, indexed by worker and queue slot.
 
         Args:
-            queue: places of each worker.
-            accumulate: rollouts whose gradients are joined in one place.
+            queue: slots of each worker.
+            accumulate: rollouts whose gradients are summed in one slot.
         """
         running = make_model(self.config, self.spec).running
         shapes = {name: tuple(part.mean.shape) for name, part in running.items()}
@@ -233,8 +245,8 @@ class Parts:
         return Streams.of(self.config.seed, worker, counters.version, again=counters.starts(worker), device=device)
 
 
-def _ring_of(config: Config, spec: EnvSpec, model: ActorCritic) -> tuple[Rollout, int, int]:
-    """What each learner's ring is made of: a rollout like those to come, how many of them, and frames of a stack."""
+def _replay_layout(config: Config, spec: EnvSpec, model: ActorCritic) -> tuple[Rollout, int, int]:
+    """Return a blank rollout, the number of rollouts and the frames per stack of each learner's replay buffer."""
     columns = config.scheme.columns(config)
     rollouts = config.algorithm.remembers // (config.scheme.learners(config) * columns * config.rollout)
     like = Rollout.blank(row_of(spec, model, config.algorithm.needs), t=config.rollout, b=columns)
@@ -242,10 +254,10 @@ def _ring_of(config: Config, spec: EnvSpec, model: ActorCritic) -> tuple[Rollout
 
 
 def _refuse_small_disk(config: Config, spec: EnvSpec, model: ActorCritic) -> None:
-    """Refuse to replay more than the disk that the run is on has room for."""
+    """Raise OutOfResources if the replay buffers need more disk space than is free in the run directory."""
     if not config.algorithm.remembers:
         return
-    like, rollouts, stack = _ring_of(config, spec, model)
+    like, rollouts, stack = _replay_layout(config, spec, model)
     needed = config.scheme.learners(config) * ReplayBuffer.size(like, rollouts, stack=stack)
     directory = Path(config.out or ".").absolute()
     there = sum(each.stat().st_size for each in (directory / REPLAY).rglob("*.bin"))

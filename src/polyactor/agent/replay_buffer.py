@@ -1,4 +1,4 @@
-"""A ring of past rollouts, each frame of an image stored once, in files that are mapped into memory."""
+"""A replay buffer of whole rollouts in memory-mapped files; each frame of stacked images is stored once."""
 
 from __future__ import annotations
 
@@ -19,28 +19,30 @@ from polyactor.data import FIELDS, Rollout, Tree, leaves, map_tree
 from polyactor.errors import CheckpointError, OutOfResources, RunDirectoryError
 
 ADDED = "added"
-"""The file that counts rollouts."""
+"""The array (and file) that counts the rollouts added so far."""
 FRAMES = "observation"
-"""The field of which one frame of a stack is stored."""
+"""The rollout field of which only the newest frame of a stack is stored."""
 
 
 class ReplayBuffer:
-    """The latest rollouts of B environments, and rollouts of one environment drawn from them.
+    """Keeps the latest rollouts ``[T, B]`` in a circular buffer and samples rollouts of single environments from it.
 
-    A rollout's row T is row 0 of the next one, so an environment's rollouts are one stream, and row t of slot i is row
-    ``i · T + t`` of every array. Of stacked frames the newest is stored; a stack is rebuilt from the rows before it,
-    with blank frames where the episode had not begun (never at a life lost, which begins none).
+    Row T of a rollout is row 0 of the next one, so the rollouts of an environment are one stream, and row t of slot i
+    is row ``i · T + t`` of every array. Of stacked frames only the newest is stored. A stack is rebuilt from the rows
+    before it, with blank frames before the first row of the episode (a lost life does not begin an episode).
 
     Args:
-        like: a rollout of the shape and kind that will come.
-        rollouts: slots. What the newest rollout's last row overwrites cannot be sampled, nor the one whose first
-            stacks would need what was overwritten, so it is the latest ``rollouts − 1`` or ``− 2`` that can be.
-        stack: frames of an observation, the newest last; 1 where observations are not stacks.
-        folder: of the files; None keeps everything in memory.
+        like: a rollout with the shapes and dtypes of those to be added.
+        rollouts: the number of slots. Row T of the newest rollout overwrites the oldest one, and the first stacks of
+            the next oldest need the overwritten frames, so only the latest ``rollouts − 1`` (stacks: ``rollouts − 2``)
+            can be sampled.
+        stack: frames per observation, the newest last; 1 if observations are not stacks.
+        folder: the folder of the files; None keeps everything in memory.
 
     Raises:
-        OutOfResources: the disk is too small for all of it, which is reserved now.
-        CheckpointError: there are files already, and they are not those of such a ring.
+        OutOfResources: the disk is too small; the whole size is reserved at once.
+        RunDirectoryError: the files cannot be written.
+        CheckpointError: the folder has files of another size, or is a symbolic link.
     """
 
     def __init__(self, like: Rollout, rollouts: int, *, stack: int = 1, folder: Path | None = None) -> None:
@@ -53,17 +55,17 @@ class ReplayBuffer:
 
     @staticmethod
     def size(like: Rollout, rollouts: int, *, stack: int = 1) -> int:
-        """Bytes of such a ring."""
+        """Return the size in bytes of a buffer made with these arguments."""
         return sum(_bytes(shape, dtype) for shape, dtype in _shapes(like, rollouts, stack).values())
 
     @property
     def added(self) -> int:
-        """Rollouts so far."""
+        """Return the number of rollouts added so far, including those overwritten since."""
         return int(self.arrays[ADDED][0])
 
     @property
     def whole(self) -> range:
-        """Numbers of the rollouts that can be sampled."""
+        """Return the numbers of the rollouts that can be sampled, counted from the first that was ever added."""
         return self._whole(self.added)
 
     def _whole(self, added: int) -> range:
@@ -71,12 +73,12 @@ class ReplayBuffer:
 
     @property
     def steps(self) -> int:
-        """Rows that can be sampled."""
+        """Return the number of agent steps (rows times environments) that can be sampled."""
         return len(self.whole) * self.length * self.columns
 
     @property
     def full(self) -> bool:
-        """Every rollout from now on takes the place of another."""
+        """Return whether each further rollout replaces an old one."""
         return len(self.whole) == self.slots - self.lost
 
     def add(self, rollout: Rollout) -> None:
@@ -99,17 +101,17 @@ class ReplayBuffer:
         self.arrays[ADDED][0] += 1  # last: a rollout that was not written whole does not count
 
     def flushed(self) -> int:
-        """Rollouts so far, all of them on the disk now."""
+        """Write everything to disk and return the number of rollouts added so far."""
         for array in self.arrays.values():
             if isinstance(array, np.memmap):
                 array.flush()
         return self.added
 
     def rewind(self, added: int) -> None:
-        """Forget all but so many rollouts, counted from the first that ever was.
+        """Go back to the moment when `added` rollouts had been added, and forget the later ones.
 
         Raises:
-            CheckpointError: what could be sampled then is not all there any more.
+            CheckpointError: rollouts that could be sampled at that moment have been overwritten or were never written.
         """
         wanted = self._whole(added)
         lost = len(wanted) > 0 and wanted.start < self.whole.start
@@ -122,13 +124,13 @@ class ReplayBuffer:
         self.arrays[ADDED][0] = added
 
     def sample(self, count: int, generator: torch.Generator, length: int | None = None) -> Rollout:
-        """So many stretches of one environment each, ``[T, count]``, any of them as likely as any other.
+        """Sample sequences of single environments uniformly, with replacement, as one rollout ``[T, count]``.
 
         Args:
-            count: of stretches.
-            generator: draws them.
-            length: T of stretches that begin at any row; by default they are rollouts as they were added. The
-                recurrent state is that before a rollout's first row.
+            count: the number of sequences.
+            generator: the random stream that draws them.
+            length: T of sequences that begin at any row; by default sequences are rollouts as they were added. The
+                recurrent state is always the one stored before a rollout's first row.
         """
         t, every = (self.length, self.length) if length is None else (length, 1)
         first, rows = self.whole.start * self.length, len(self.whole) * self.length
@@ -138,7 +140,13 @@ class ReplayBuffer:
         return self.take(first + every * start, column, t)
 
     def take(self, start: NDArray[np.int64], column: NDArray[np.int64], t: int) -> Rollout:
-        """T rows from each of these on ``[n]``, counted from the first that ever was, of these columns ``[n]``."""
+        """Return n sequences of single environments as a rollout ``[T, n]``.
+
+        Args:
+            start: ``[n]`` the first row of each sequence, counted from the first row that was ever added.
+            column: ``[n]`` the environment of each sequence.
+            t: T.
+        """
         rows = self.slots * self.length
         row_tp1 = ((start + np.arange(t + 1)[:, None]) % rows, column)
         place = {"T": (row_tp1[0][:t], column), "T+1": row_tp1, "B": (start // self.length % self.slots, column)}
@@ -152,14 +160,14 @@ class ReplayBuffer:
         return Rollout(**{field: taken(field) for field in self.names})
 
     def _observation(self, start: NDArray[np.int64], column: NDArray[np.int64], t: int) -> Tensor:
-        """``[T+1, n, *O]``."""
+        """Return the observations ``[T+1, n, *O]`` of n sequences, with their stacks of frames rebuilt."""
         rows, older = self.slots * self.length, self.stack - 1
         row = (start + np.arange(-older, t + 1)[:, None]) % rows
         frames: NDArray[Any] = self.arrays["observation"][row, column]
         if self.stack == 1:
             return _aligned(frames)
         is_first = self.arrays["is_first"][row, column]
-        # Episodes begun by row: a frame belongs to a stack where no other episode has begun in between.
+        # The number of episodes begun up to each row: a stack has only frames of its own episode.
         episode = is_first.cumsum(0)
         stacked = torch.empty(t + 1, *frames.shape[1:], self.stack, dtype=torch.from_numpy(frames[:0]).dtype)
         array = stacked.numpy()  # frames last, as convolutions want it
@@ -171,7 +179,7 @@ class ReplayBuffer:
 
 
 def _aligned(array: NDArray[Any]) -> Tensor:
-    """A copy in torch's memory: how a math library sums may depend on where NumPy happens to put a small array."""
+    """Return a copy allocated by torch: the alignment of NumPy's memory varies, and with it the rounding of sums."""
     return torch.from_numpy(array).clone()
 
 
@@ -179,12 +187,12 @@ Shapes = dict[str, tuple[tuple[int, ...], "np.dtype[Any]"]]
 
 
 def kept(rollout: Rollout) -> list[str]:
-    """The fields of a rollout that are kept, by name."""
+    """Return the names of the rollout fields that a replay buffer stores."""
     return [name for name, own in FIELDS.items() if own.replayed and getattr(rollout, name) is not None]
 
 
 def named(name: str, tree: Tree) -> Tree:
-    """The tree with the name of its file in the place of each tensor."""
+    """Return the tree with each tensor replaced by the name of its array (and file)."""
     if isinstance(tree, tuple):
         return tuple(named(f"{name}_{i}", part) for i, part in enumerate(tree))
     if isinstance(tree, Mapping):
@@ -209,7 +217,7 @@ def _bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
 
 
 def _refuse_foreign(path: Path, size: int) -> None:
-    """Refuse a file of another ring, and links, which would have us write somewhere else."""
+    """Raise CheckpointError for a file of another size, and for links, through which other files could be written."""
     for place in (path.parent.parent, path.parent, path):
         if place.is_symlink():
             raise CheckpointError(f"{place} is a symbolic link: remove it to go on without what was remembered")
@@ -224,7 +232,7 @@ def _refuse_foreign(path: Path, size: int) -> None:
 
 
 def _array(shape: tuple[int, ...], dtype: np.dtype[Any], name: str, folder: Path | None) -> NDArray[Any]:
-    """In a file of its own, reserved whole, or in memory that is touched when it is written."""
+    """Map an array from a file whose whole size is reserved, or from anonymous memory if there is no folder."""
     size = _bytes(shape, dtype)
     if folder is None:
         return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype, math.prod(shape)).reshape(shape)
@@ -236,7 +244,7 @@ def _array(shape: tuple[int, ...], dtype: np.dtype[Any], name: str, folder: Path
             os.posix_fallocate(file.fileno(), 0, size)
             file.truncate(size)
     except OSError as error:
-        path.unlink(missing_ok=True)  # what could be reserved of it is given back
+        path.unlink(missing_ok=True)  # give back what was reserved before the disk was full
         kind = OutOfResources if error.errno in (28, 122) else RunDirectoryError
         raise kind(f"cannot reserve {size / 1e9:.1f} GB for replay in {path}: {error.strerror}") from error
     return np.memmap(path, dtype, "r+", shape=shape)

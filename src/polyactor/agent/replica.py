@@ -1,4 +1,4 @@
-"""A private copy of the parameters that a model is bound to."""
+"""A private copy θ' of the shared parameters, and the model that computes with it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from polyactor.system.failpoints import hit
 
 
 class Replica:
-    """θ', a private copy of the state that a model is bound to.
+    """Holds θ', a private copy of θ and the running statistics, and the model whose tensors are views of it.
 
     Args:
-        model: re-pointed at the copy; what computes in bf16 gets a rounded copy of its own beside the exact one.
-        state: what `pull` copies.
-        counters: tells its version.
-        reading: gives a loop in whose body the copy is made.
-        device: where the copy lives.
+        model: the model; its tensors become views of the copy. Layers that compute in bf16 hold a rounded copy besides.
+        state: the shared state that `pull` copies.
+        counters: the counters that give the version of the shared state.
+        reading: the lock under which the copy is made: a function whose loop's body reads the shared state.
+        device: the device of the copy.
     """
 
     def __init__(
@@ -44,7 +44,11 @@ class Replica:
         self.pull()
 
     def pull(self, *, running: bool = True) -> None:
-        """θ' ← θ, and unless told otherwise the running statistics."""
+        """Copy the newest parameters: θ' ← θ.
+
+        Args:
+            running: whether the running statistics are copied as well.
+        """
         size = len(self.vector) if running else self.state.layout.theta
         for _ in self.reading():
             self.version = self.counters.version

@@ -1,4 +1,4 @@
-"""What only an exact resume needs: parts of a run that are saved with the rest and go on from there to the bit."""
+"""Parts whose state a checkpoint adds for an exact resume, after which a run is bit-identical to one never stopped."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor
 from polyactor.errors import CheckpointError
 
 PREFIX = "carried"
-"""Before the names of these tensors in a checkpoint."""
+"""The prefix of the names of these tensors in a checkpoint."""
 
 
 class Resumable(Protocol):
-    """A part of a run that goes on where it was."""
+    """An object, such as an actor or a learner, whose state can be saved and restored exactly."""
 
     def snapshot(self) -> dict[str, Tensor]:
-        """All that decides what the part does next; may share its memory."""
+        """Return all state that decides what the part does next; the tensors may share its memory."""
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
-        """Go on from a snapshot."""
+        """Replace the state of the part by a snapshot."""
 
 
 class Resumables:
-    """The registry of such parts, by name.
+    """A registry, by name, of the parts to save and restore exactly.
 
     Args:
-        saved: the tensors of the checkpoint that the run goes on from to the bit; none where it does not.
+        saved: the tensors of the checkpoint that an exact resume starts from; None for any other run.
     """
 
     def __init__(self, saved: Mapping[str, Tensor] | None = None) -> None:
@@ -36,10 +36,10 @@ class Resumables:
         self.parts: dict[str, Resumable] = {}
 
     def add(self, name: str, part: Resumable) -> None:
-        """Save a part from now on; where there is a checkpoint, the part goes on from what that has.
+        """Register a part, and in an exact resume restore it from the checkpoint.
 
         Raises:
-            CheckpointError: the checkpoint has nothing of the part, or what it has is of another kind.
+            CheckpointError: the checkpoint lacks tensors of the part, or has them with other types or shapes.
         """
         if self.saved:
             prefix = f"{PREFIX}.{name}."
@@ -53,7 +53,7 @@ class Resumables:
         self.parts[name] = part
 
     def tensors(self) -> dict[str, Tensor]:
-        """A snapshot of every part, by the names that a checkpoint has them under."""
+        """Return the snapshots of all parts, under the names of their tensors in a checkpoint."""
         return {
             f"{PREFIX}.{name}.{key}": tensor
             for name, part in self.parts.items()
@@ -62,7 +62,10 @@ class Resumables:
 
 
 def _refuse_others(prefix: str, own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are not of the names, types and shapes of one's own; bytes may be more or fewer."""
+    """Raise CheckpointError unless the saved tensors have the names, dtypes and shapes of the part's tensors.
+
+    Serialized objects (uint8 vectors) may have another length.
+    """
     for name, tensor in own.items():
         if name not in saved:
             raise CheckpointError(f"the checkpoint has no {prefix}{name}, so the run cannot go on to the bit")

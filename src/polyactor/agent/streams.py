@@ -1,4 +1,4 @@
-"""The independent random streams of a worker, all from the run's seed."""
+"""Independent random streams for the environments, the actor and the learner of each worker."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ import numpy as np
 import torch
 
 EVALUATION_STREAM = 1 << 20
-"""Stream number of evaluations: far from any worker's."""
+"""The worker number whose streams evaluations use, greater than that of any worker."""
 
 
 @dataclass(frozen=True)
 class Streams:
-    """The independent random streams of one worker, all from the run's seed."""
+    """The random streams of one worker.
+
+    Attributes:
+        env: the seed of the environments.
+        act: the stream that samples actions.
+        learn: the stream of the algorithm, such as for minibatches.
+    """
 
     env: int
     act: torch.Generator
@@ -21,14 +27,14 @@ class Streams:
 
     @classmethod
     def of(cls, seed: int, worker: int, start: int = 0, *, again: int = 0, device: str = "cpu") -> Streams:
-        """Of this worker, so that it does not repeat itself.
+        """Derive the streams of a worker; each combination of the arguments but `device` gives other streams.
 
         Args:
-            seed: of the run.
-            worker: whose.
-            start: the update count it continues from.
-            again: how many have played this worker before.
-            device: of what learning draws from.
+            seed: the seed of the run.
+            worker: the number of the worker.
+            start: the number of updates before, so that a resumed run draws new numbers.
+            again: how often the worker has been replaced.
+            device: the device of the learner's stream.
         """
         own = np.random.SeedSequence([seed, start, worker, again])
         env, act, learn = own.generate_state(3, np.uint32).tolist()

@@ -1,4 +1,4 @@
-"""Applying: `Updater` is the only place where θ changes. Schemes decide where it is."""
+"""Applying: an `Updater` moves θ by gradients. No other code changes θ; schemes decide which process runs it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from polyactor.shared.timing import Part, Watch
 from polyactor.system.failpoints import hit
 
 SKIPS_ALLOWED = 20
-"""Updates in a row that may be skipped for a non-finite gradient before the run stops."""
+"""Updates in a row that a worker may skip because of a non-finite gradient before the run stops."""
 
 
 class Updater:
-    """Owns θ, the optimizer's statistics, clipping, and schedules on progress; the only place where θ changes.
+    """Applies gradients: clips them, anneals the learning rate, moves θ and merges the running statistics.
 
     Args:
-        state: what is moved, in place; may be shared memory.
-        rule: how.
-        counters: where updates and consumed environment steps are counted.
-        worker: whose counters and statistics these are.
-        total_steps: environment steps of the whole run; progress is steps consumed ÷ this.
-        averaging: α, how much of the average network an update leaves.
-        applying: held while θ changes.
+        state: θ and all statistics, which are changed in place; may be in shared memory.
+        rule: the optimizer's rule, such as RMSprop.
+        counters: count updates and the agent steps consumed by them.
+        worker: the worker whose counters and optimizer statistics are used.
+        total_steps: agent steps of the whole run; progress is the steps consumed divided by this number.
+        averaging: α of the average network, θ_a ← α θ_a + (1 − α) θ; None if the model has none.
+        applying: a lock that is held while θ changes.
     """
 
     def __init__(
@@ -53,10 +53,12 @@ class Updater:
         self.running = state.views()
 
     def apply(self, gradients: Gradients) -> int:
-        """θ ← θ + Δ(dθ), merge the running statistics, count; returns the new version.
+        """Move the parameters, θ ← θ + Δ(dθ), merge the running statistics, and return the new version of θ.
+
+        A gradient that is not finite, or whose running statistics are not, is skipped and counted.
 
         Raises:
-            Diverged: too many gradients (or running statistics) in a row were not finite. Each is skipped and counted.
+            Diverged: more than `SKIPS_ALLOWED` gradients in a row were skipped.
         """
         hit("update")
         watch = Watch(partial(self.counters.spend, self.worker))

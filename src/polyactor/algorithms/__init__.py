@@ -1,4 +1,11 @@
-"""One file each: hyper-parameters and the equation. They know nothing of processes."""
+"""Algorithms: a frozen dataclass of hyper-parameters with a loss, each in one module and without processes.
+
+* `base`: `Algorithm`, and what it may ask of a model and of a replay buffer.
+* `a2c`: advantage actor-critic, the loss of A2C and A3C.
+* `ppo`: proximal policy optimisation.
+* `vtrace`: V-trace, the loss of IMPALA.
+* `acer`: actor-critic with experience replay.
+"""
 
 from polyactor.algorithms.a2c import A2C
 from polyactor.algorithms.acer import ACER

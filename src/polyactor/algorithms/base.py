@@ -1,4 +1,4 @@
-"""What an algorithm is, and what it may ask of a model and of a replay buffer."""
+"""The interface of algorithms, and of the model and the replay buffer that they are given."""
 
 from __future__ import annotations
 
@@ -14,117 +14,134 @@ from polyactor.fields import Allowed
 
 
 class Model(Protocol):
-    """What an algorithm may ask of an actor-critic."""
+    """The part of an actor-critic network that a loss can use."""
 
     def distribution(self, params: Tensor, /) -> Distribution:
-        """Parameters ``[..., P]`` to the distribution they describe."""
+        """Return the policy that has the parameters ``[..., P]``."""
 
     def unroll(self, rollout: Rollout) -> Outputs:
-        """Policy and value of every row, from the rollout's initial recurrent state.
+        """Compute policy and value of every row, from the rollout's initial recurrent state.
 
-        The row after the last step is there to bootstrap from: what the torso sees in it is not differentiated.
+        No gradient flows through the torso at the bootstrap row, the one after the last step.
         """
 
 
 class Replay(Protocol):
-    """A memory of past rollouts (none of the on-policy algorithms has one)."""
+    """A replay buffer of past rollouts, for off-policy algorithms."""
 
     @property
     def steps(self) -> int:
-        """Steps in it that can be sampled."""
+        """Number of steps that can be sampled."""
 
     @property
     def full(self) -> bool:
-        """It will not hold more than now."""
+        """Whether the buffer has reached its capacity, so that a new rollout replaces the oldest one."""
 
     def sample(self, count: int, generator: torch.Generator, length: int | None = None) -> Rollout:
-        """So many rollouts of one environment each, ``[T, count]``, any of them as likely as any other.
+        """Sample sequences of one environment each uniformly, as a rollout ``[T, count]``.
 
         Args:
-            count: of rollouts.
-            generator: draws them.
-            length: T of stretches that begin anywhere, instead of rollouts as they were.
+            count: the number of sequences.
+            generator: the source of random numbers.
+            length: T of sequences that may begin at any step; None samples whole rollouts as they were collected.
         """
 
 
 Differentiate = Callable[["Model", Batch, "Model | None", Sequence["Tensor"]], Direction]
-"""Called with the model, a batch, the average network and the model's parameters."""
+"""A function of the model, a batch, the average network (or None) and the model's parameters to a `Direction`."""
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """Hyper-parameters and the equation. Knows nothing of processes, optimizers or environments.
+    """An algorithm is a frozen dataclass of hyper-parameters with a `loss`; everything else has a default.
 
-    A new one is a frozen dataclass with a `loss`; everything else has a default.
+    It is independent of processes, optimizers and environments, so it runs under every scheme.
     """
 
     gamma: Annotated[float, Allowed(0, 1)] = 0.99
-    """Discount γ of one agent step; ``--normalize.reward`` scales by the return that it discounts."""
+    """Discount γ of one agent step; it also discounts the return whose deviation ``--normalize.reward`` divides by."""
 
     outputs: ClassVar[tuple[str, ...]] = ("policy", "value")
-    """The heads its loss reads: policy, and value or q (of each action, or by a dueling network of a Box)."""
+    """The heads that the loss reads: policy, and value or q (for a Box of actions, q is a dueling network)."""
     metrics: ClassVar[tuple[str, ...]] = ("policy_loss", "value_loss", "entropy")
-    """The scalars its loss reports; each becomes a key of ``metrics.jsonl``."""
+    """The scalars that the loss reports; each becomes a key of ``metrics.jsonl``."""
     corrects_lag: ClassVar[bool] = False
-    """It learns rightly from rollouts of a policy older than the one that is improved."""
+    """Whether the loss corrects for rollouts of a behaviour policy older than the current one."""
     reuses: ClassVar[bool] = False
-    """It makes several batches of one rollout, each to be taken at the parameters the last one left."""
+    """Whether one rollout gives several batches, each differentiated with the parameters after the one before."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """The optional fields of a rollout that its loss reads, by name, such as behavior_params."""
+    """The optional fields of a rollout that the loss reads, by name, such as behavior_params."""
 
     @property
     def remembers(self) -> int:
-        """Steps it wants remembered, by all workers together, to be learned from again."""
+        """Capacity of the replay buffers of all workers together, in steps; 0 without replay."""
         return 0
 
     @property
     def averaging(self) -> float | None:
-        """α of an average network θ_a ← α θ_a + (1 − α) θ after every update; None has none."""
+        """α of an average network, θ_a ← α θ_a + (1 − α) θ after every update; None without such a network."""
         return None
 
     @property
     def moves(self) -> bool:
-        """It moves θ itself, past the optimizer, from the θ it differentiated at."""
+        """Whether `differentiate` returns steps that are added to θ without the optimizer."""
         return False
 
     @property
     def differentiate(self) -> Differentiate | None:
-        """What stands in for the gradient of `loss`; None: nothing does."""
+        """A function that computes the direction of an update in place of the gradient of `loss`, or None."""
         return None
 
     def loss(self, model: Model, batch: Batch, average: Model | None = None) -> tuple[Tensor, Metrics]:
-        """The scalar whose gradient is descended, and metrics by name."""
+        """Compute the scalar loss of a batch, and metrics by name.
+
+        Args:
+            model: the network with the parameters that are differentiated.
+            batch: a rollout ``[T, B]`` and its targets.
+            average: the average network, for algorithms whose `averaging` is not None.
+        """
         raise NotImplementedError
 
     def batches(
         self, model: Model, rollout: Rollout, replay: Replay | None, generator: torch.Generator
     ) -> Generator[Batch, Metrics, None]:
-        """The batches one rollout gives; each `yield` returns the metrics of the batch just applied."""
+        """Yield the batches that one rollout gives; each `yield` returns the metrics of the batch just applied.
+
+        Args:
+            model: the network, with its current parameters.
+            rollout: a fresh rollout ``[T, B]``.
+            replay: the worker's replay buffer, which holds the fresh rollout already; None without replay.
+            generator: the source of random numbers.
+        """
         yield Batch(rollout)
 
     def fits(self, columns: int, *, memory: bool, alone: bool) -> None:
-        """Whether it can be run so.
+        """Check that the hyper-parameters fit each other, the model and the scheme.
 
         Args:
-            columns: environments in one batch.
-            memory: the model has a recurrent core.
-            alone: nobody else moves θ between a gradient's being taken and its being applied.
+            columns: the number of environments in one batch.
+            memory: whether the model has a recurrent core.
+            alone: whether no other worker changes θ between differentiating a batch and applying its gradient.
 
         Raises:
-            UsageError: naming the flag, the value and what is allowed.
+            UsageError: they do not; the sentence names the flag, its value and what is allowed.
         """
 
     def suits(self, *, continuous: bool) -> None:
-        """Whether it can be run with such actions.
+        """Check that the hyper-parameters fit the action space.
 
         Args:
-            continuous: they are a Box.
+            continuous: whether actions are a Box.
 
         Raises:
-            UsageError: naming the flag, the value and what is allowed.
+            UsageError: they do not; the sentence names the flag, its value and what is allowed.
         """
 
     def at(self, progress: float) -> Self:
-        """Itself with annealed coefficients; progress in [0, 1] is environment steps consumed ÷ total."""
+        """Return a copy with annealed coefficients.
+
+        Args:
+            progress: environment steps consumed ÷ total steps of the run, in [0, 1].
+        """
         return self

@@ -1,4 +1,4 @@
-"""Flags to a config, or to the options of a small verb; what is wrong with them in one sentence."""
+"""Command-line flags, parsed to a config or to the options of a verb; a wrong flag is an error of one sentence."""
 
 from __future__ import annotations
 
@@ -28,18 +28,22 @@ Read first, since they decide which flags there are:
 --scheme sync|hogwild|param-server|actor-learner, --optimizer sgd|rmsprop|adam.
 """
 HELP = frozenset({"--help", "-h"})
+"""Flags that ask for help."""
 SHORT = {"--max-lag": "--scheme.max-lag", "--max-staleness": "--scheme.max-staleness"}
-"""Flags with a short name."""
+"""Short names of flags, and the full name of each."""
 
 
 def read_config(args: list[str], look: Callable[..., EnvSpec] | None = None) -> Config:
-    """The config that a preset and flags describe.
+    """Return the config that a preset and flags describe.
 
     Preset, algorithm, scheme, optimizer and environment are read first, since they decide which other flags exist.
 
     Args:
-        args: of the command line.
-        look: what an environment looks like, as `env_spec`, which is the default.
+        args: the arguments after the verb.
+        look: returns what an environment looks like; `env_spec` by default.
+
+    Raises:
+        UsageError: a flag does not exist or has a value that is not allowed.
     """
     from polyactor.envs import env_spec
     from polyactor.settings.presets import base_config
@@ -59,7 +63,7 @@ def read_config(args: list[str], look: Callable[..., EnvSpec] | None = None) -> 
 
 
 def _example(args: list[str]) -> list[str]:
-    """A whole command for who asks for help before there is one: A3C, and an environment where the name has none."""
+    """Return arguments that `--help` can be shown for: A3C and CartPole where no method or environment is given."""
     from polyactor.settings.presets import PRESETS
 
     args = args if not args[0].startswith("-") else ["a3c", *args]
@@ -68,7 +72,7 @@ def _example(args: list[str]) -> list[str]:
 
 
 def _parse(base: Config, args: list[str], prog: str) -> Config:
-    """tyro's parse, its complaints as one sentence."""
+    """Parse flags with tyro, starting from a config; an error is a `UsageError` of one sentence."""
     import tyro
 
     known = _flags(base)
@@ -102,39 +106,41 @@ def _parse(base: Config, args: list[str], prog: str) -> Config:
 
 
 def _grouped(base: Config, *, with_help: bool) -> type[Any]:
-    """A dataclass for tyro: a field per heading of the help, in it the settings under their whole names."""
+    """Return a dataclass for tyro: one field per heading of the help, which holds the settings of that group."""
     from tyro.conf import arg
 
     from polyactor.config import GROUPS
 
     documented = _texts(base) if with_help else {}
     groups: dict[str, list[Any]] = {group.name: [] for group in GROUPS}
-    for setting in sorted(walk(base), key=lambda setting: "." in setting.path):  # the run's own before a section's
+    for setting in sorted(walk(base), key=lambda setting: "." in setting.path):  # the sections' settings come last
         if setting.path != "env":
             shown = arg(name=setting.flag, help=documented.get(setting.path, ""), prefix_name=False)
             hint: Any = setting.declared.hint
             groups[setting.group].append((_name(setting), Annotated[hint, shown], _default(setting.value)))
-    boxes = []
+    headings = []
     for name, flags in groups.items():
-        box = make_dataclass(name, flags)
+        heading = make_dataclass(name, flags)
         about = inspect.getdoc(type(getattr(base, name))) if with_help and hasattr(base, name) else ""
-        boxes.append((name, Annotated[box, arg(help=about)], field(default_factory=box)))
-    return make_dataclass("Flags", boxes)
+        headings.append((name, Annotated[heading, arg(help=about)], field(default_factory=heading)))
+    return make_dataclass("Flags", headings)
 
 
 def _name(setting: Setting) -> str:
+    """Return the name of a setting as an attribute."""
     return setting.path.replace(".", "__")
 
 
 def _default(value: Any) -> Any:
+    """Return a dataclass field with this default, which may be mutable."""
     return field(default_factory=lambda: value)
 
 
 def _texts(part: Any, prefix: str = "") -> dict[str, str]:
-    """The docstrings of all fields of a config, by path."""
+    """Return the docstring of each field of a config by dotted path, read from the source of its classes."""
     found: dict[str, str] = {}
     for cls in reversed(type(part).__mro__):
-        with contextlib.suppress(OSError, TypeError):  # a class that no file has
+        with contextlib.suppress(OSError, TypeError):  # a class without a source file
             definition = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
             for declared, text in itertools.pairwise(ast.iter_child_nodes(definition)):
                 match declared, text:
@@ -147,13 +153,13 @@ def _texts(part: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _is_switch(flag: str, known: Collection[str]) -> bool:
-    """A flag that is on or off: it has a twin with no- before its name."""
+    """Whether a flag takes no value: it is on or off, and has a twin with no- before its name."""
     section, dot, name = flag.removeprefix("--").rpartition(".")
     return flag.startswith("--") and (name.startswith("no-") or f"{section}{dot}no-{name}" in known)
 
 
 def _one_sentence(box: str) -> str:
-    """What tyro says in a box, in one line."""
+    """Return an error message of tyro, which is drawn in a box, as one line."""
     text = re.sub(r"[╭╮╰╯│─]+|Value error", " ", box)
     number = re.search(r"Error parsing (--\S+): (?:invalid literal for (int)|could not convert).*?:\s+'(.*?)'", text)
     if number:
@@ -168,7 +174,7 @@ def _one_sentence(box: str) -> str:
 
 
 def _with_none(args: list[str], optional: Collection[str]) -> list[str]:
-    """``none`` as tyro spells it, where it means no value (and not the lock or the core of that name)."""
+    """Return the arguments with ``none`` spelled as tyro wants it where it means no value, and not a lock or core."""
     flag, spelled = "", []
     for arg in args:
         name, equals, value = arg.partition("=")
@@ -181,7 +187,7 @@ def _with_none(args: list[str], optional: Collection[str]) -> list[str]:
 
 
 def _flags(config: Config) -> dict[str, bool]:
-    """Every flag, and whether it may be none."""
+    """Return each flag of a config, and whether its value may be none."""
     known: dict[str, bool] = {}
     for setting in walk(config):
         known[setting.flag] = setting.optional
@@ -192,7 +198,7 @@ def _flags(config: Config) -> dict[str, bool]:
 
 
 def take_auto(args: list[str]) -> tuple[list[str], list[str]]:
-    """The flags whose value is ``auto``, where it may be, and the other arguments."""
+    """Return the settings given as ``auto``, of those that may be, and the other arguments."""
     wanted = []
     for flag in AUTO:
         value, rest = take(args, flag)
@@ -203,7 +209,7 @@ def take_auto(args: list[str]) -> tuple[list[str], list[str]]:
 
 
 def take(args: list[str], flag: str) -> tuple[str | None, list[str]]:
-    """The value of ``--flag value`` or ``--flag=value``, and the other arguments."""
+    """Return the value of ``--flag value`` or ``--flag=value``, or None without the flag, and the other arguments."""
     value, rest = None, []
     waiting = iter(args)
     for arg in waiting:
@@ -219,7 +225,7 @@ def take(args: list[str], flag: str) -> tuple[str | None, list[str]]:
 
 
 def positional(args: list[str], needed: str) -> tuple[str, list[str]]:
-    """The first argument, which is no flag, and the others."""
+    """Return the first argument and the others; where it is a flag or missing, raise `UsageError` with `needed`."""
     if not args or args[0].startswith("-"):
         raise UsageError(needed)
     return args[0], args[1:]
@@ -228,7 +234,17 @@ def positional(args: list[str], needed: str) -> tuple[str, list[str]]:
 def small_flags(
     args: list[str], kinds: Mapping[str, Callable[[str], Any]], usage: str, *, runs: bool = True
 ) -> dict[str, Any]:
-    """Flags of the small verbs: ``--name value``, or ``--name`` alone for a bool; what is left are run directories."""
+    """Return the options of a verb other than train: ``--name value``, or ``--name`` alone for a bool.
+
+    Args:
+        args: the arguments after the verb.
+        kinds: the type of each flag by name.
+        usage: the verb's usage, printed for ``--help`` and in errors.
+        runs: whether run directories follow; they are in the option "runs".
+
+    Raises:
+        UsageError: a flag does not exist or has a wrong value, or a run directory is missing or one too many.
+    """
     options: dict[str, Any] = {}
     if HELP.intersection(args):
         print(f"usage: polyactor {usage}")
@@ -243,7 +259,7 @@ def small_flags(
                 options[name] = kind(value)
             except ValueError:
                 raise UsageError(f"--{name} {value} is not allowed: it must be {KINDS[kind]}") from None
-            zero = name == "seed"  # of anything else none would be nothing
+            zero = name == "seed"  # every other number must be above 0
             if kind in (int, float) and not (0 < options[name] < float("inf") or (zero and options[name] == 0)):
                 least = "at least" if zero else "above"
                 raise UsageError(f"--{name} {value} is not allowed: it must be {least} 0")

@@ -1,4 +1,4 @@
-"""The list of methods and presets, as `polyactor presets` prints it."""
+"""The output of ``polyactor presets``: all methods and presets, or one of them in full."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from polyactor.settings.published import Values
 
 
 def show(name: str | None = None) -> None:
-    """Print every name with its settings, its source's claim and what was measured; or one name in full.
+    """Print each method and preset with its settings, published and measured result; or one of them in full.
 
     Raises:
-        UsageError: no such name.
+        UsageError: there is no such method or preset.
     """
     from polyactor.system.console import Lasting
 
     console = Lasting(highlight=False, markup=False)
 
     def say(text: str, indent: int = 0, style: str = "") -> None:
+        """Print text, wrapped to the width of the console."""
         lines = textwrap.wrap(text, console.width - indent, break_on_hyphens=False, break_long_words=False)
         console.print(textwrap.indent("\n".join(lines), " " * indent), style=style, soft_wrap=True)
 
@@ -46,7 +47,7 @@ def show(name: str | None = None) -> None:
 
 
 def _in_full(name: str) -> list[str]:
-    """Everything a name stands for, as lines."""
+    """Return the lines that describe a method or preset with all its settings."""
     if name in PRESETS:
         preset = PRESETS[name]
         about, settings = preset.about, {"settings": preset.values}
@@ -65,7 +66,7 @@ def _in_full(name: str) -> list[str]:
 
 
 def _settings(values: Values) -> str:
-    """Settings in a line, section by section; the run's own first."""
+    """Return settings in one line, section by section; those of no section come first."""
     sections: dict[str, list[str]] = {"": []}
     for path, value in values.items():
         section, _, name = path.rpartition(".")
@@ -76,7 +77,7 @@ def _settings(values: Values) -> str:
 
 
 def _setting(path: str, value: Any, joint: str) -> str:
-    """One setting as its flag is spelled."""
+    """Return a setting as its flag is spelled, with `joint` before the value."""
     section, dot, name = path.replace("_", "-").rpartition(".")
     if isinstance(value, bool):
         return f"{section}{dot}{'' if value else 'no-'}{name}"
@@ -84,7 +85,7 @@ def _setting(path: str, value: Any, joint: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """As one would type it."""
+    """Return a value as it is typed on the command line."""
     if isinstance(value, tuple):
         return " ".join(map(_text, value))
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""The command line: flags to a config, and a call of the library. Nothing heavy is imported before flags are right."""
+"""The entry point of the command line. Nothing slow is imported before the flags are known to be right."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from polyactor.cli.verbs import LOOKING, the_run
 from polyactor.errors import PolyactorError, UsageError, WorkerFailed, one_line, suggestion
 
 STOPPED_AND_SAVED = 75
+"""The exit code of a run that a signal stopped and that can be resumed."""
 USAGE = """\
 usage: polyactor VERB ...
 
@@ -32,30 +33,30 @@ usage: polyactor VERB ...
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a verb and exit with the documented code."""
+    """Run a verb, print its error if it has one, and exit with the documented code."""
     args = list(sys.argv[1:] if argv is None else argv)
-    # Before torch is loaded: its threads would spin between two passes, on the cores that the emulators need then.
+    # Set before torch is loaded: its idle threads must not spin on cores that the emulators need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = run(args)
         sys.stdout.flush()
         sys.exit(code)
     except PolyactorError as error:
-        for note in getattr(error, "__notes__", ()):  # where a worker raised it
+        for note in getattr(error, "__notes__", ()):  # traceback of a worker
             print(note, file=sys.stderr)
-        # Words of a file or a path go no further than into the line; a worker's traceback has lines of its own.
+        # Text from a file or path may not break the line; a worker's traceback keeps its lines.
         said = error if isinstance(error, WorkerFailed) else one_line(error, most=100_000)
         print(f"polyactor: {said}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # whoever read has read enough; what is left must not be tried again at the exit
+    except BrokenPipeError:  # the reader has left; Python must not write the rest at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
 
 
 def run(args: list[str]) -> int:
-    """Run a verb; returns the exit code."""
+    """Run the verb that the arguments name, and return the exit code."""
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -71,6 +72,7 @@ def run(args: list[str]) -> int:
 
 
 def _train(args: list[str]) -> int:
+    """Train a new run: ``polyactor train``."""
     auto, args = take_auto(args)
     from polyactor.api import prepare
     from polyactor.envs import Specs
@@ -79,14 +81,16 @@ def _train(args: list[str]) -> int:
     (ready,) = prepare([read_config(args, look)], auto, look)
     from polyactor.training.trainer import train
 
-    return _report(train(ready.config, ready.spec, ready.reasons))
+    return _exit_code(train(ready.config, ready.spec, ready.reasons))
 
 
-def _report(run: Any) -> int:
+def _exit_code(run: Any) -> int:
+    """Return the exit code of a finished run."""
     return STOPPED_AND_SAVED if run.status == "stopped" else 0
 
 
 def _resume(args: list[str]) -> int:
+    """Resume a run: ``polyactor resume``."""
     kinds = {"steps": int, "algorithm": str, "restart": bool, "trust-env": bool, "quiet": bool}
     usage = "resume RUN [--steps N] [--algorithm FILE:CLASS] [--restart] [--trust-env] [--quiet]"
     options = small_flags(args, kinds, usage)
@@ -94,7 +98,7 @@ def _resume(args: list[str]) -> int:
 
     path = the_run(options)
     given = {name.replace("-", "_"): value for name, value in options.items() if name in kinds}
-    return _report(resume(path, **given))
+    return _exit_code(resume(path, **given))
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {"train": _train, "resume": _resume, **LOOKING}

@@ -1,4 +1,4 @@
-"""The verbs that look at a run, an environment or this machine. Nothing heavy is imported before flags are right."""
+"""The verbs that evaluate, show or measure. Nothing slow is imported before the flags are known to be right."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from polyactor.errors import UsageError
 
 
 def _evaluate(args: list[str]) -> int:
+    """Play whole games with a run's policy, greedy and sampled, and print the scores: ``polyactor evaluate``."""
     kinds = {"games": int, "seed": int, "tag": str, "trust-env": bool}
     options = small_flags(args, kinds, "evaluate RUN [--games N] [--seed S] [--tag best|last] [--trust-env]")
     from polyactor.evaluation.evaluate import evaluate
@@ -25,6 +26,7 @@ def _evaluate(args: list[str]) -> int:
 
 
 def _record(args: list[str]) -> int:
+    """Record one game of a run's policy as an mp4: ``polyactor record``."""
     kinds = {"out": Path, "seed": int, "greedy": bool, "tag": str, "trust-env": bool}
     options = small_flags(args, kinds, "record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last] [--trust-env]")
     from polyactor.evaluation.policy import read
@@ -39,6 +41,7 @@ def _record(args: list[str]) -> int:
 
 
 def _plot(args: list[str]) -> int:
+    """Draw the learning curves of runs: ``polyactor plot``."""
     options = small_flags(args, {"out": Path}, "plot RUN... [--out FILE]")
     from polyactor.report.curves import curve
 
@@ -48,6 +51,7 @@ def _plot(args: list[str]) -> int:
 
 
 def _compare(args: list[str]) -> int:
+    """Print a table of runs and draw their learning curves: ``polyactor compare``."""
     options = small_flags(args, {"out": Path}, "compare RUN... [--out FILE]")
     from polyactor.report.compare import compare
     from polyactor.report.curves import curve
@@ -59,6 +63,7 @@ def _compare(args: list[str]) -> int:
 
 
 def _presets(args: list[str]) -> int:
+    """Print all methods and presets, or one of them in full: ``polyactor presets``."""
     name = args[0] if args and not args[0].startswith("-") else None
     small_flags(args if name is None else args[1:], {}, "presets [NAME]", runs=False)
     from polyactor.cli.list_presets import show
@@ -68,6 +73,7 @@ def _presets(args: list[str]) -> int:
 
 
 def _check(args: list[str]) -> int:
+    """Check whether an environment is fit for training, and print the result: ``polyactor check``."""
     options = small_flags(args, {"env": str}, "check --env ID", runs=False)
     if "env" not in options:
         raise UsageError("check needs --env, such as: polyactor check --env CartPole-v1")
@@ -78,6 +84,7 @@ def _check(args: list[str]) -> int:
 
 
 def _bench(args: list[str]) -> int:
+    """Measure the speed of training on this machine, and print it: ``polyactor bench``."""
     from polyactor.api import prepare
     from polyactor.envs import Specs
     from polyactor.schemes import SCHEMES
@@ -88,8 +95,8 @@ def _bench(args: list[str]) -> int:
     seconds, args = take(args, "seconds")
     schemes, args = take(args, "schemes")
     if not args or args[0].startswith("-"):
-        elsewhere = any(arg.partition("=")[0] == "--env" for arg in args)
-        args = ["a3c" if elsewhere else "pong-a3c", *args]
+        other_env = any(arg.partition("=")[0] == "--env" for arg in args)
+        args = ["a3c" if other_env else "pong-a3c", *args]
     options = small_flags(["--seconds", seconds or "15"], {"seconds": float}, "bench [PRESET]", runs=False)
     names = [read_config(args, look).scheme.name] if schemes is None else schemes.split(",")
     for name in names:
@@ -106,7 +113,7 @@ def _bench(args: list[str]) -> int:
 
 
 def the_run(options: dict[str, Any]) -> Path:
-    """The one run directory that is named."""
+    """Return the run directory of a verb that takes exactly one. Raises `UsageError` for another number."""
     if len(options["runs"]) != 1:
         raise UsageError(f"one run directory is needed, not {len(options['runs'])}")
     return Path(options["runs"][0])

@@ -1,6 +1,14 @@
 """Environments: any Gymnasium id, `module:Env-v0`, `module:callable` or Python callable, as one `VectorEnv`.
 
-Nothing here imports torch, and ale-py only once an Atari id is asked for.
+This package does not import torch, and imports ale-py only for Atari ids.
+
+* `vector_env`: `VectorEnv`, the interface of B environments.
+* `spec`: `EnvSpec`, spaces and limits of one environment.
+* `gymnasium_env`, `serial_vector_env`: environments of Gymnasium, and B of them stepped one after the other.
+* `atari`, `atari_exact`: Atari games by ale-py, and Atari games whose state can be saved.
+* `diagnostic`: small environments with known optimal values.
+* `snapshot`: saving and restoring an environment's state.
+* `check`: a report on whether an environment can be trained in.
 """
 
 from __future__ import annotations
@@ -47,21 +55,22 @@ def make_envs(
     render: bool = False,
     listener: Listener | None = None,
 ) -> VectorEnv:
-    """`num_envs` copies of one environment.
+    """Make B copies of one environment.
 
     Args:
         env: a Gymnasium id, ``module:Env-v0``, ``module:callable`` or a callable that returns one `gymnasium.Env`.
         num_envs: B.
-        atari: preprocessing; only Atari ids read it.
-        max_episode_steps: truncate a game after this many agent steps, in place of the id's own limit
-            (of an environment a callable returns: besides its own).
-        threads: emulator threads; only Atari ids read it.
-        saved: of a kind whose `snapshot` can be taken, also when they have been closed.
-        render: make pictures of environment 0 available through `render`.
-        listener: told what is asked of each environment; only those that are stepped one after the other tell it.
+        atari: preprocessing of Atari games; other environments ignore it.
+        max_episode_steps: truncate an episode after this many agent steps. This replaces the limit of an id; an
+            environment that a callable returns keeps its limit besides.
+        threads: emulator threads of Atari games; other environments ignore it.
+        saved: whether `snapshot` will be taken of the environments, possibly after they were closed.
+        render: whether `render` shall return pictures of environment 0.
+        listener: told before each call of an environment; only environments that are stepped serially tell it.
 
     Raises:
-        EnvironmentUnsupported: unknown, not installed, not a Gymnasium environment, or in a space nobody can act in.
+        EnvironmentUnsupported: the environment is unknown, not installed or not one of Gymnasium, or has a space that
+            polyactor does not support.
     """
     source = gymnasium_env.find(env)
     if isinstance(source, Registered) and _atari.is_atari(source):
@@ -80,14 +89,14 @@ def make_envs(
 
 
 def env_spec(env: str | EnvFactory, *, atari: AtariOptions = AtariOptions()) -> EnvSpec:  # noqa: B008 (frozen)
-    """What an environment looks like, from one copy of it that is closed again before this returns.
+    """Return spaces and limits of an environment, of which one copy is made and closed again.
 
     Args:
-        env: as `make_envs` takes it.
-        atari: preprocessing; only Atari ids read it.
+        env: an environment as in `make_envs`.
+        atari: preprocessing of Atari games; other environments ignore it.
 
     Raises:
-        EnvironmentUnsupported: as `make_envs`.
+        EnvironmentUnsupported: the environment cannot be made, as in `make_envs`.
     """
     source = gymnasium_env.find(env)
     stack = atari.stack if isinstance(source, Registered) and _atari.is_atari(source) else 1
@@ -97,10 +106,10 @@ def env_spec(env: str | EnvFactory, *, atari: AtariOptions = AtariOptions()) -> 
 
 
 def is_atari(env: str | EnvFactory) -> bool:
-    """Whether it is one of ale-py's, however its id is written (Pong-v4, too).
+    """Return whether an environment is an Atari game of ale-py, including old ids such as Pong-v4.
 
     Raises:
-        EnvironmentUnsupported: unknown, or not installed.
+        EnvironmentUnsupported: the environment is unknown or not installed.
     """
     if isinstance(env, str) and _atari.looks_atari(env):
         return True
@@ -109,7 +118,7 @@ def is_atari(env: str | EnvFactory) -> bool:
 
 
 PROOF_STEPS = 100
-"""Random ones, before and after the snapshot that `check_exact` goes on from."""
+"""Number of random steps that `check_exact` takes before the snapshot, and again after it."""
 
 
 def check_exact(
@@ -118,10 +127,10 @@ def check_exact(
     atari: AtariOptions = AtariOptions(),  # noqa: B008 (frozen)
     max_episode_steps: int | None = None,
 ) -> None:
-    """Refuse what would not go on from a snapshot to the bit, which is tried out with two copies.
+    """Check that an environment continues from a snapshot exactly, by comparing two copies over random steps.
 
     Raises:
-        EnvironmentUnsupported: it cannot be saved, or what was saved is not all of it.
+        EnvironmentUnsupported: it cannot be saved, or a restored copy gives other observations, rewards or ends.
     """
 
     def two() -> AbstractContextManager[VectorEnv]:
@@ -145,16 +154,16 @@ def check_exact(
 
 
 class Specs:
-    """`env_spec` with a memory: whoever asks again for the same environment, even in the end, makes it only once."""
+    """`env_spec` with a cache, so that each environment is made at most once to learn its spaces and limits."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str | int, AtariOptions | None], EnvSpec] = {}
 
     def __call__(self, env: str | EnvFactory, *, atari: AtariOptions = AtariOptions()) -> EnvSpec:  # noqa: B008
-        """What an environment looks like.
+        """Return spaces and limits of an environment, from the cache if it is known.
 
         Raises:
-            EnvironmentUnsupported: as `make_envs`.
+            EnvironmentUnsupported: the environment cannot be made, as in `make_envs`.
         """
         key = (env if isinstance(env, str) else id(env), atari if is_atari(env) else None)
         if key not in self._known:

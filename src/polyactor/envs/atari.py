@@ -1,4 +1,4 @@
-"""Atari through ale-py's C++ vector environment."""
+"""Atari games by ale-py's C++ vector environment."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from polyactor.envs import snapshot
-from polyactor.envs.atari_exact import Emulators
+from polyactor.envs.atari_exact import ExactAtariVectorEnv
 from polyactor.envs.vector_env import ActionSpace, Step, none_lost
 from polyactor.errors import EnvironmentUnsupported, UsageError
 from polyactor.fields import Allowed
 
 MAX_FRAMES = 108_000
-"""Emulator frames after which a game is truncated: 30 minutes at 60 frames a second."""
+"""Emulator frames after which a game is truncated, which is 30 minutes at 60 frames per second."""
 
 UNDERSTOOD = {
     "game",
@@ -27,50 +27,50 @@ UNDERSTOOD = {
     "frameskip",  # replaced by AtariOptions.frame_skip
     "max_num_frames_per_episode",
 }
-"""What an Atari id may say about itself."""
+"""Settings of an Atari id that can be passed on to the vector environment."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AtariOptions:
-    """How an Atari game is shown to the agent; pictures are always grayscale and scores never clipped."""
+    """Preprocessing of Atari games; observations are always grayscale, and rewards are not clipped here."""
 
     frame_skip: Annotated[int, Allowed(1)] = 4
-    """Emulator frames per agent step: the action is repeated, and the last two frames are merged by their maximum."""
+    """Emulator frames per agent step; the action is repeated, and the maximum of the last two frames is observed."""
     frame_size: Annotated[int, Allowed(1)] = 84
-    """Height and width of a frame, in pixels."""
+    """Height and width of a frame in an observation, in pixels."""
     resize_height: Annotated[int | None, Allowed(1)] = None
-    """Shrink the screen to frame_size columns and so many rows, of which frame_size are kept; none: all are."""
+    """Rows that the screen is resized to, of which frame_size rows are kept; none: frame_size, and all are kept."""
     crop_top: Annotated[int, Allowed(0)] = 0
-    """The first of the rows that are kept."""
+    """First of the resized rows that are kept; the rows above it are cropped."""
     noop_max: Annotated[int, Allowed(0)] = 30
-    """A game starts with up to this many idle frames, drawn at random."""
+    """Most idle frames at the start of a game; their number is drawn at random."""
     fire_reset: bool = True
     """Press FIRE at the start of games that wait for it."""
     stack: Annotated[int, Allowed(1)] = 4
-    """How many of the latest frames make one observation."""
+    """Number of latest frames that are stacked to one observation."""
     life_loss: bool = False
-    """A lost life counts as an end for the value function; the game itself goes on."""
+    """Treat a lost life as the end of the episode in the value function, while the game goes on."""
     one_life: bool = False
-    """A lost life ends the episode and the game starts anew, so that scores are of one life."""
+    """End the episode and restart the game when a life is lost, so that a score is of one life."""
     sticky: Annotated[float | None, Allowed(0, 1)] = None
-    """Probability that the emulator repeats the last action; by default what the id says (ALE/*-v5 .25, *-v4 0)."""
+    """Probability that the emulator repeats the last action; none: that of the id (ALE/*-v5 0.25, *-v4 0)."""
 
 
 def looks_atari(env_id: str) -> bool:
-    """Whether an id is written like those ale-py registers; for error messages."""
+    """Return whether an id is written like those of ale-py, even if it is not registered."""
     return env_id.startswith("ALE/") or "NoFrameskip-" in env_id
 
 
 def is_atari(spec: EnvSpec) -> bool:
-    """Whether a registered id is one of ale-py's."""
+    """Return whether a registered id is an Atari game of ale-py."""
     return spec.entry_point == "ale_py.env:AtariEnv"
 
 
 def check(spec: EnvSpec) -> None:
-    """Refuse an Atari id that asks for what the vector emulator does not have.
+    """Check that the vector environment supports all settings of an Atari id.
 
     Raises:
-        EnvironmentUnsupported: it sets a mode, a difficulty, RAM observations, continuous actions or the like.
+        EnvironmentUnsupported: the id sets a mode, a difficulty, RAM observations, continuous actions or the like.
     """
     foreign = sorted(set(spec.kwargs) - UNDERSTOOD)
     if foreign:
@@ -81,26 +81,26 @@ def check(spec: EnvSpec) -> None:
 
 
 class AtariEnvs:
-    """B emulators; a `VectorEnv`.
+    """B games of Atari as a `VectorEnv`.
 
     Observations are ``[stack, frame_size, frame_size]`` uint8, oldest frame first; frames from before the start of the
-    game are black. ale-py returns new arrays at every step, so nothing is copied here.
+    game are black. ale-py returns new arrays at every step, so they are not copied here.
 
-    A game is truncated, not terminated, after `max_episode_steps` agent steps or, by default, the id's own number of
-    emulator frames (108,000), counted from the first observation: the idle frames before it are free.
+    A game is truncated, not terminated, after `max_episode_steps` agent steps or, by default, the id's number of
+    emulator frames (108,000). They are counted from the first observation, without the idle frames before it.
 
     Args:
         spec: the registered id.
         num_envs: B.
         options: preprocessing.
-        max_episode_steps: in agent steps.
+        max_episode_steps: agent steps after which a game is truncated, or None.
         threads: emulator threads.
-        saved: of a kind whose state can be saved.
-        render: run a second emulator in colour beside environment 0.
+        saved: whether `snapshot` will be taken, which needs emulators whose state can be saved.
+        render: whether to run a second emulator in colour for pictures of environment 0.
 
     Raises:
-        EnvironmentUnsupported: as `check`.
-        UsageError: the rows to keep are more than there are.
+        EnvironmentUnsupported: the id has settings that the vector environment does not support.
+        UsageError: cropping keeps more rows than the resized screen has.
     """
 
     def __init__(
@@ -146,11 +146,11 @@ class AtariEnvs:
         }  # fmt: skip
         self._emulators: Any
         if saved:
-            self._emulators = Emulators(num_envs, **screen, **game)
+            self._emulators = ExactAtariVectorEnv(num_envs, **screen, **game)
         else:
             self._emulators = AtariVectorEnv(num_envs=num_envs, num_threads=min(threads, num_envs), **screen, **game)
         self._rows = slice(top, top + size)
-        # The emulator gives either gray or colour: a twin of environment 0 with its seed and actions gives the other.
+        # An emulator is gray or in colour: a twin of environment 0 with the same seed and actions gives the pictures.
         self._twin = None
         if render:
             self._twin = AtariVectorEnv(
@@ -169,7 +169,11 @@ class AtariEnvs:
         self.action_space: ActionSpace = gymnasium.spaces.Discrete(len(self._emulators.ale.get_action_set()))
 
     def reset(self, seed: int | None) -> NDArray[Any]:
-        """Start B games; environment i is seeded with ``seed + i``, None draws a seed."""
+        """Start B games and return their first observations ``[B, stack, frame_size, frame_size]``.
+
+        Args:
+            seed: environment i is seeded with ``seed + i``; None draws a seed.
+        """
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         seed = int(seed) % (2**31 - self.num_envs)  # ale-py takes Python ints of 31 bits
@@ -182,13 +186,13 @@ class AtariEnvs:
         return np.asarray(observation)[:, :, self._rows]
 
     def step(self, action: NDArray[Any]) -> Step:
-        """One agent step, which is `frame_skip` emulator frames; `action` is ``[B]``, an index into the game's set."""
+        """Take one agent step of `frame_skip` emulator frames; `action` ``[B]`` are indices of the game's actions."""
         action = np.asarray(action, np.int64)
         observation, reward, terminated, truncated, info = self._emulators.step(action)
         done = terminated | truncated
         if self._life_loss:
-            # Not ale-py's life_loss_info: that says neither whether the game ended, nor why. A game that restarts
-            # with fewer lives than the last one was left with has lost none.
+            # ale-py's life_loss_info is not used, since it hides whether and why the game ended. A game that starts
+            # with fewer lives than the one before had at its end has lost none.
             terminated = terminated | ((info["lives"] < self._lives) & ~self._done)
         self._lives, self._done = info["lives"], done
         if self._twin is not None:
@@ -196,19 +200,19 @@ class AtariEnvs:
         return Step(observation[:, :, self._rows], reward.astype(np.float32), terminated, done, self._lost)
 
     def encode(self, observation: Any) -> NDArray[Any]:
-        """A stack of frames, ``[stack, frame_size, frame_size]``, as it is."""
+        """Return a stack of frames ``[stack, frame_size, frame_size]`` unchanged."""
         return np.asarray(observation, np.uint8)
 
     def decode(self, action: NDArray[Any]) -> NDArray[Any]:
-        """Indices into the game's set of actions, as they are."""
+        """Return actions ``[B]``, indices of the game's action set, unchanged."""
         return action
 
     def snapshot(self) -> bytes:
-        """Every game's seed and the actions since; of emulators that were made with ``saved=True``."""
+        """Return the seed of every game and its actions so far; requires ``saved=True``."""
         return snapshot.snapshot([SimpleNamespace(lives=self._lives, done=self._done, **self._emulators.snapshot())])
 
     def restore(self, saved: bytes) -> None:
-        """Play the games again up to there."""
+        """Restore the games of a snapshot by playing them again from their seeds; requires ``saved=True``."""
         found = SimpleNamespace(lives=self._lives, done=self._done, **self._emulators.snapshot())
         snapshot.restore([found], saved)
         self._emulators.restore(vars(found))
@@ -221,5 +225,5 @@ class AtariEnvs:
             self._twin.close()
 
     def render(self) -> NDArray[np.uint8] | None:
-        """The screen of environment 0, ``[210, 160, 3]``, or None when made without ``render=True``."""
+        """Return the screen of environment 0 in RGB, ``[210, 160, 3]``, or None if made without ``render=True``."""
         return self._picture

@@ -1,4 +1,4 @@
-"""Is an environment fit for training? What a person wants to know before an overnight run."""
+"""A report on whether an environment can be trained in, to be read before a long run."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from polyactor.envs import EnvFactory, make_envs
 from polyactor.errors import EnvironmentUnsupported
 
 STEPS = 500
+"""Number of random steps of each environment."""
 
 
 def inspect(env: str | EnvFactory, num_envs: int = 4) -> str:
-    """Play random actions and report spaces, rewards, ends and speed.
+    """Take random steps in an environment, and report its spaces, rewards, number of finished games and speed.
 
     Raises:
-        EnvironmentUnsupported: it cannot be trained in, failed, or gave a NaN or an infinity.
+        EnvironmentUnsupported: the environment is not supported, failed, or returned a NaN or an infinity.
     """
     envs = make_envs(env, num_envs)
     try:

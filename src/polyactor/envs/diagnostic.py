@@ -1,7 +1,4 @@
-"""Small environments whose answers are known exactly.
-
-The first question about an algorithm that does not learn is whether it solves these.
-"""
+"""Small environments with known optimal values, to be tried first when an algorithm does not learn."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from numpy.typing import NDArray
 
 Observation = NDArray[np.float32]
 Answer = tuple[Observation, float, bool, bool, dict[str, Any]]
+"""Observation, reward, terminated, truncated and info of one step."""
 Image = NDArray[np.uint8]
 
 LIMITS = {
@@ -24,7 +22,7 @@ LIMITS = {
     "LQR": 200,
     "Catch": None,
 }
-"""Steps after which an id truncates the episode."""
+"""Steps after which an episode is truncated, by name of the environment."""
 
 
 def register() -> None:
@@ -42,7 +40,7 @@ def _one_hot(index: int, size: int) -> Observation:
 
 
 class Bandit(gymnasium.Env[Observation, np.int64]):
-    """Three arms that pay 1, 0.5 and 0; an episode is one pull and every observation is ``[1]``.
+    """A bandit with three arms that pay 1, 0.5 and 0; an episode is one pull, and every observation is ``[1]``.
 
     With entropy coefficient β the best policy is softmax(rewards / β), worth β·logsumexp(rewards / β).
     """
@@ -56,20 +54,20 @@ class Bandit(gymnasium.Env[Observation, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """The only state, ``[1]``."""
+        """Return the only observation, ``[1]``."""
         super().reset(seed=seed)
         return np.ones(1, np.float32), {}
 
     def step(self, action: np.int64) -> Answer:
-        """Pull an arm; the episode ends."""
+        """Pull an arm, which ends the episode."""
         return np.ones(1, np.float32), self.rewards[int(action)], True, False, {}
 
 
 class Chain(gymnasium.Env[Observation, np.int64]):
-    """Five states in a row, start in the second; action 0 goes left, 1 goes right.
+    """A chain of five states that starts in the second; action 0 goes left, action 1 goes right.
 
-    Stepping off the left end pays 1, off the right end 10, and both end the episode. Observations are one-hot,
-    ``[5]``, and all zeros once off the chain. With γ = .9 the optimal values are [6.561, 7.29, 8.1, 9, 10] and those of
+    A step off the left end pays 1, one off the right end 10, and both end the episode. Observations are one-hot,
+    ``[5]``, and all zeros off the chain. With γ = .9 the optimal values are [6.561, 7.29, 8.1, 9, 10] and those of
     the uniform policy [1.347473, 1.883274, 2.837580, 4.422459, 6.990106].
     """
 
@@ -86,13 +84,13 @@ class Chain(gymnasium.Env[Observation, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Back to the second state."""
+        """Return to the second state."""
         super().reset(seed=seed)
         self.position = self.start
         return _one_hot(self.position, self.length), {}
 
     def step(self, action: np.int64) -> Answer:
-        """One state to the left (0) or to the right (1)."""
+        """Move one state to the left (0) or to the right (1)."""
         self.position += 1 if action == 1 else -1
         if self.position < 0:
             return np.zeros(self.length, np.float32), self.left_reward, True, False, {}
@@ -102,10 +100,10 @@ class Chain(gymnasium.Env[Observation, np.int64]):
 
 
 class TimeLimit(gymnasium.Env[Observation, np.int64]):
-    """One state, ``[1]``, and reward 1 for ever; the id truncates after 10 steps.
+    """One state, ``[1]``, with reward 1 at every step; the id truncates after 10 steps.
 
-    A critic that bootstraps at a truncation learns V = 1/(1-γ), which is 10 with γ = .9; one that takes it for an end
-    learns 5.263 (TD(0)) or 4.138 (whole episodes).
+    A critic that bootstraps at a truncation learns V = 1/(1-γ), which is 10 with γ = .9; one that treats it as a
+    termination learns 5.263 (TD(0)) or 4.138 (whole episodes).
     """
 
     def __init__(self) -> None:
@@ -115,12 +113,12 @@ class TimeLimit(gymnasium.Env[Observation, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """The only state, ``[1]``."""
+        """Return the only observation, ``[1]``."""
         super().reset(seed=seed)
         return np.ones(1, np.float32), {}
 
     def step(self, action: np.int64) -> Answer:
-        """Nothing changes."""
+        """Return the same observation with reward 1, whatever the action is."""
         return np.ones(1, np.float32), 1.0, False, False, {}
 
 
@@ -129,11 +127,11 @@ class TMaze(gymnasium.Env[Observation, np.int64]):
 
     Actions: 0 forward, 1 turn left, 2 turn right. In the corridor forward moves and a turn does nothing; at the
     junction a turn ends the episode, with reward 1 if it is the cued one and 0 if not, and forward does nothing.
-    Observations, ``[4]``: cue is left, cue is right, in the corridor, at the junction. No reward for anything else.
+    Observations, ``[4]``: cue is left, cue is right, in the corridor, at the junction. All other rewards are 0.
 
-    Every corridor cell after the first observation looks alike, and so do both junctions. So without memory the turn
-    taken does not depend on the cue, and no such policy expects more than 1/2; with memory the best return is 1, after
-    11 steps. The id truncates after 50, so that standing still ends too.
+    All corridor cells after the first observation look alike, and the junction looks the same for both cues. A policy
+    without memory therefore cannot let its turn depend on the cue, and its expected return is at most 1/2. With memory
+    the best return is 1, after 11 steps. The id truncates after 50 steps, so that a policy that stands still ends too.
     """
 
     length = 10
@@ -147,7 +145,7 @@ class TMaze(gymnasium.Env[Observation, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """The start of the corridor, with the cue."""
+        """Start in the corridor with a random cue, which only this observation shows."""
         super().reset(seed=seed)
         self.position = 0
         self.cue = int(self.np_random.integers(2))
@@ -156,7 +154,7 @@ class TMaze(gymnasium.Env[Observation, np.int64]):
         return observation, {}
 
     def step(self, action: np.int64) -> Answer:
-        """Forward (0), turn left (1) or turn right (2)."""
+        """Go forward (0), turn left (1) or turn right (2)."""
         if self.position == self.length and action != 0:
             return self._observation(), float(action - 1 == self.cue), True, False, {}
         if action == 0:
@@ -189,13 +187,13 @@ class LQR(gymnasium.Env[Observation, NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """At position 1, at rest."""
+        """Start at position 1 with velocity 0."""
         super().reset(seed=seed)
         self.x = np.array([1.0, 0.0])
         return self.x.astype(np.float32), {}
 
     def step(self, action: NDArray[np.float32]) -> Answer:
-        """Push with the force `action` for one step; the cost is of the state pushed from."""
+        """Apply the force `action` ``[1]`` for one step; the cost is of the state before it."""
         u = np.asarray(action, np.float64)
         cost = float(self.x @ self.q @ self.x + u @ self.r @ u)
         self.x = self.a @ self.x + self.b @ u + self.noise * self.np_random.standard_normal(2)
@@ -203,21 +201,21 @@ class LQR(gymnasium.Env[Observation, NDArray[np.float32]]):
 
 
 class Catch(gymnasium.Env[Image, np.int64]):
-    """Catch ten balls that fall down an 11 × 11 board, one row per step, one after the other (Mnih et al. 2014).
+    """Ten balls that fall down an 11 × 11 board one after the other, one row per step (Mnih et al. 2014).
 
     A ball starts in a random column of the top row; the paddle, one cell of the bottom row, starts in the middle and
     stays where it is between balls. Actions: 0 left, 1 stay, 2 right. A ball that lands on the paddle pays 1, any other
     -1; an episode is 100 steps. Observations are images, ``[1, 44, 44]`` bytes, 4 × 4 pixels a cell, where ball and
-    paddle are white; how many balls are still to come they do not say.
+    paddle are white; they do not show the number of balls left.
 
     The paddle has ten moves until a ball lands and is at most ten columns away: the best return is 10. A policy that
-    does not look, such as the uniform one, catches one in eleven, which makes -90/11 = -8.18.
+    ignores observations, such as the uniform one, catches one ball in eleven, an expected return of -90/11 = -8.18.
     """
 
     size = 11
     balls = 10
     cell = 4
-    side = size * cell  # the convolutions of the A3C CNN end at the last of 44 pixels; of 40 or 42 they leave some out
+    side = size * cell  # 44 pixels, all of which the convolutions of the A3C CNN cover; of 40 or 42 they leave some out
 
     def __init__(self) -> None:
         self.observation_space = Box(0, 255, (1, self.side, self.side), np.uint8)
@@ -225,14 +223,14 @@ class Catch(gymnasium.Env[Image, np.int64]):
         self.paddle = self.row = self.column = self.landed = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Image, dict[str, Any]]:
-        """The first ball at the top."""
+        """Start the first ball, with the paddle in the middle."""
         super().reset(seed=seed)
         self.paddle, self.landed = self.size // 2, 0
         self._drop()
         return self._image(), {}
 
     def step(self, action: np.int64) -> tuple[Image, float, bool, bool, dict[str, Any]]:
-        """Left (0), stay (1) or right (2), and the ball falls one row; where one lands the next one starts."""
+        """Move the paddle left (0), not at all (1) or right (2); the ball falls one row and is replaced if it lands."""
         self.paddle = min(max(self.paddle + int(action) - 1, 0), self.size - 1)
         self.row += 1
         if self.row < self.size - 1:

@@ -1,4 +1,4 @@
-"""Every environment that is not Atari: found, refused with a reason, or adapted to the contract."""
+"""Environments other than Atari: finding them by name, refusing unsupported ones, and adapting them to `VectorEnv`."""
 
 from __future__ import annotations
 
@@ -21,28 +21,33 @@ from numpy.typing import NDArray
 
 from polyactor.envs import snapshot
 from polyactor.envs.atari import looks_atari
-from polyactor.envs.serial_vector_env import Each, first_line, shortened
+from polyactor.envs.serial_vector_env import SerialVectorEnv, first_line, shortened
 from polyactor.envs.vector_env import ActionSpace, Listener, Step, none_lost
 from polyactor.errors import EnvironmentUnsupported, suggestion
 
 EnvFactory = Callable[[], "gymnasium.Env[Any, Any]"]
-"""Called once per environment, without arguments."""
+"""A callable without arguments that makes one environment; it is called once per environment."""
 
 OBSERVATIONS = "Box, Discrete, MultiBinary, MultiDiscrete, or Dict and Tuple of these"
+"""The supported observation spaces, in words for the sentences of errors."""
 ACTIONS = "Discrete, one-dimensional MultiDiscrete and float Box"
+"""The supported action spaces, in words for the sentences of errors."""
 
 EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d"}
-"""Modules of Gymnasium that need an extra of ours."""
+"""Modules of Gymnasium whose environments need an extra of polyactor, and the extra."""
 
 NUMPY_VECTORS = "gymnasium.envs.classic_control."
-"""Where Gymnasium's own vector classes are numpy and keep to NEXT_STEP (its others are JAX)."""
+"""Package of Gymnasium's vector environments that use numpy and NEXT_STEP autoreset (the others use JAX)."""
 
 
 def find(env: str | EnvFactory) -> EnvSpec | EnvFactory:
-    """The registered id or the callable that a person means.
+    """Return the registered id or the callable that an environment's name stands for.
+
+    Args:
+        env: a Gymnasium id, ``module:Env-v0``, ``module:callable`` or a callable, which is returned as it is.
 
     Raises:
-        EnvironmentUnsupported: unknown id or module, or ale-py is missing.
+        EnvironmentUnsupported: the id or module is unknown, or ale-py is missing.
     """
     if not isinstance(env, str):
         return env
@@ -62,28 +67,27 @@ def find(env: str | EnvFactory) -> EnvSpec | EnvFactory:
 
 
 class GymnasiumEnvs:
-    """B environments of one kind; a `VectorEnv`.
+    """B copies of one Gymnasium environment as a `VectorEnv`.
 
-    Gymnasium's own vector class is used where it has one in numpy (CartPole); otherwise the B environments are stepped
-    one after the other.
+    Where Gymnasium has a vector class in numpy (CartPole), that is used; otherwise the B environments are stepped one
+    after the other.
 
-    Observations: a Box stays as it is if uint8 and is cast to float32 otherwise; Discrete, MultiBinary, MultiDiscrete,
-    Dict and Tuple are flattened to one float32 vector (`gymnasium.spaces.flatten`: a Discrete is one-hot).
+    Observations of a Box stay as they are if uint8 and are cast to float32 otherwise; those of Discrete, MultiBinary,
+    MultiDiscrete, Dict and Tuple are flattened to one float32 vector (`gymnasium.spaces.flatten`).
 
-    Actions: Discrete and MultiDiscrete count from 0 whatever their start. In a Box, a dimension bounded on both sides
-    is clipped to [-1, 1] and rescaled to [low, high]; an unbounded one passes as it is, clipped at the bound it may
-    have on one side.
+    Actions of Discrete and MultiDiscrete spaces count from 0, whatever the space's start is. In a Box, actions are
+    clipped to [-1, 1] and rescaled to [low, high] in dimensions with two bounds, and clipped at a single bound.
 
     Args:
-        source: what `find` returned.
+        source: the registered id or callable that `find` returned.
         num_envs: B.
-        max_episode_steps: truncate after this many steps.
-        saved: of a kind whose `snapshot` can be taken.
-        render: make environment 0 draw itself.
-        listener: of those that are stepped one after the other.
+        max_episode_steps: truncate episodes after this many steps; None leaves the limit of the environment.
+        saved: whether `snapshot` will be taken, possibly after `close`.
+        render: whether environment 0 shall draw pictures.
+        listener: told before each call of an environment; not used with Gymnasium's vector class.
 
     Raises:
-        EnvironmentUnsupported: as `check`.
+        EnvironmentUnsupported: the environment cannot be made, or polyactor does not support its spaces.
     """
 
     def __init__(
@@ -99,7 +103,7 @@ class GymnasiumEnvs:
         self._name = _name(source)
         self._saved, self._render = saved, render
         self._last: bytes | None = None
-        self._envs: gymnasium.vector.VectorEnv[Any, Any, Any] | Each
+        self._envs: gymnasium.vector.VectorEnv[Any, Any, Any] | SerialVectorEnv
         if (
             isinstance(source, EnvSpec)
             and isinstance(source.vector_entry_point, str)
@@ -118,89 +122,101 @@ class GymnasiumEnvs:
                 partial(_make, source, max_episode_steps=max_episode_steps, render=render and index == 0)
                 for index in range(num_envs)
             ]
-            self._envs = Each(factories, self._name, listener)
+            self._envs = SerialVectorEnv(factories, self._name, listener)
         self._lost = none_lost(num_envs)
         self.num_envs = num_envs
         self.frames_per_second = int(self._envs.metadata.get("render_fps", 30))
         self._raw_space: spaces.Space[Any] | None = None
-        first = self._envs.envs[0] if isinstance(self._envs, Each) else None
+        first = self._envs.envs[0] if isinstance(self._envs, SerialVectorEnv) else None
         if isinstance(first, gymnasium.wrappers.FlattenObservation):
             self._raw_space = first.env.observation_space
         self.observation_space = _observation_space(self._envs.single_observation_space, self._name)
         self.action_space, self._to_environment = _action_space(self._envs.single_action_space, self._name)
 
     def reset(self, seed: int | None) -> NDArray[Any]:
-        """Start B episodes; environment i is seeded with ``seed + i`` (Gymnasium's own vector classes share one)."""
+        """Start B episodes and return their first observations ``[B, *O]``.
+
+        Args:
+            seed: environment i is seeded with ``seed + i``, but Gymnasium's vector class has one seed for all B.
+        """
         seed = None if seed is None else int(seed)
-        if isinstance(self._envs, Each):
+        if isinstance(self._envs, SerialVectorEnv):
             return self._envs.reset(seed)
         observation, _ = self._envs.reset(seed=seed)
         return self._fresh(observation)
 
     def step(self, action: NDArray[Any]) -> Step:
-        """One step; `action` is ``[B]`` or ``[B, *A]`` in `action_space`."""
-        if isinstance(self._envs, Each):
+        """Take one step in every environment; `action` is ``[B]`` or ``[B, *A]`` in `action_space`."""
+        if isinstance(self._envs, SerialVectorEnv):
             return self._envs.step(self.decode(action))
         observation, reward, terminated, truncated, _ = self._envs.step(self.decode(action))
         reward, done = np.asarray(reward, np.float32), terminated | truncated
         return Step(self._fresh(observation), reward, terminated, done, self._lost)
 
     def encode(self, observation: Any) -> NDArray[Any]:
-        """One raw observation, flattened and cast like those of `step`."""
+        """Flatten and cast one observation of the underlying environment, as `step` does."""
         if self._raw_space is not None:
             observation = spaces.flatten(self._raw_space, observation)
         return self._fresh(observation)
 
     def decode(self, action: NDArray[Any]) -> NDArray[Any]:
-        """Clipped and rescaled, or counted from the space's own start."""
+        """Convert actions ``[B]`` or ``[B, *A]`` to the environment's space by rescaling, or by adding its start."""
         return self._to_environment(np.asarray(action))
 
     def snapshot(self) -> bytes:
-        """The attributes of every environment and its wrappers."""
+        """Return the attributes of every environment and its wrappers as JSON; after `close` the last ones.
+
+        Raises:
+            EnvironmentUnsupported: an attribute is no plain value.
+        """
         if self._last is not None:
             return self._last
         try:
-            return snapshot.snapshot([self._restarting(), *self._layers()])
+            return snapshot.snapshot([self._restart_state(), *self._layers()])
         except EnvironmentUnsupported as error:
             raise EnvironmentUnsupported(f"{self._name} cannot be saved: {error}.") from None
 
     def restore(self, saved: bytes) -> None:
-        """Replace the attributes of every environment and its wrappers."""
-        restarting = self._restarting()
+        """Set the attributes of every environment and its wrappers to those of a snapshot.
+
+        Raises:
+            CheckpointError: the snapshot is not of such environments.
+        """
+        restarting = self._restart_state()
         snapshot.restore([restarting, *self._layers()], saved)
-        if isinstance(self._envs, Each):
+        if isinstance(self._envs, SerialVectorEnv):
             self._envs.restarting = restarting
 
-    def _restarting(self) -> SimpleNamespace:
-        """Whose next step starts a game, and more; Gymnasium's own vector classes keep that in themselves."""
-        return self._envs.restarting if isinstance(self._envs, Each) else SimpleNamespace(envs=None)
+    def _restart_state(self) -> SimpleNamespace:
+        """Return `SerialVectorEnv.restarting`; Gymnasium's vector classes have this state in their attributes."""
+        return self._envs.restarting if isinstance(self._envs, SerialVectorEnv) else SimpleNamespace(envs=None)
 
     def _layers(self) -> Iterator[Any]:
-        for env in self._envs.envs if isinstance(self._envs, Each) else [self._envs]:
+        for env in self._envs.envs if isinstance(self._envs, SerialVectorEnv) else [self._envs]:
             yield from snapshot.layers(env)
 
     def close(self) -> None:
-        """Close the environments, once they have been saved where they can be: a run's last checkpoint comes after."""
+        """Close the environments; with ``saved=True`` after a snapshot, for a last checkpoint that comes later."""
         if self._saved:
             self._last = self.snapshot()
         self._envs.close()
 
     def render(self) -> NDArray[np.uint8] | None:
-        """RGB picture ``[H, W, 3]`` of environment 0, or None when there is none.
+        """Return an RGB picture ``[H, W, 3]`` of environment 0, or None if it does not draw.
 
         Raises:
-            EnvironmentUnsupported: it fails to draw, as where what it draws with is not installed.
+            EnvironmentUnsupported: drawing failed, for example because a graphics library is not installed.
         """
         if not self._render:
             return None
         try:
-            if isinstance(self._envs, Each):
+            if isinstance(self._envs, SerialVectorEnv):
                 single = self._envs.envs[0]
                 picture = single.render() if single.render_mode == "rgb_array" else None
             else:
                 pictures = self._envs.render()
                 picture = None if pictures is None else pictures[0]
-        except Exception as error:  # a graphics library says what it lacks in a way of its own
+        except Exception as error:  # graphics libraries raise exceptions of many classes
             raise EnvironmentUnsupported(f"{self._name} cannot draw itself: {first_line(error)}.") from error
         return None if picture is None else np.array(picture, np.uint8)
 
@@ -210,7 +226,7 @@ class GymnasiumEnvs:
 
 
 def _observation_space(space: spaces.Space[Any], name: str) -> spaces.Box:
-    """The space of what `GymnasiumEnvs` returns for a (flattened) Box."""
+    """Return the observation space of `GymnasiumEnvs` for a Box: the Box itself if uint8, otherwise in float32."""
     assert isinstance(space, spaces.Box), f"{name} was not flattened"
     if space.dtype == np.uint8:
         return space
@@ -219,10 +235,10 @@ def _observation_space(space: spaces.Space[Any], name: str) -> spaces.Box:
 
 
 def _action_space(space: spaces.Space[Any], name: str) -> tuple[ActionSpace, Callable[[NDArray[Any]], NDArray[Any]]]:
-    """The space a policy speaks in, and the way from there to the environment's own.
+    """Return the action space of the policy, and the function from its actions to those of the environment.
 
     Raises:
-        EnvironmentUnsupported: nobody can act in it.
+        EnvironmentUnsupported: policies do not support the environment's action space.
     """
     if isinstance(space, spaces.Discrete):
         first = int(space.start)
@@ -233,7 +249,7 @@ def _action_space(space: spaces.Space[Any], name: str) -> tuple[ActionSpace, Cal
     if isinstance(space, spaces.Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating):
         low, high, dtype = space.low.astype(np.float64), space.high.astype(np.float64), space.dtype
         bounded = np.isfinite(low) & np.isfinite(high)
-        # Stand-ins where there is no interval, so that the arithmetic below stays finite.
+        # 0 in dimensions without two bounds, so that the arithmetic below stays finite.
         bottom, width = np.where(bounded, low, 0.0), np.where(bounded, high, 0.0) - np.where(bounded, low, 0.0)
 
         def rescale(action: NDArray[Any]) -> NDArray[Any]:
@@ -246,7 +262,11 @@ def _action_space(space: spaces.Space[Any], name: str) -> tuple[ActionSpace, Cal
 
 
 def _make(source: EnvSpec | EnvFactory, *, max_episode_steps: int | None, render: bool) -> gymnasium.Env[Any, Any]:
-    """One environment whose spaces we can serve, its observations flattened to a Box."""
+    """Make one environment, check its spaces, and flatten its observations to a Box.
+
+    Raises:
+        EnvironmentUnsupported: the environment cannot be made, is not of Gymnasium, or has an unsupported space.
+    """
     name = _name(source)
     made: Any
     try:
@@ -303,7 +323,11 @@ def _flattenable(space: spaces.Space[Any]) -> bool:
 
 
 def _refuse_old_gym(made: Any, name: str) -> None:
-    """Refuse an object or class that steps like an environment but is none of Gymnasium's."""
+    """Raise an error for an object or class with `reset` and `step` that is no `gymnasium.Env`.
+
+    Raises:
+        EnvironmentUnsupported: it is a vector environment, or an environment of the old gym.
+    """
     kind = made if inspect.isclass(made) else type(made)
     if hasattr(kind, "reset") and hasattr(kind, "step"):
         if issubclass(kind, gymnasium.vector.VectorEnv):
@@ -318,10 +342,15 @@ def _refuse_old_gym(made: Any, name: str) -> None:
 
 
 def _registered(env_id: str, asked: str, others: Iterable[str]) -> EnvSpec:
-    """The spec of an id; `others` are further names a person may have meant.
+    """Return the registered spec of an id.
+
+    Args:
+        env_id: the id, without a module.
+        asked: the name that the user gave, for the sentence of an error.
+        others: further names that may be suggested.
 
     Raises:
-        EnvironmentUnsupported: it is unknown.
+        EnvironmentUnsupported: the id is unknown.
     """
     spec = gymnasium.registry.get(env_id)
     if spec is not None:
@@ -337,13 +366,13 @@ def _registered(env_id: str, asked: str, others: Iterable[str]) -> EnvSpec:
 
 
 def _old_gym_ids() -> Iterable[str]:
-    """What the old gym knows, if something has imported it."""
+    """Return the ids that are registered with the old gym, if it was imported."""
     registry = getattr(getattr(sys.modules.get("gym"), "envs", None), "registry", {})
     return list(getattr(registry, "env_specs", registry))
 
 
 def _import(module_name: str, asked: str) -> ModuleType:
-    # A console script does not look for modules in the directory it is started from; a person does.
+    # A console script has no entry of sys.path for the current directory, where users keep their modules.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -365,7 +394,7 @@ def _refuse_import(module_name: str, asked: str, error: Exception) -> NoReturn:
 
 
 def _extra(source: EnvSpec | EnvFactory) -> str | None:
-    """The extra of ours that an id of Gymnasium needs."""
+    """Return the extra of polyactor that a Gymnasium id needs, or None."""
     point = source.entry_point if isinstance(source, EnvSpec) else None
     if not isinstance(point, str):
         return None

@@ -1,6 +1,7 @@
-"""B single environments, stepped one after the other; one that fails costs its game and not the run.
+"""A vector of B environments that are stepped one after the other, and replaced where they fail.
 
-It is closed and made anew by its factory, and the others lose nothing. One that fails again and again ends the run.
+A failed environment loses its game: it is closed, and its factory makes a new one. The other environments go on. An
+environment that fails too often in a row ends the run.
 """
 
 from __future__ import annotations
@@ -19,35 +20,39 @@ from polyactor.envs.vector_env import Listener, Step
 from polyactor.errors import EnvironmentUnsupported
 
 MOST_FAILURES = 5
-"""Of one environment in a row: the last of so many stops the run."""
+"""Failures of one environment in a row that end the run."""
 SOUND_AFTER = 100
-"""Good steps after which a failure is the first in a row again."""
+"""Steps without a failure after which failures are counted from 0 again."""
 
 FAILURES = (Exception, SystemExit)
-"""What an environment may raise at the price of its game; it is no environment's business to end a worker."""
+"""Exceptions of an environment that cost its game only; `SystemExit` must not end the worker."""
 LARGEST = float(np.finfo(np.float32).max)
+"""The largest reward that is finite in float32."""
 LONGEST_LINE = 200
-"""Characters of an error's first line."""
+"""Most characters of an error's first line in a sentence."""
 
 
 class Unsound(Exception):
-    """An environment answered with what it must not, or could not be made; says so as the rest of a sentence."""
+    """An environment could not be made or returned an invalid value.
+
+    The text continues a sentence that begins with the environment's name.
+    """
 
 
-class Each:
+class SerialVectorEnv:
     """B environments in Gymnasium's NEXT_STEP autoreset mode; environment i is seeded with ``seed + i``.
 
-    An environment fails when it raises (`SystemExit` too) or answers with something else than its observation space's
-    shape, a castable dtype, finite numbers and five values. Its row of the step is then `lost`: another environment is
-    made, seeded with a number of its own, and its first observation is what the row returns.
+    An environment fails if it raises an exception (including `SystemExit`), or if a step does not return five values
+    with an observation of the space's shape and a castable dtype, and finite numbers. Its row of the step is then
+    `lost`: a new environment is made and seeded anew, and the row has its first observation.
 
     Args:
-        factories: of the B environments; called again for one that failed.
-        name: of their kind, for sentences.
-        listener: told what is about to be asked of which environment.
+        factories: one callable per environment that makes it, and makes it again after a failure.
+        name: the name of the environments in sentences.
+        listener: told before each call of an environment.
 
     Raises:
-        EnvironmentUnsupported: they differ in their spaces. Later: one failed `MOST_FAILURES` times in a row.
+        EnvironmentUnsupported: the spaces of the environments differ, or one cannot be made.
     """
 
     def __init__(
@@ -68,14 +73,14 @@ class Each:
                 if listener is not None:
                     listener.asked(i, None)
                 try:
-                    self.envs.append(self._made(i))
+                    self.envs.append(self._make(i))
                 except Unsound as error:
                     raise EnvironmentUnsupported(f"{name} {error}.") from error
             made.pop_all()
         self.over = [False] * b
-        """Whose next step starts a game."""
+        """For each environment, whether its game is over, so that its next step starts a new one."""
         self.castable = {self.dtype}
-        """Dtypes seen to be good."""
+        """Dtypes of observations that are known to be castable to that of the space."""
         self.time = 0
         self.seed: int | None = None
         self.action: NDArray[Any] | None = None
@@ -83,20 +88,28 @@ class Each:
         self.why: list[str] = []
 
     def reset(self, seed: int | None) -> NDArray[Any]:
-        """First observations ``[B, *O]``; what failed on the way is told by the next `step`."""
+        """Start B games and return their first observations ``[B, *O]``; the next `step` reports failures.
+
+        Raises:
+            EnvironmentUnsupported: an environment failed `MOST_FAILURES` times in a row.
+        """
         self.seed, self.over, self.action = seed, [False] * self.num_envs, None
         rows = np.empty((self.num_envs, *self.shape), self.dtype)
         for i, env in enumerate(self.envs):
             if self.listener is not None:
                 self.listener.asked(i, None)
             try:
-                rows[i] = self._first(env, None if seed is None else seed + i)
+                rows[i] = self._first_observation(env, None if seed is None else seed + i)
             except FAILURES as error:
-                rows[i] = self._anew(i, error, " in reset")
+                rows[i] = self._replacement(i, error, " in reset")
         return self._cast(rows)
 
     def step(self, action: NDArray[Any]) -> Step:
-        """One step of every environment; `action` is ``[B]`` or ``[B, *A]`` as the environments take it."""
+        """Take one step in every environment, by actions ``[B]`` or ``[B, *A]`` in its action space.
+
+        Raises:
+            EnvironmentUnsupported: an environment failed `MOST_FAILURES` times in a row.
+        """
         b, shape, castable, listener, over = self.num_envs, self.shape, self.castable, self.listener, self.over
         rows, reward = np.empty((b, *shape), self.dtype), np.zeros(b, np.float32)
         terminated, done, lost = np.zeros(b, np.bool_), np.zeros(b, np.bool_), np.zeros(b, np.bool_)
@@ -107,7 +120,7 @@ class Each:
                 listener.asked(i, None if over[i] else a_i)
             try:
                 if over[i]:
-                    rows[i] = self._first(env, None)
+                    rows[i] = self._first_observation(env, None)
                     continue
                 answer = env.step(a_i)
                 if type(answer) is not tuple or len(answer) != 5:
@@ -128,14 +141,14 @@ class Each:
             except FAILURES as error:
                 last = before if over[i] else action
                 where = " in reset" if over[i] else ""
-                rows[i] = self._anew(i, error, where, None if last is None else last[i])
+                rows[i] = self._replacement(i, error, where, None if last is None else last[i])
                 lost[i] = True
                 terminated[i] = done[i] = False
         observation = self._cast(rows)
         if observation.dtype == np.float32 and not np.isfinite(observation).all():
-            # Looked for once in all rows, which costs less than in each. A first observation is finite already.
+            # One check of all rows costs less than one per environment. First observations were checked already.
             for i in np.flatnonzero(~np.isfinite(observation.reshape(b, -1)).all(1)).tolist():
-                observation[i] = self._anew(i, Unsound(NOT_FINITE), "", action[i])
+                observation[i] = self._replacement(i, Unsound(NOT_FINITE), "", action[i])
                 lost[i], reward[i], terminated[i], done[i] = True, 0.0, False, False
         self.over = done.tolist()
         why, self.why = tuple(self.why), []
@@ -143,7 +156,7 @@ class Each:
 
     @property
     def restarting(self) -> SimpleNamespace:
-        """What decides how the environments go on, but for themselves."""
+        """The state of this vector, without that of the environments themselves; it can be saved and set."""
         kept = ("time", "seed", "failures", "in_a_row", "failed_at", "why")
         return SimpleNamespace(envs=self.over, **{name: getattr(self, name) for name in kept})
 
@@ -154,28 +167,28 @@ class Each:
         self.failures, self.in_a_row, self.failed_at = saved.failures, saved.in_a_row, saved.failed_at
 
     def close(self) -> None:
-        """Close the environments; what one has to say against it changes nothing any more."""
+        """Close the environments; exceptions that they raise are ignored."""
         while self.envs:
             _close(self.envs.pop())
 
-    def _anew(self, i: int, error: BaseException, where: str, action: Any = None) -> NDArray[Any]:
-        """The first observation of another environment i.
+    def _replacement(self, i: int, error: BaseException, where: str, action: Any = None) -> NDArray[Any]:
+        """Replace environment i, which failed, and return the first observation of the new one, ``[*O]``.
 
         Args:
-            error: what the old one failed with.
-            where: it failed, for the sentence.
-            action: the last one it was asked for.
+            i: the number of the environment.
+            error: the exception that it failed with.
+            where: the place of the failure in a sentence, such as `` in reset``.
+            action: the action that was last given to it, or None.
 
         Raises:
-            EnvironmentUnsupported: too many failures in a row.
+            EnvironmentUnsupported: the environment failed `MOST_FAILURES` times in a row.
         """
         when = f" at step {self.time}" + ("" if action is None else f", after the action {_shown(action)}")
         broken: gymnasium.Env[Any, Any] | None = self.envs[i]
         while True:
-            what = f"{_said(error)}{where}{when}"
+            what = f"{_description(error)}{where}{when}"
             if broken is not None:
                 _close(broken)
-            # A failure right after `SOUND_AFTER` good steps is the first of a new row.
             good = self.time - self.failed_at[i] - 1
             self.in_a_row[i] = 1 if good >= SOUND_AFTER else self.in_a_row[i] + 1
             self.failures[i] += 1
@@ -189,10 +202,10 @@ class Each:
                 self.listener.asked(i, None)
             try:
                 broken, where = None, ""
-                broken = made = self._made(i)
+                broken = made = self._make(i)
                 self.why.append(f"environment {i} of {self.name} {what}: made anew")
                 where, what = " in reset", ""
-                first = self._first(made, self._fresh_seed(i))
+                first = self._first_observation(made, self._fresh_seed(i))
             except FAILURES as again:
                 if what:
                     self.why.append(f"environment {i} of {self.name} {what}")
@@ -202,16 +215,16 @@ class Each:
                 return first
 
     def _fresh_seed(self, i: int) -> int | None:
-        """None where the run has none; else another one after each failure, the same in every run of that seed."""
+        """Derive the seed of a replacement from the run's seed and the number of failures; None if there is no seed."""
         if self.seed is None:
             return None
         return int(np.random.SeedSequence((self.seed, i, self.failures[i])).generate_state(1)[0])
 
-    def _made(self, i: int) -> gymnasium.Env[Any, Any]:
-        """Environment i from its factory.
+    def _make(self, i: int) -> gymnasium.Env[Any, Any]:
+        """Make environment i by its factory.
 
         Raises:
-            Unsound: it could not be made, or is none like the first.
+            Unsound: the environment could not be made, or its spaces are not those of the first one.
         """
         try:
             made = self.factories[i]()
@@ -227,11 +240,13 @@ class Each:
                 raise Unsound(f"has the {kind} space {shortened(space)} once and {shortened(first)} at first")
         return made
 
-    def _first(self, env: gymnasium.Env[Any, Any], seed: int | None) -> NDArray[Any]:
-        """The first observation of a game, ``[*O]`` in the space's dtype and finite.
+    def _first_observation(self, env: gymnasium.Env[Any, Any], seed: int | None) -> NDArray[Any]:
+        """Reset an environment and return its first observation ``[*O]``, checked to be valid and finite.
+
+        Exceptions of the environment are passed on.
 
         Raises:
-            Unsound: it is none; or whatever the environment raises.
+            Unsound: the observation is not valid.
         """
         answer = env.reset() if seed is None else env.reset(seed=seed)
         if not isinstance(answer, tuple) or len(answer) != 2:
@@ -242,10 +257,10 @@ class Each:
         return x
 
     def _checked(self, observation: Any) -> NDArray[Any]:
-        """As an array of the space's shape, of a dtype that can be cast to its own.
+        """Return an observation as an array, checked to have the space's shape and a dtype castable to the space's.
 
         Raises:
-            Unsound: it is none.
+            Unsound: the observation is no such array.
         """
         try:
             x = np.asarray(observation)
@@ -269,29 +284,29 @@ NOT_FINITE = "returned an observation that is not finite"
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, as much of it as a sentence can hold."""
+    """Return the first line of an exception's text, shortened to fit a sentence."""
     lines = str(error).strip().splitlines()
     return shortened(lines[0].rstrip("."), LONGEST_LINE) if lines else "no reason given"
 
 
 def shortened(value: Any, most: int = 100) -> str:
-    """A value as text of one line and at most so many characters."""
+    """Return a value as text of one line with at most `most` characters."""
     text = " ".join(str(value).split())
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-def _said(error: BaseException) -> str:
-    """The rest of the sentence that begins with the environment's name."""
+def _description(error: BaseException) -> str:
+    """Describe a failure as the rest of a sentence that begins with the environment's name."""
     if isinstance(error, Unsound):
         return str(error)
     found = re.fullmatch(r"not enough values to unpack \(expected 5, got (\d)\)", str(error))
-    if found and _innermost(error).startswith("gymnasium."):  # a wrapper met the answer first
+    if found and _innermost(error).startswith("gymnasium."):  # a wrapper unpacked the values before they were checked
         return f"failed: step returned {found[1]} values where Gymnasium has 5"
     return f"raised {type(error).__name__}: {first_line(error)}"
 
 
 def _innermost(error: BaseException) -> str:
-    """The module that raised it."""
+    """Return the name of the module that raised an exception."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -299,10 +314,10 @@ def _innermost(error: BaseException) -> str:
 
 
 def _number(reward: Any) -> float:
-    """A reward as a float, infinite where it is too large for one.
+    """Convert a reward to a float, which is infinite if the reward is too large.
 
     Raises:
-        Unsound: it is no single number.
+        Unsound: the reward is no single number.
     """
     try:
         if not isinstance(reward, str | bytes) and getattr(reward, "shape", ()) == ():

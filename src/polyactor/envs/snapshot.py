@@ -1,8 +1,8 @@
-"""An environment's whole state as JSON and back: what it keeps in its attributes, its random stream included.
+"""Saving the attributes of an environment, including its random stream, as JSON, and restoring them.
 
-Only plain values are saved (numbers, text, arrays, containers of them, random streams), and what never changes is left
-out (spaces, functions, classes). Anything else is refused: a physics engine's memory is not in its attributes. There
-is no pickle, and nothing is imported or called by what a file says.
+Only plain values are saved: numbers, text, arrays, containers of these, and random streams. Attributes that do not
+change (spaces, functions, classes) are left out. Other values are refused, since a physics engine's memory, for
+example, is not in its attributes. Pickle is not used, so a file cannot import or call anything.
 """
 
 from __future__ import annotations
@@ -25,28 +25,38 @@ from polyactor.errors import CheckpointError, EnvironmentUnsupported
 CONSTANT = (
     gymnasium.Space, EnvSpec, Enum, type, FunctionType, BuiltinFunctionType, MethodType, ModuleType
 )  # fmt: skip
-"""Kinds of attributes that a new environment has from the start."""
+"""Types of attributes that a new environment has from the start, and that are not saved."""
 CONSTANTS = {"metadata", "_metadata", "_saved_kwargs", "env"}
-"""Attributes that Gymnasium itself never changes, whatever is in them."""
+"""Names of attributes that Gymnasium sets once, and that are not saved."""
 CONTAINERS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set}
+"""Container types by their names in a snapshot."""
 
 
 def snapshot(owners: Sequence[Any]) -> bytes:
-    """The attributes of these objects.
+    """Return the attributes of objects as JSON.
+
+    Args:
+        owners: environments, their wrappers and other objects with attributes.
 
     Raises:
-        EnvironmentUnsupported: one of them is no plain value.
+        EnvironmentUnsupported: an attribute is no plain value.
     """
     write = _Writer()
-    kept = [{name: write(value, f"{type(owner).__name__}.{name}") for name, value in _own(owner)} for owner in owners]
+    kept = [
+        {name: write(value, f"{type(owner).__name__}.{name}") for name, value in _attributes(owner)} for owner in owners
+    ]
     return json.dumps(kept).encode()
 
 
 def restore(owners: Sequence[Any], saved: bytes) -> None:
-    """Give these objects the attributes that `snapshot` found in others of their kinds.
+    """Set the attributes of objects to those that `snapshot` saved.
+
+    Args:
+        owners: objects of the same types and in the same order as those that were saved.
+        saved: the bytes that `snapshot` returned.
 
     Raises:
-        CheckpointError: it is not theirs.
+        CheckpointError: the bytes are no snapshot of such objects.
     """
     try:
         kept, read = json.loads(saved), _Reader()
@@ -62,25 +72,25 @@ def restore(owners: Sequence[Any], saved: bytes) -> None:
 
 
 def layers(env: Any) -> Iterator[Any]:
-    """A wrapped environment from the outside in."""
+    """Iterate over the wrappers of an environment from the outermost inwards, and then the environment."""
     while isinstance(env, gymnasium.Wrapper | gymnasium.vector.VectorWrapper):
         yield env
         env = env.env
     yield env
 
 
-def _own(owner: Any) -> Iterator[tuple[str, Any]]:
+def _attributes(owner: Any) -> Iterator[tuple[str, Any]]:
     for name, value in vars(owner).items():
         if name not in CONSTANTS and not isinstance(value, CONSTANT):
             yield name, value
 
 
 class _Writer:
-    """Values as JSON; an object met twice is written once, so that what was one stays one."""
+    """Converts values to JSON; an object that occurs twice is written once, so that it is one object again later."""
 
     def __init__(self) -> None:
         self.met: dict[int, int] = {}
-        self.alive: list[object] = []  # an id means something only while its object lives
+        self.alive: list[object] = []  # keeps objects alive, since an id may be reused after its object
 
     def __call__(self, value: Any, where: str) -> Any:
         kind = type(value)
@@ -110,7 +120,7 @@ class _Writer:
 
 
 class _Reader:
-    """What `_Writer` wrote, as new objects."""
+    """Converts the JSON of `_Writer` to new objects."""
 
     def __init__(self) -> None:
         self.met: list[Any] = []
@@ -131,10 +141,10 @@ class _Reader:
             return self.met[content]
         place = len(self.met)
         self.met.append(self)  # until it is made
-        made = self.met[place] = self._made(kind, content, value)
+        made = self.met[place] = self._build(kind, content, value)
         return made
 
-    def _made(self, kind: str, content: Any, value: dict[str, Any]) -> Any:
+    def _build(self, kind: str, content: Any, value: dict[str, Any]) -> Any:
         if kind == "array":
             return _restored(content)
         if kind in CONTAINERS:

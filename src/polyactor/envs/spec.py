@@ -1,4 +1,4 @@
-"""What an environment looks like from outside: asked once, before a run, and handed down to everything in it."""
+"""Spaces and limits of an environment, which a run asks for once and then hands to all its parts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from polyactor.envs.vector_env import ActionSpace, VectorEnv
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """Spaces and limits of one environment, as `VectorEnv` shows it.
+    """Spaces and limits of one environment, after the conversions that `VectorEnv` makes.
 
     Attributes:
-        observation_space: shape ``[*O]`` and dtype, uint8 or float32, of one observation.
-        action_space: what a policy acts in.
-        frames_per_second: of a film at the speed of the real thing.
-        stack: frames in one observation, the newest last; 1 where observations are no stacks.
-        max_episode_steps: agent steps after which the environment itself truncates an episode; None: never, or unknown.
+        observation_space: a Box with the shape ``[*O]`` of one observation and its dtype, uint8 or float32.
+        action_space: the space of one action of the policy.
+        frames_per_second: the number of steps per second in a video at natural speed.
+        stack: the number of frames in one observation, the newest last; 1 where frames are not stacked.
+        max_episode_steps: agent steps after which the environment truncates an episode; None if never or unknown.
     """
 
     observation_space: gymnasium.spaces.Box
@@ -31,17 +31,17 @@ class EnvSpec:
 
     @classmethod
     def of(cls, envs: VectorEnv, *, stack: int = 1, max_episode_steps: int | None = None) -> Self:
-        """The spec of environments that have been made."""
+        """Return the spec of environments that have been made, with the stack and limit of their id."""
         return cls(envs.observation_space, envs.action_space, envs.frames_per_second, stack, max_episode_steps)
 
     @property
     def bytes(self) -> bool:
-        """Whether observations are bytes; those with three axes are images."""
+        """Whether observations are bytes (uint8)."""
         return self.observation_space.dtype == np.uint8
 
     @property
     def image(self) -> bool:
-        """Whether observations are images: bytes with three axes."""
+        """Whether observations are images, that is bytes with three axes."""
         return self.bytes and len(self.observation_space.shape) == 3
 
     @property

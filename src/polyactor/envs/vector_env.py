@@ -1,4 +1,4 @@
-"""The one contract every environment is met through."""
+"""The interface of B environments that are stepped together."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 ActionSpace = gymnasium.spaces.Discrete | gymnasium.spaces.MultiDiscrete | gymnasium.spaces.Box
-"""What a policy may be asked to act in."""
+"""The action spaces that policies support."""
 
 
 class Step(NamedTuple):
-    """What B environments answer to one action each. Every array is fresh: the caller may keep it.
+    """The result of one step of B environments. Arrays are new at every step, so the caller may keep them.
 
     Attributes:
         observation: ``[B, *O]``. Where `done`, it is the true final observation of the game.
         reward: ``[B]`` float32, as the game gave it (never clipped).
-        terminated: ``[B]`` bool, nothing follows: do not bootstrap. A lost life may set it without `done`.
-        done: ``[B]`` bool, the game really ended (terminated or truncated). The next step of that row ignores its
+        terminated: ``[B]`` bool, whether the value after this step is 0. A lost life may set it without `done`.
+        done: ``[B]`` bool, whether the game ended (terminated or truncated). The next step of that row ignores its
             action and returns the first observation of the next game, with reward 0 and both flags False.
-        lost: ``[B]`` bool, the environment failed and its game is lost without a result: `observation` is the first of
-            the next game, with reward 0 and both flags False. The one array that may be shared, and is read-only then.
-        why: a sentence for each failure since the step before, in `reset` too. Empty means that no row is lost.
+        lost: ``[B]`` bool, whether the environment failed, so that its game has no result. `observation` is the first
+            of the next game, with reward 0 and both flags False. This array may be shared and is read-only then.
+        why: a sentence for each failure since the step before, including failures in `reset`; empty if no row is lost.
     """
 
     observation: NDArray[Any]
@@ -35,73 +35,80 @@ class Step(NamedTuple):
 
 
 def none_lost(num_envs: int) -> NDArray[np.bool_]:
-    """`Step.lost` of those that never lose a game, to be made once."""
+    """Return a read-only `Step.lost` ``[B]`` for environments that never fail."""
     lost = np.zeros(num_envs, np.bool_)
     lost.flags.writeable = False
     return lost
 
 
 class Listener(Protocol):
-    """Is told what environments are busy with, so that one that never answers can be named."""
+    """An object that is told before each call of an environment, so that one that hangs can be named."""
 
     def asked(self, env: int, action: Any) -> None:
-        """Environment `env` is about to take a step by this action, or to be made or reset (None)."""
+        """Record that environment number `env` is about to take an action, or to be made or reset (None)."""
 
 
 class VectorEnv(Protocol):
-    """B copies of one environment, stepped together, in Gymnasium's NEXT_STEP autoreset mode.
+    """B copies of one environment that are stepped together, in Gymnasium's NEXT_STEP autoreset mode.
 
-    An observation is the first of its game exactly when `done` was True one step before, or `lost` is True now, or it
-    came from `reset`.
+    An observation is the first of its game exactly if `reset` returned it, `done` was True one step before, or `lost`
+    is True at this step.
 
     Attributes:
         num_envs: B.
-        observation_space: of one environment, as this class returns it (flattened and cast): uint8 or float32.
-        action_space: of one environment, as `step` takes it: ``Discrete(n)`` and ``MultiDiscrete(nvec)`` count from 0,
-            a Box is [-1, 1] in every dimension that the environment bounds on both sides.
+        observation_space: the space of one observation as `step` returns it, flattened and cast to uint8 or float32.
+        action_space: the space of one action as `step` takes it. ``Discrete(n)`` and ``MultiDiscrete(nvec)`` count from
+            0; a Box is [-1, 1] in every dimension that the environment bounds on both sides.
     """
 
     num_envs: int
     observation_space: gymnasium.spaces.Box
     action_space: ActionSpace
     frames_per_second: int
-    """Of a film at the speed of the real thing."""
+    """The number of steps per second in a video at natural speed."""
 
     def reset(self, seed: int | None) -> NDArray[Any]:
-        """First observations ``[B, *O]``. Environment i is seeded from `seed` and i; None leaves it to chance."""
+        """Start B games and return their first observations ``[B, *O]``.
+
+        Args:
+            seed: environment i is seeded by `seed` and i; None seeds at random.
+
+        Raises:
+            EnvironmentUnsupported: an environment failed too often in a row.
+        """
 
     def step(self, action: NDArray[Any]) -> Step:
-        """One agent step of every environment.
+        """Take one agent step in every environment.
 
         Args:
             action: ``[B]`` or ``[B, *A]``, in `action_space`.
 
         Raises:
-            EnvironmentUnsupported: one of them fails again and again; `reset` too.
+            EnvironmentUnsupported: an environment failed too often in a row.
         """
 
     def encode(self, observation: Any) -> NDArray[Any]:
-        """One observation of the environment itself as `observation_space` has it, ``[*O]``."""
+        """Convert one observation of the underlying environment to `observation_space`, ``[*O]``."""
 
     def decode(self, action: NDArray[Any]) -> NDArray[Any]:
-        """Actions ``[B]`` or ``[B, *A]`` in `action_space` as the environment's own ``step`` takes them."""
+        """Convert actions ``[B]`` or ``[B, *A]`` in `action_space` to those of the underlying environment."""
 
     def snapshot(self) -> bytes:
-        """All that decides what follows, random streams included.
+        """Return the whole state of the environments, including their random streams.
 
         Raises:
-            EnvironmentUnsupported: it cannot be had.
+            EnvironmentUnsupported: the state cannot be saved.
         """
 
     def restore(self, saved: bytes) -> None:
-        """Go on, to the bit, as the B environments that `snapshot` was taken of.
+        """Restore the state of a snapshot, from which the environments continue exactly.
 
         Raises:
-            CheckpointError: it is of another kind of environment.
+            CheckpointError: the snapshot is of another kind or number of environments.
         """
 
     def close(self) -> None:
-        """Let go of windows, threads and emulators."""
+        """Release windows, threads and emulators."""
 
     def render(self) -> NDArray[np.uint8] | None:
-        """RGB picture ``[H, W, 3]`` of environment 0, or None when made without ``render=True`` or it has none."""
+        """Return an RGB picture ``[H, W, 3]`` of environment 0, or None without ``render=True`` or a picture."""

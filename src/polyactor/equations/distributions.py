@@ -1,4 +1,4 @@
-"""Policies π(·|x) of a batch of observations: what can be drawn from them and said of them."""
+"""Policies π(·|x) of a batch of observations, with their samples, log-probabilities, entropies and divergences."""
 
 from __future__ import annotations
 
@@ -12,117 +12,123 @@ if TYPE_CHECKING:
 
 
 SMALLEST = 1e-30
-"""A probability below it is 0."""
+"""Probabilities are clamped to at least this before their logarithm is taken."""
 
 
 @dataclass(frozen=True)
 class Categorical:
-    """π(a|x) ∝ exp(logits_a); logits ``[..., n]``, actions ``[...]`` int64."""
+    """A categorical policy, π(a|x) ∝ exp(logits_a); logits ``[..., n]``, actions ``[...]`` int64."""
 
     logits: Tensor
 
     @property
     def log_p(self) -> Tensor:
-        """log π(·|x), ``[..., n]``; always log_softmax, never the log of a softmax."""
+        """log π(·|x), ``[..., n]``, by log_softmax, which stays finite where the logarithm of a softmax does not."""
         return self.logits.log_softmax(-1)
 
     def sample(self, generator: torch.Generator | None) -> Tensor:
-        """a ~ π, as a race: with ε_a ~ Exp(1), π(a|x)/ε_a is the largest with probability π(a|x)."""
+        """Draw a ~ π, ``[...]``: with ε_a ~ Exp(1), a has the largest π(a|x)/ε_a of all with probability π(a|x)."""
         p = self.logits.softmax(-1)
         return (p / p.new_empty(p.shape).exponential_(generator=generator)).argmax(-1)
 
     def mode(self) -> Tensor:
-        """argmax_a π(a|x)."""
+        """argmax_a π(a|x), ``[...]``."""
         return self.logits.argmax(-1)
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """log π(a|x)."""
+        """log π(a|x), ``[...]``."""
         return self.log_p.gather(-1, action.long().unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Tensor:
-        """−Σ_a π(a|x) log π(a|x)."""
+        """H(π) = −Σ_a π(a|x) log π(a|x), ``[...]``."""
         log_p = self.log_p
         return -(log_p.exp() * log_p).sum(-1)
 
     def kl_from(self, other: Self) -> Tensor:
-        """KL(other ‖ self)."""
+        """KL(other ‖ self), ``[...]``."""
         return _kl(other.log_p, self.log_p)
 
 
 @dataclass(frozen=True)
 class Probabilities:
-    """π(a|x) itself, ``[..., n]``: not normalised again, so that its partial derivatives are those by π(a|x)."""
+    """A categorical policy given by its probabilities π(a|x), ``[..., n]``.
+
+    The probabilities are not normalised again, so that gradients by `p` are partial derivatives by each π(a|x).
+    """
 
     p: Tensor
 
     @property
     def log_p(self) -> Tensor:
-        """log π(·|x), ``[..., n]``; finite and flat where π(a|x) is 0."""
+        """log π(·|x), ``[..., n]``; finite, and with gradient 0, where π(a|x) is 0."""
         return self.p.clamp(min=SMALLEST).log()
 
     def entropy(self) -> Tensor:
-        """−Σ_a π(a|x) log π(a|x)."""
+        """H(π) = −Σ_a π(a|x) log π(a|x), ``[...]``."""
         return -(self.p * self.log_p).sum(-1)
 
     def kl_from(self, other: Any) -> Tensor:
-        """KL(other ‖ self) of a categorical."""
+        """KL(other ‖ self), ``[...]``, where `other` is a `Categorical` or `Probabilities`."""
         return _kl(other.log_p, self.log_p)
 
 
 @dataclass(frozen=True)
 class MultiCategorical:
-    """Independent categoricals: the joint probability is the product. Actions ``[..., k]``."""
+    """A policy of k independent categorical actions, whose joint probability is their product; actions ``[..., k]``."""
 
     parts: tuple[Categorical, ...]
 
     def sample(self, generator: torch.Generator | None) -> Tensor:
-        """Each part in turn, from one generator."""
-        return _joined([part.sample(generator) for part in self.parts])
+        """Draw a_1, …, a_k in this order from one generator, ``[..., k]``."""
+        return _stacked([part.sample(generator) for part in self.parts])
 
     def mode(self) -> Tensor:
-        """Each part's mode."""
-        return _joined([part.mode() for part in self.parts])
+        """The most likely action of each part, ``[..., k]``."""
+        return _stacked([part.mode() for part in self.parts])
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """Σ_k log π_k(a_k|x)."""
+        """Σ_k log π_k(a_k|x), ``[...]``."""
         return _sum([part.log_prob(a) for part, a in zip(self.parts, action.unbind(-1), strict=True)])
 
     def entropy(self) -> Tensor:
-        """Σ_k H(π_k)."""
+        """Σ_k H(π_k), ``[...]``."""
         return _sum([part.entropy() for part in self.parts])
 
     def kl_from(self, other: Self) -> Tensor:
-        """Σ_k KL(other_k ‖ π_k)."""
-        return _sum([ours.kl_from(theirs) for ours, theirs in zip(self.parts, other.parts, strict=True)])
+        """Σ_k KL(other_k ‖ π_k), ``[...]``."""
+        return _sum([part.kl_from(other_part) for part, other_part in zip(self.parts, other.parts, strict=True)])
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Independent normals; mean and log σ ``[..., d]``, actions ``[..., d]``, unclipped."""
+    """A policy of d independent normal actions; mean and log σ ``[..., d]``, actions ``[..., d]``, unclipped."""
 
     mean: Tensor
     log_std: Tensor
 
     def sample(self, generator: torch.Generator | None) -> Tensor:
-        """mean + σ ε."""
+        """Draw a = μ + σ ε with ε ~ N(0, I), ``[..., d]``."""
         noise = self.mean.new_empty(self.mean.shape).normal_(generator=generator)
         return self.mean + self.log_std.exp() * noise
 
     def mode(self) -> Tensor:
-        """The mean."""
+        """The mean μ, ``[..., d]``."""
         return self.mean
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """Σ_i [−½ ((a_i − μ_i)/σ_i)² − log σ_i − ½ log 2π]."""
+        """log π(a|x) = Σ_i [−½ ((a_i − μ_i)/σ_i)² − log σ_i − ½ log 2π], ``[...]``."""
         z = (action - self.mean) * (-self.log_std).exp()
         return (-0.5 * z**2 - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def entropy(self) -> Tensor:
-        """Σ_i [log σ_i + ½ log 2πe]."""
+        """H(π) = Σ_i [log σ_i + ½ log 2πe], ``[...]``."""
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
     def kl_from(self, other: Self) -> Tensor:
-        """KL(other ‖ self) = Σ_i [log σ_i − log s_i + (s_i² + (m_i − μ_i)²) / 2σ_i² − ½], other's m and s."""
+        """KL(other ‖ self) = Σ_i [log σ_i − log s_i + (s_i² + (m_i − μ_i)²) / 2σ_i² − ½], ``[...]``.
+
+        m and s are the mean and the standard deviation of `other`.
+        """
         ratio = (2 * (other.log_std - self.log_std)).exp()
         distance = (other.mean - self.mean).square() * (-2 * self.log_std).exp()
         return (self.log_std - other.log_std + 0.5 * (ratio + distance - 1)).sum(-1)
@@ -133,11 +139,11 @@ def _kl(log_q: Tensor, log_p: Tensor) -> Tensor:
     return (log_q.exp() * (log_q - log_p)).sum(-1)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    joined = parts[0].new_empty((*parts[0].shape, len(parts)))
+def _stacked(parts: list[Tensor]) -> Tensor:
+    stacked = parts[0].new_empty((*parts[0].shape, len(parts)))
     for k, part in enumerate(parts):
-        joined[..., k] = part
-    return joined
+        stacked[..., k] = part
+    return stacked
 
 
 def _sum(terms: list[Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
-"""Steps of all parameters at once within a trust region: Fisher products, conjugate gradients, a line search.
+"""Natural-gradient steps within a trust region: products with the Fisher matrix, conjugate gradients, a line search.
 
-All vectors are flat, ``[θ]``; all gradients and divergences are means over a batch.
+Vectors are flat over all parameters, ``[θ]``; gradients and divergences are means over a batch.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Product = Callable[["Tensor"], "Tensor"]
-"""From a vector v to F v."""
+"""A function from a vector v ``[θ]`` to F v ``[θ]``, where F is the Fisher matrix."""
 
 ITERATIONS = 10
-"""Of the conjugate gradients."""
+"""Iterations of conjugate gradients."""
 DAMPING = 1e-2
-"""Added to the diagonal of F, which has directions that do not change the policy."""
+"""Added to the diagonal of F, which is singular in directions that do not change the policy."""
 CUTS = 10
-"""Times a step is halved before none is taken."""
+"""Step lengths that the line search tries, each half the one before."""
 SLACK = 1.5
-"""A step may lead this many δ away: the quadratic model of the divergence is one."""
+"""The line search accepts divergences up to this many δ, since the step was sized by a quadratic model of them."""
 
 
 def fisher(kl: Tensor, theta: Sequence[Tensor], damping: float = DAMPING) -> Product:
-    """Products with F, the Hessian of KL(π_old ‖ π_θ) at θ = θ_old (Pearlmutter 1994), damped.
+    """Return the product with the damped Fisher matrix F, the Hessian of KL(π_old ‖ π_θ) at θ_old (Pearlmutter 1994).
 
     Args:
-        kl: a scalar, differentiable twice by θ.
-        theta: parameters.
-        damping: of the diagonal.
+        kl: KL(π_old ‖ π_θ), a scalar that is twice differentiable by θ.
+        theta: the parameters θ.
+        damping: a number added to the diagonal of F.
     """
     from torch.autograd import grad
 
@@ -45,7 +45,14 @@ def fisher(kl: Tensor, theta: Sequence[Tensor], damping: float = DAMPING) -> Pro
 
 
 def conjugate_gradient(product: Product, b: Tensor, iterations: int = ITERATIONS, tolerance: float = 1e-10) -> Tensor:
-    """x with F x = b, F positive definite (Hestenes & Stiefel 1952); until ``‖b − F x‖² ≤ tolerance · ‖b‖²``."""
+    """Solve F x = b for x by conjugate gradients (Hestenes & Stiefel 1952); F must be positive definite.
+
+    Args:
+        product: v to F v.
+        b: the right side.
+        iterations: the most iterations.
+        tolerance: stop when ``‖b − F x‖² ≤ tolerance · ‖b‖²``.
+    """
     x, residual, direction = b.new_zeros(b.shape), b.clone(), b.clone()
     squared = residual @ residual
     enough = tolerance * squared
@@ -61,7 +68,7 @@ def conjugate_gradient(product: Product, b: Tensor, iterations: int = ITERATIONS
 
 
 def natural_step(product: Product, g: Tensor, delta: float, iterations: int = ITERATIONS) -> Tensor:
-    """Δ with the largest gᵀΔ of all with ½ ΔᵀFΔ ≤ δ: ``√(2δ / sᵀFs) s``, s = F⁻¹g (Schulman et al. 2015)."""
+    """``Δ = √(2δ / sᵀFs) s`` with s = F⁻¹g, the step of largest gᵀΔ with ½ ΔᵀFΔ ≤ δ (Schulman et al. 2015)."""
     s = conjugate_gradient(product, g, iterations)
     curvature = s @ product(s)
     return s * (2 * delta / curvature).sqrt() if curvature > 0 else s
@@ -70,24 +77,24 @@ def natural_step(product: Product, g: Tensor, delta: float, iterations: int = IT
 def step_around(
     product: Product, g: Tensor, k: Tensor, kl: Tensor, delta: float, iterations: int = ITERATIONS
 ) -> Tensor:
-    """Δ with the largest gᵀΔ of all with ``KL₀ + kᵀΔ + ½ ΔᵀFΔ ≤ δ``, around a policy that is not the one of now.
+    """Return the step Δ with the largest gᵀΔ within a trust region around another policy than the current one.
 
-    ``√((2(δ − KL₀) + kᵀF⁻¹k) / (gᵀF⁻¹g)) F⁻¹g − F⁻¹k``; with k = 0 and KL₀ = 0 it is `natural_step`. Where no step ends
-    within the region it is −F⁻¹k, the one that comes nearest to that policy.
+    The region is ``KL₀ + kᵀΔ + ½ ΔᵀFΔ ≤ δ``, and the step ``√((2(δ − KL₀) + kᵀF⁻¹k) / (gᵀF⁻¹g)) F⁻¹g − F⁻¹k``. With
+    k = 0 and KL₀ = 0 this is `natural_step`. If no step leads into the region, Δ is −F⁻¹k, which comes nearest to it.
 
     Args:
-        product: F v.
+        product: v to F v.
         g: gradient of the objective.
-        k: gradient of the divergence from that policy.
-        kl: KL₀, that divergence now.
-        delta: δ.
-        iterations: of each of the two solutions.
+        k: gradient of the divergence of the current policy from the centre of the region.
+        kl: KL₀, the divergence before the step.
+        delta: δ, the radius of the region.
+        iterations: the most iterations of conjugate gradients for each of F⁻¹g and F⁻¹k.
     """
     ascent, back = conjugate_gradient(product, g, iterations), conjugate_gradient(product, k, iterations)
     room, gain = 2 * (delta - kl) + k @ back, g @ ascent
     if room < 0:
         return -back
-    if gain <= 0:  # nothing to climb: stay, or come back
+    if gain <= 0:  # g is 0: stay, or go back into the region
         return -back if kl > delta else back.new_zeros(back.shape)
     return (room / gain).sqrt() * ascent - back
 
@@ -95,17 +102,17 @@ def step_around(
 def line_search(
     step: Tensor, theta: Sequence[Tensor], evaluate: Callable[[], tuple[float, float]], delta: float, *, climbs: bool
 ) -> tuple[Tensor, float]:
-    """The longest of Δ, Δ/2, Δ/4, ... that may be taken, or none, and the divergence where it ends.
+    """Return the longest acceptable of Δ, Δ/2, Δ/4, … (0 if none is) and the divergence after it.
 
-    One may be taken where the objective has not fallen, or if Δ does not climb, the divergence has, and where that is
-    1.5 δ at most, or no more than before.
+    A step is acceptable if it does not lower the objective (for a step that does not climb: if it lowers the
+    divergence), and if the divergence after it is at most 1.5 δ or that before it.
 
     Args:
-        step: Δ.
-        theta: θ.
-        evaluate: objective and divergence at θ as it is then.
-        delta: δ.
-        climbs: Δ leads up the objective's slope; otherwise it only leads back.
+        step: Δ, ``[θ]``.
+        theta: the parameters θ, which are changed during the search and restored.
+        evaluate: computes objective and divergence from the values that θ has when it is called.
+        delta: δ, the radius of the trust region.
+        climbs: whether Δ is a direction in which the objective grows; otherwise Δ only leads back into the region.
     """
     start, before = evaluate()
     for _ in range(CUTS):
@@ -120,7 +127,7 @@ def line_search(
 
 @contextmanager
 def displaced(theta: Sequence[Tensor], step: Tensor) -> Iterator[None]:
-    """θ + Δ for a while."""
+    """Add Δ ``[θ]`` to the parameters within a ``with`` block, and restore them after it."""
     from torch import no_grad
 
     before = [each.detach().clone() for each in theta]
@@ -135,13 +142,13 @@ def displaced(theta: Sequence[Tensor], step: Tensor) -> Iterator[None]:
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
-    """One vector of all."""
+    """Flatten and concatenate tensors to one vector ``[θ]``."""
     from torch import cat
 
     return cat([each.reshape(-1) for each in tensors])
 
 
 def parts(vector: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """What `flat` joined."""
+    """Split a vector ``[θ]`` into tensors of the shapes of `like`; this is the inverse of `flat`."""
     pieces = vector.split([each.numel() for each in like])  # type: ignore[no-untyped-call]
     return tuple(piece.view(each.shape) for piece, each in zip(pieces, like, strict=True))

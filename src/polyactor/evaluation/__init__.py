@@ -1,1 +1,5 @@
-"""A trained policy, and what it scores in whole games."""
+"""Trained policies and the scores they reach.
+
+* `policy`: loading a trained policy, and acting with it.
+* `evaluate`: whole games played with a fixed policy, and their scores.
+"""

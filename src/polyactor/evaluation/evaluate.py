@@ -1,4 +1,4 @@
-"""Whole games with a policy as it is: after training, or beside it in a process of its own."""
+"""Evaluation: whole games played with fixed parameters, and their scores."""
 
 from __future__ import annotations
 
@@ -26,23 +26,21 @@ from polyactor.transport.watchdog import Tell, untold, watched
 
 MAX_GAME_STEPS = 27_000
 """Agent steps after which a game is cut: 108,000 emulator frames, half an hour of play."""
-
-
 STUCK_AFTER = 2_000
 """Agent steps without reward or any change of the observation after which a game counts as stuck."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Whole games, real scores.
+    """The result of whole games, scored with the environment's rewards, neither clipped nor scaled.
 
     Attributes:
-        scores: of every game, the same number from each environment.
-        lengths: agent steps.
-        stuck: games cut because nothing happened any more (a greedy policy that never serves, say).
+        scores: the score of each game; every environment played the same number of games.
+        lengths: the agent steps of each game.
+        stuck: games cut because nothing changed any more, as with a greedy policy that never serves.
         capped: games cut at the step limit.
-        deterministic: the mode of the policy's distribution, or samples from it.
-        lost: games that an environment's failure ended; others were played in their place.
+        deterministic: whether the policy took its most likely actions; otherwise it sampled.
+        lost: games ended by a failure of their environment; others were played in their place.
     """
 
     scores: tuple[float, ...]
@@ -54,7 +52,7 @@ class Evaluation:
 
     @property
     def mean(self) -> float:
-        """Mean score."""
+        """Mean of the scores."""
         return statistics.fmean(self.scores)
 
     @property
@@ -63,7 +61,7 @@ class Evaluation:
         return statistics.pstdev(self.scores)
 
     def __str__(self) -> str:
-        """One line for a person."""
+        """Return the result in one line."""
         how = "greedy" if self.deterministic else "sampled"
         cut = f", {self.stuck} stuck" * bool(self.stuck) + f", {self.capped} cut at the step limit" * bool(self.capped)
         cut += f", {self.lost} lost to failures and played again" * bool(self.lost)
@@ -84,19 +82,21 @@ def play(
     stopped: Callable[[], bool] = never,
     answered: Callable[[], object] = nothing,
 ) -> Evaluation:
-    """Play whole games, the same number in each environment, so that short games are not counted more often.
+    """Play whole games, the same number in each environment, so that short games do not count more often.
 
     Args:
-        model: acts; not changed.
-        envs: B environments; their random stream starts anew from the seed.
-        games: at least this many in all (rounded up to a multiple of B).
-        max_game_steps: a game longer than this is cut and its score so far counts; so does the next.
-        stuck_after: a game in which neither reward nor observation changed for so many steps is cut.
-        stopped: looked at after every step; the games so far are all when it says so.
-        answered: called when the environments have.
+        model: acts, and is not changed.
+        envs: B environments, reset with the seed.
+        games: the least number of games; rounded up to a multiple of B.
+        deterministic: take the most likely action; otherwise sample.
+        seed: of the environments and of sampled actions.
+        max_game_steps: agent steps after which a game is cut; its score so far counts.
+        stuck_after: agent steps without reward or new observation after which a game is cut; its score counts.
+        stopped: called after every step; returns True to end with the games finished so far.
+        answered: called whenever the environments have returned from a reset or step.
 
     Raises:
-        EnvironmentUnsupported: an environment failed again and again, or more games were lost than were to be played.
+        EnvironmentUnsupported: an environment failed again and again, or failures ended more than `games` games.
     """
     b, per_env = envs.num_envs, -(-games // envs.num_envs)
     streams = Streams.of(seed, EVALUATION_STREAM)
@@ -130,7 +130,7 @@ def play(
             lengths.append(int(length[i]))
             stuck += bool(is_stuck[i] and not done[i])
             capped += bool(is_capped[i] and not done[i] and not is_stuck[i])
-        # An environment cannot be reset alone: one whose game was cut plays no further ones.
+        # A single environment cannot be reset, so one whose game was cut plays no further games.
         left = np.where(over, np.where(done, left - 1, 0), left)
         score, length, still = np.where(done, 0, score), np.where(done, 0, length), np.where(done, 0, still)
         is_first, ended = ended | step.lost, done
@@ -141,13 +141,15 @@ def play(
 def fresh_envs(
     config: Config, count: int, tell: Tell = untold, **options: Any
 ) -> Iterator[tuple[VectorEnv, Callable[[], object]]]:
-    """Environments for whole games in this process, watched; and what is called whenever they have answered.
+    """Yield new environments for whole games, and a function to call whenever the environments have returned.
+
+    The environments run in this process. One that hangs is interrupted by a watchdog, as `watched` says.
 
     Args:
-        config: of the run.
-        count: how many.
-        tell: as `watched` takes it.
-        options: more for `make_envs`.
+        config: the run's config.
+        count: the number of environments.
+        tell: logs an event, as `MetricsLog.event` does.
+        options: further arguments of `make_envs`.
     """
     counters = SharedCounters(1)
     heartbeat = counters.heartbeats.heartbeat(0)
@@ -181,14 +183,19 @@ def evaluate(
     stopped: Callable[[], bool] = never,
     tell: Tell = untold,
 ) -> Evaluation:
-    """Play with the parameters given, in fresh environments; one that does not answer in time counts as failed.
+    """Play whole games with the given parameters in at most 50 new environments.
+
+    An environment that does not answer within ``env_timeout`` counts as failed.
 
     Args:
-        config: of the run.
+        config: the run's config.
         tensors: the model's parameters and buffers by name.
-        threads: of the environments.
-        stopped: as `play` takes it.
-        tell: as `watched` takes it.
+        games: the least number of games.
+        deterministic: take the most likely action; otherwise sample.
+        seed: of the environments and of sampled actions.
+        threads: the number of emulator threads.
+        stopped: returns True to end with the games finished so far.
+        tell: logs an event, as `MetricsLog.event` does.
     """
     with fresh_envs(config, min(games, 50), tell, threads=threads) as (envs, answered):
         model = make_trained(config, EnvSpec.of(envs), tensors)
@@ -205,7 +212,7 @@ def evaluate_on_all_cores(
     stopped: Callable[[], bool] = never,
     tell: Tell = untold,
 ) -> Evaluation:
-    """As `evaluate`, while nobody else computes."""
+    """Evaluate as `evaluate` does, with torch and the emulators on all cores; for when training is paused."""
     cores = len(os.sched_getaffinity(0))
     with torch_threads(cores):
         return evaluate(config, tensors, games=games, seed=seed, threads=cores, stopped=stopped, tell=tell)

@@ -1,4 +1,4 @@
-"""A trained policy, ready to act."""
+"""Trained policies: loading the parameters of a run or checkpoint, and acting with them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from polyactor.storage import checkpoint
 
 
 def make_trained(config: Config, spec: EnvSpec, tensors: Mapping[str, Tensor]) -> ActorCritic:
-    """The config's model with these parameters and buffers.
+    """Return the model of a config, with the given parameters and buffers.
 
     Raises:
-        CheckpointError: a name is missing or a shape differs.
+        CheckpointError: a tensor is missing, or its shape or dtype does not fit.
     """
     refuse_misfit(config, spec, tensors)
     model = make_model(config, spec)
@@ -34,15 +34,15 @@ def make_trained(config: Config, spec: EnvSpec, tensors: Mapping[str, Tensor]) -
 
 
 def refuse_misfit(config: Config, spec: EnvSpec, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse a config whose model is not the one that was saved, before that takes its memory.
+    """Refuse tensors that do not fit a config's model, without the memory that the model would take.
 
     Raises:
-        CheckpointError: a name is missing or a shape differs.
+        CheckpointError: a tensor is missing, or its shape or dtype does not fit.
     """
     if len(config.model.hidden) > len(tensors):
         raise CheckpointError(f"the config has {len(config.model.hidden)} layers: the checkpoint is of another model")
     try:
-        with torch.device("meta"):  # shapes alone
+        with torch.device("meta"):  # shapes without memory
             model = make_model(config, spec)
     except UsageError as error:
         raise CheckpointError(f"the checkpoint is of another model: {error}") from None
@@ -50,23 +50,25 @@ def refuse_misfit(config: Config, spec: EnvSpec, tensors: Mapping[str, Tensor]) 
 
 
 def load_into(model: ActorCritic, tensors: Mapping[str, Tensor]) -> None:
-    """Copy parameters and buffers by name.
+    """Copy parameters and buffers into a model, by name.
 
     Raises:
-        CheckpointError: a name is missing or a shape differs.
+        CheckpointError: a tensor is missing, or its shape or dtype does not fit.
     """
     _refuse_misfit(model, tensors)
     with torch.no_grad():
-        for name, tensor in _own(model).items():
+        for name, tensor in _tensors_of(model).items():
             tensor.copy_(tensors[name])
 
 
-def _own(model: ActorCritic) -> dict[str, Tensor]:
+def _tensors_of(model: ActorCritic) -> dict[str, Tensor]:
+    """Return a model's parameters and buffers by name."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
 def _refuse_misfit(model: ActorCritic, tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in _own(model).items():
+    """Raise `CheckpointError` where a parameter or buffer of a model is missing or does not fit."""
+    for name, tensor in _tensors_of(model).items():
         if name not in tensors:
             raise CheckpointError(f"the checkpoint has no {name}: it is of another model")
         if tensors[name].shape != tensor.shape:
@@ -77,15 +79,19 @@ def _refuse_misfit(model: ActorCritic, tensors: Mapping[str, Tensor]) -> None:
 
 
 def model_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of a checkpoint's tensors, those of the model."""
+    """Return the model's tensors of a checkpoint, by their names in the model."""
     return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
 
 
 class Policy:
-    """A trained policy for one environment at a time.
+    """A trained policy that acts in one environment.
 
-    It sees what polyactor's environments give: for Atari the stack of frames ``[4, 84, 84]``, for everything else
-    the environment's own observation.
+    An observation is a stack of frames, such as ``[4, 84, 84]``, for Atari, and else that of the Gymnasium environment.
+
+    Args:
+        config: the run's config.
+        tensors: the model's parameters and buffers by name.
+        seed: of sampled actions.
     """
 
     def __init__(self, config: Config, tensors: Mapping[str, Tensor], seed: int = 0) -> None:
@@ -96,16 +102,16 @@ class Policy:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the episode so far; call it when an episode starts (policies without memory do not mind)."""
+        """Reset the LSTM's state; call it when an episode starts. It has no effect on a policy without an LSTM."""
         self._state, self._first = self.model.initial_state(1), True
 
     @torch.inference_mode()
     def act(self, observation: Any, *, deterministic: bool = True) -> Any:
-        """The action for one observation, as the environment's own ``step`` takes it.
+        """Return the action for one observation, in the form that the Gymnasium environment's ``step`` takes.
 
         Args:
-            observation: of one environment.
-            deterministic: the most likely action, or a sample.
+            observation: one observation, without a batch axis.
+            deterministic: return the most likely action; otherwise a sample.
         """
         x = torch.as_tensor(self._envs.encode(observation)).unsqueeze(0)
         params, self._state = self.model.step(x, self._state, torch.tensor([self._first]))
@@ -116,33 +122,34 @@ class Policy:
 
 
 def load(path: str | Path, *, tag: str | None = None, env: Any = None, trust_env: bool = False) -> Policy:
-    """The policy of a run directory (its best checkpoint, else its last) or of one checkpoint.
+    """Load the policy of a run directory (its best checkpoint, else its last) or of one checkpoint.
 
     Args:
         path: a run directory or a checkpoint directory.
-        tag: "best" or "last".
-        env: in place of the run's own; needed when that was a Python callable that nobody can import by name.
-        trust_env: where the run's environment is ``module:something``, import that module: code, which whoever made
-            the checkpoint chose.
+        tag: "best" or "last"; by default "best" if the run has it.
+        env: an environment in place of the run's; needed where that was a callable that cannot be imported by name.
+        trust_env: allow the import of the module of an environment ``module:something``. The import runs code that
+            whoever made the checkpoint chose.
 
     Raises:
-        UsageError: the run's environment is code, and nobody said to trust it.
-        CheckpointError: there is none, or it is damaged, foreign, or of another model.
+        UsageError: the run's environment is code, and ``trust_env`` is off.
+        CheckpointError: there is no checkpoint, or it is damaged, not of polyactor, or of another model.
     """
     config, tensors = read(Path(path), tag, trust_env=trust_env or env is not None)
     return Policy(config if env is None else replace(config, env=env), tensors)
 
 
 def read(path: Path, tag: str | None = None, *, trust_env: bool = False) -> tuple[Config, dict[str, Tensor]]:
-    """Config and the model's tensors of a run or checkpoint, verified.
+    """Read and verify the config and the model's tensors of a run or checkpoint.
 
     Args:
-        path: of either.
-        tag: "best" or "last"; by default the best there is.
-        trust_env: as `load`.
+        path: a run directory or a checkpoint directory.
+        tag: "best" or "last"; by default "best" if the run has it.
+        trust_env: accept an environment ``module:something``, whose module will be imported.
 
     Raises:
-        UsageError, CheckpointError: as `load`.
+        UsageError: the run's environment is code, and ``trust_env`` is off.
+        CheckpointError: there is no checkpoint, or it is damaged, not of polyactor, or not finite.
     """
     if tag is None:
         tag = "best" if checkpoint.exists(path, tag="best") else "last"
@@ -153,10 +160,10 @@ def read(path: Path, tag: str | None = None, *, trust_env: bool = False) -> tupl
 
 
 def refuse_not_finite(found: checkpoint.Checkpoint) -> None:
-    """Refuse parameters and statistics that nobody can play or go on with.
+    """Refuse a checkpoint with parameters, statistics or optimizer tensors that hold NaN or infinity.
 
     Raises:
-        CheckpointError: naming the first of them.
+        CheckpointError: a tensor is not finite; the sentence names the first such tensor.
     """
     bad = checkpoint.not_finite(found.tensors)
     if bad:
@@ -164,12 +171,16 @@ def refuse_not_finite(found: checkpoint.Checkpoint) -> None:
 
 
 def start_from(state: State, path: Path) -> None:
-    """Copy parameters and running statistics of another run by name.
+    """Copy the parameters and running statistics of another run into a new run's state.
+
+    Args:
+        state: of the new run.
+        path: the run directory or checkpoint directory of the other run.
 
     Raises:
-        CheckpointError: it is of another model.
+        CheckpointError: the other run has another model, or its checkpoint cannot be read.
     """
-    _, tensors = read(path, trust_env=True)  # only the parameters are used: no environment of it is made
+    _, tensors = read(path, trust_env=True)  # only its parameters are used, not its environment
     for name, view in state.views().items():
         if name not in tensors or (tensors[name].shape, tensors[name].dtype) != (view.shape, view.dtype):
             raise CheckpointError(f"--init-from {path} is of another model: {name} is missing or of another shape")

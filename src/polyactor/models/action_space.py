@@ -1,6 +1,6 @@
-"""From an action space to the number of parameters its policy needs, and from those to the distribution.
+"""The parameters that the policy of an action space needs, and the distribution that they describe.
 
-Parameters always come as one tensor ``[..., P]``: logits for discrete spaces, mean and log σ for a Box.
+Parameters are one tensor ``[..., P]``: logits for discrete spaces, mean and log σ for a Box.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """What a policy head must know of the action space.
+    """The properties of an action space that a policy head depends on.
 
     Attributes:
-        sizes: number of choices of each discrete part; empty for a Box.
-        dims: number of continuous dimensions; 0 for discrete spaces.
-        shape: shape of one action.
-        log_std: log σ of every dimension where it is fixed, so that the mean is the only parameter.
+        sizes: the number of choices of each discrete action; empty for a Box.
+        dims: the number of continuous dimensions; 0 for discrete spaces.
+        shape: the shape of one action.
+        log_std: a fixed log σ for every dimension, which leaves the mean as the only parameter; None if σ is learned.
     """
 
     sizes: tuple[int, ...]
@@ -41,7 +41,7 @@ class ActionSpec:
         return sum(self.sizes) or self.dims * (2 if self.log_std is None else 1)
 
     def distribution(self, params: Tensor) -> Distribution:
-        """``[..., P]`` to the distribution."""
+        """Return the policy that has the parameters ``[..., P]``."""
         if self.dims and self.log_std is not None:
             return Gaussian(params, params.new_full((self.dims,), self.log_std).expand_as(params))
         if self.dims:
@@ -54,11 +54,14 @@ class ActionSpec:
 
 
 def action_spec(space: spaces.Space[object], log_std: float | None = None) -> ActionSpec:
-    """The spec of a Discrete, MultiDiscrete or (flat) Box space; `envs` has refused all others before.
+    """Return the spec of an action space.
 
     Args:
-        space: of one action.
-        log_std: log σ where it is fixed.
+        space: Discrete, MultiDiscrete or a Box with one axis; `polyactor.envs` refuses all others earlier.
+        log_std: a fixed log σ for a Box, or None if σ is learned.
+
+    Raises:
+        TypeError: there is no policy for the space.
     """
     if isinstance(space, spaces.Discrete):
         return ActionSpec(sizes=(int(space.n),), dims=0, shape=())

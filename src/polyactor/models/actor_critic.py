@@ -1,4 +1,4 @@
-"""Policy and value on a torso and a core: the one model every algorithm sees."""
+"""The actor-critic network that all algorithms use: torso, core, policy head and value head."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ CLIP_OBSERVATION = 5.0
 
 
 IMAGES_IN_CACHE = 8
-"""Images scaled at a time, so that every pass over them but the first reads from the cache."""
+"""Number of images that are scaled at a time, few enough to stay in the CPU's cache."""
 
 
 MOST_PIXELS_KEPT = 1 << 27
-"""Of a rollout's images, for learning from them more than once: 256 MiB in bf16, twice that in fp32."""
+"""The largest number of pixels of a rollout that a memo keeps scaled: 256 MiB in bf16, twice that in fp32."""
 
 
 PULLS = itertools.count(1)
-"""Numbers of the copies of a state that the models of this process have held."""
+"""The source of the numbers in `Pull`, unique within the process."""
 
 
 class Trunk(nn.Module):
-    """Torso and core: what is seen of each observation, and what is made of it in their order."""
+    """A torso, which encodes each observation by itself, and a core, which reads the features in order of time."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, spec: ModelSpec, precision: Precision) -> None:
         super().__init__()
@@ -52,7 +52,13 @@ class Trunk(nn.Module):
         self.bf16 = precision == "bf16" and isinstance(self.torso, CNN)
 
     def see(self, x: Tensor, outputs: Sequence[Tensor] | None = None, *, known: bool = False) -> Tensor:
-        """The torso's features ``[N, F]`` of ``x [N, ...]``; of a CNN, keeping or knowing what its layers give."""
+        """Compute the torso's features ``[N, F]`` of ``x [N, ...]``.
+
+        Args:
+            x: prepared observations.
+            outputs: for a CNN, memory for the outputs of its layers, as in `CNN.forward`.
+            known: whether `outputs` hold the layers' outputs already; otherwise they are written.
+        """
         how: dict[str, Any] = {} if outputs is None else {"outputs": outputs, "known": known}
         if not self.bf16:
             return cast("Tensor", self.torso(x, **how))
@@ -60,23 +66,23 @@ class Trunk(nn.Module):
             return cast("Tensor", self.torso(x, **how)).float()
 
     def run_core(self, features: Tensor, state: CoreState, is_first: Tensor) -> tuple[Tensor, CoreState]:
-        """The core's features ``[T, B, F]`` of the torso's ``[T·B, F]``, and the state after the last row."""
+        """Compute the core's features ``[T, B, F]`` from the torso's ``[T·B, F]``, and the state after the last row."""
         output: tuple[Tensor, CoreState] = self.core(features.view(*is_first.shape, -1), state, is_first)
         return output
 
 
 class ActorCritic(nn.Module):
-    """π(·|x) and V(x), or Q(x, ·).
+    """An actor-critic network, which computes the policy π(·|x) and V(x), or Q(x, ·).
 
     Args:
-        observation_space: of one environment, a Box.
-        action_space: of one environment.
-        spec: what it is made of.
-        precision: of the torso; heads, core, values and losses are float32 either way.
-        normalize_observation: keep running moments of the observations and feed (x − mean)/σ.
-        normalize_return: keep running moments of the discounted return, for reward scaling.
-        value_head: what it says, value or q.
-        averaged: have an average of itself, whose parameters are running statistics too.
+        observation_space: the observation space of one environment, a Box.
+        action_space: the action space of one environment.
+        spec: the settings of torso, core and heads.
+        precision: the precision of CNN torsos; heads, core, values and losses are always float32.
+        normalize_observation: keep running moments of the observations, and give the torso (x − mean)/σ.
+        normalize_return: keep running moments of the discounted return, which rewards are scaled by.
+        value_head: the output of the critic, value or q.
+        averaged: have an average network, whose parameters are buffers of this one.
     """
 
     average: ActorCritic | None
@@ -111,57 +117,60 @@ class ActorCritic(nn.Module):
         self.dueling = Dueling(features, self.actions.dims) if value_head == "q" and self.actions.dims else None
         self.observation_moments = RunningMoments(shape) if normalize_observation else None
         self.return_moments = RunningMoments(()) if normalize_return else None
-        # Two levels of noise for bytes, next to none for numbers: keeps constant inputs finite.
+        # Added to variances to keep constant inputs finite; for bytes it is the square of two gray levels.
         self.variance_floor = 4.0 if self.bytes else 1e-8
         self.pull = NEVER
-        """The copy of the state that it holds; whoever replaces its parameters calls `pulled`."""
+        """The copy of parameters and running statistics that the model holds; `pulled` must follow each replacement."""
         self.average = copy_of(self) if averaged else None
 
     @property
     def running(self) -> dict[str, RunningMoments]:
-        """Its running statistics by name."""
+        """The running statistics that the model keeps, by name."""
         named = {"observation_moments": self.observation_moments, "return_moments": self.return_moments}
         return {name: part for name, part in named.items() if part is not None}
 
     def distribution(self, params: Tensor) -> Distribution:
-        """``[..., P]`` to π."""
+        """Return the policy that has the parameters ``[..., P]``."""
         return self.actions.distribution(params)
 
     def initial_state(self, batch: int) -> CoreState:
-        """The recurrent state before an episode."""
-        own = self.trunk.core.initial_state(batch)
-        return own if self.critic is None else own + self.critic.core.initial_state(batch)
+        """Return the recurrent state before an episode, tensors ``[B, H]``."""
+        state = self.trunk.core.initial_state(batch)
+        return state if self.critic is None else state + self.critic.core.initial_state(batch)
 
     @property
     def trunks(self) -> list[Trunk]:
-        """The policy's, which may be the value's too, and else the value's own."""
+        """The trunk that policy and value share, or that of the policy and that of the value."""
         return [self.trunk] if self.critic is None else [self.trunk, self.critic]
 
     def step(
         self, observation: Tensor, state: CoreState, is_first: Tensor, memo: Memo | None = None
     ) -> tuple[Tensor, CoreState]:
-        """Act: ``[B, *O]`` and ``is_first [B]`` to policy parameters ``[B, P]`` and the next state.
+        """Compute the policy of one step: parameters ``[B, P]`` and the next recurrent state.
 
         Args:
-            memo: B rows to write; learning from the rollout at the same parameters is faster with it.
+            observation: ``[B, *O]``.
+            state: the recurrent state before the step.
+            is_first: ``[B]`` bool, whether the observation is the first of an episode.
+            memo: B rows that activations are written to, which saves `unroll` from computing them again.
         """
         x = self.prepared(observation, None if memo is None else memo.images)
         if memo is not None:
             seen = self.see(x, memo.outputs)
             for kept, features in zip(memo.features, seen, strict=True):
                 kept.copy_(features)
-        else:  # a torso of the value's own is needed to act only where it remembers
+        else:  # acting needs a separate torso of the value only if the value's core has a state to advance
             seen = self.see(x) if state else [self.trunk.see(x)]
         remembered, state = self.run_core(seen, state, is_first.unsqueeze(0))
         params: Tensor = self.policy(self.policy_layer(remembered[0]))
         return params[0], state
 
     def unroll(self, rollout: Rollout) -> Outputs:
-        """Learn: policy and value of all rows, from the stored state at the first.
+        """Compute policy and value of all rows of a rollout, from the recurrent state before its first row.
 
-        The torso is differentiated at the T rows that were acted on, not at the one to bootstrap from.
+        Gradients flow through the torso at the T rows with an action, but not at the bootstrap row.
         """
-        t, memo = len(rollout.reward), self._holding(rollout.memo)
+        t, memo = len(rollout.reward), self._valid(rollout.memo)
         if memo.features and not torch.is_grad_enabled():
             seen = list(memo.features)
         else:
@@ -177,39 +186,49 @@ class ActorCritic(nn.Module):
         return Outputs(params, value, advantage)
 
     def forward(self, observation: Tensor, state: CoreState, is_first: Tensor) -> tuple[Tensor, Tensor, CoreState]:
-        """``[T, B, *O]`` to policy parameters ``[T, B, P]``, values ``[T, B]`` and the state after the last row."""
+        """Compute policy parameters ``[T, B, P]``, values ``[T, B]`` and the recurrent state after the last row.
+
+        Args:
+            observation: ``[T, B, *O]``.
+            state: the recurrent state before the first row.
+            is_first: ``[T, B]`` bool, whether the observation is the first of an episode.
+        """
         remembered, state = self.run_core(self.see(self.prepared(observation.flatten(0, 1))), state, is_first)
         return *self.heads(remembered), state
 
     def see(self, x: Tensor, outputs: Sequence[Sequence[Tensor] | None] = (), *, known: bool = False) -> list[Tensor]:
-        """Each torso's features ``[N, F]`` of ``x [N, ...]``; with what their layers give, to be kept or known."""
-        own = outputs or [None for _ in self.trunks]
-        return [trunk.see(x, each, known=known) for trunk, each in zip(self.trunks, own, strict=True)]
+        """Compute each torso's features ``[N, F]`` of ``x [N, ...]``; `outputs` has those of `Trunk.see` per torso."""
+        per_torso = outputs or [None for _ in self.trunks]
+        return [trunk.see(x, each, known=known) for trunk, each in zip(self.trunks, per_torso, strict=True)]
 
     def heads(self, remembered: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Policy parameters and what the critic says, from each core's features ``[T, B, F]``."""
+        """Compute policy parameters ``[T, B, P]`` and the critic's output from each core's features ``[T, B, F]``.
+
+        The critic's output is V(x) ``[T, B]``, or Q(x, ·) ``[T, B, A]`` of discrete actions.
+        """
         params: Tensor = self.policy(self.policy_layer(remembered[0]))
         value: Tensor = self.value(self.value_layer(remembered[-1]))
         return params, value if self.lists_actions else value.squeeze(-1)
 
     def run_core(self, seen: Sequence[Tensor], state: CoreState, is_first: Tensor) -> tuple[list[Tensor], CoreState]:
-        """Each core's features ``[T, B, F]`` from its torso's ``[T·B, F]``, and all their states after the last row."""
-        own = len(state) // len(seen)
+        """Compute each core's features ``[T, B, F]`` of its torso's ``[T·B, F]``, and the state after the last row."""
+        size = len(state) // len(seen)
         remembered: list[Tensor] = []
         after: CoreState = ()
         for i, (trunk, features) in enumerate(zip(self.trunks, seen, strict=False)):
-            output, state_i = trunk.run_core(features, state[i * own : (i + 1) * own], is_first)
+            output, state_i = trunk.run_core(features, state[i * size : (i + 1) * size], is_first)
             remembered.append(output)
             after += state_i
         return remembered, after
 
     def blank_memo(self, shape: tuple[int, ...], rows: int, *, differentiated: bool) -> Memo | None:
-        """Memory for a memo of so many observations of this shape; None without CNNs, where it would not pay.
+        """Allocate a memo for a rollout, or return None if there is no CNN, whose activations are worth keeping.
 
         Args:
-            shape: of one observation.
+            shape: the shape of one observation.
             rows: T·B.
-            differentiated: for gradients too: a much larger one. Otherwise with the images, unless they are too many.
+            differentiated: whether the memo shall serve gradients too, and hold the outputs of all layers. Otherwise it
+                has features, and images unless they have more than `MOST_PIXELS_KEPT` pixels.
         """
         torsos = [trunk.torso for trunk in self.trunks if isinstance(trunk.torso, CNN)]
         if not torsos:
@@ -222,18 +241,18 @@ class ActorCritic(nn.Module):
             return Memo(features, images, tuple(torso.blank_outputs(images) for torso in torsos if differentiated))
 
     def pulled(self, *, statistics: bool = True) -> None:
-        """Note that its parameters are others from now on, so that nothing computed with those before is used.
+        """Record that the parameters were replaced, so that memos of the old parameters are no longer used.
 
         Args:
-            statistics: its running statistics are others, too.
+            statistics: whether the running statistics were replaced, too.
         """
-        own = next(PULLS)
-        self.pull = Pull(own, own if statistics else self.pull.statistics)
+        number = next(PULLS)
+        self.pull = Pull(number, number if statistics else self.pull.statistics)
         if self.average is not None:
             self.average.pull = self.pull._replace(parameters=next(PULLS))
 
-    def _holding(self, memo: Memo | None) -> Memo:
-        """What of a memo was computed with the copy of the state that this model holds."""
+    def _valid(self, memo: Memo | None) -> Memo:
+        """Return the parts of a memo that were computed with the parameters and statistics that the model holds."""
         if memo is None:
             return Memo()
         same = memo.pull.parameters == self.pull.parameters
@@ -245,8 +264,11 @@ class ActorCritic(nn.Module):
         )
 
     def with_images(self, rollout: Rollout) -> Rollout:
-        """The rollout with its images in the memo, for learning from them more than once; unless they are too many."""
-        memo, observation = self._holding(rollout.memo), rollout.observation[: len(rollout.reward)]
+        """Return the rollout with its scaled images in the memo, which pays if it is learned from more than once.
+
+        A rollout without images, or with more than `MOST_PIXELS_KEPT` pixels, is returned as it is.
+        """
+        memo, observation = self._valid(rollout.memo), rollout.observation[: len(rollout.reward)]
         if not self.image or memo.images is not None or observation.numel() > MOST_PIXELS_KEPT:
             return rollout
         with torch.no_grad():
@@ -254,7 +276,7 @@ class ActorCritic(nn.Module):
         return rollout.replace(memo=replace(memo, images=images, pull=self.pull))
 
     def lower(self) -> None:
-        """Hold what computes in bf16 in bf16, so that nothing is rounded anew in every pass."""
+        """Convert the parameters of bf16 torsos to bf16, so that they are not rounded again in every forward pass."""
         if self.average is not None:
             self.average.lower()
         for trunk in self.trunks:
@@ -262,11 +284,11 @@ class ActorCritic(nn.Module):
                 trunk.torso.to(torch.bfloat16)
 
     def prepared(self, x: Tensor, ready: Tensor | None = None) -> Tensor:
-        """``[N, *O]`` scaled for the torso, in its precision: bytes to [0, 1], or normalised by the running moments.
+        """Scale observations for the torso, in its precision: bytes to [0, 1], or all by the running moments.
 
         Args:
-            x: observations.
-            ready: images are written here, ``[N, C, H, W]``.
+            x: observations ``[N, *O]``.
+            ready: memory that scaled images are written to, ``[N, C, H, W]``; None allocates it.
         """
         moments = self._moments()
         if not self.image:
@@ -281,7 +303,10 @@ class ActorCritic(nn.Module):
         return ready
 
     def _moments(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and 1/σ of observations, laid out as those; None where none are kept, or none are known yet of bytes."""
+        """Return mean and 1/σ of the observations in the layout of prepared ones, or None without normalisation.
+
+        Bytes are normalised only once there are samples.
+        """
         stats = self.observation_moments
         if stats is None or (self.bytes and stats.count == 0):
             return None
@@ -301,18 +326,21 @@ class ActorCritic(nn.Module):
             return x.mul_(1 / 255) if self.bytes else x
         mean, scale = moments
         scaled = (x - mean).mul_(scale).clamp_(-CLIP_OBSERVATION, CLIP_OBSERVATION)
-        # Not a branch: one that depends on a tensor could not be compiled.
+        # torch.where, since torch.compile cannot handle a branch that depends on a tensor.
         return scaled if self.bytes else x.where(self.observation_moments.count == 0, scaled)
 
 
 def copy_of(model: ActorCritic) -> ActorCritic:
-    """A model of the same values whose parameters are buffers: no gradient reaches them, and they travel like those."""
+    """Copy a model into an average network, whose parameters are buffers and so not part of θ.
+
+    The copy scales observations by the running moments of the model itself.
+    """
     average = copy.deepcopy(model)
     for module in average.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             delattr(module, name)
             module.register_buffer(name, parameter.detach())
-    average.observation_moments = model.observation_moments  # what it sees is scaled alike
+    average.observation_moments = model.observation_moments
     average.return_moments = average.average = None
     average.pull = Pull(next(PULLS), 0)
     return average

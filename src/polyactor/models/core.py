@@ -1,4 +1,4 @@
-"""Memory: features ``[T, B, F]`` and a state to features and the next state."""
+"""Cores of a network, which map features ``[T, B, F]`` and a recurrent state to features and the next state."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from polyactor.data import CoreState
 
 
 class Identity(nn.Module):
-    """No memory; its state is ``()``."""
+    """The core of a network without memory, which returns the features as they are; its state is ``()``."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.features = features
 
     def initial_state(self, batch: int) -> CoreState:
-        """``()``."""
+        """Return the empty state ``()``."""
         return ()
 
     def forward(self, x: Tensor, state: CoreState, is_first: Tensor) -> tuple[Tensor, CoreState]:
-        """The features themselves."""
+        """Return features and state unchanged."""
         return x, state
 
 
 class LSTM(nn.Module):
-    """Hochreiter & Schmidhuber 1997; its state ``(h, c)`` is zeroed wherever an episode starts.
+    """An LSTM (Hochreiter & Schmidhuber 1997) whose state ``(h, c)`` is set to zero where an episode starts.
 
-    The whole rollout is unrolled from the state stored at its start, so gradients flow through every step of it
-    (truncated backpropagation through time).
+    A rollout is unrolled from the state before its first step, and gradients flow through all of its steps (truncated
+    backpropagation through time).
     """
 
     def __init__(self, features: int, size: int) -> None:
@@ -42,12 +42,18 @@ class LSTM(nn.Module):
                 nn.init.zeros_(parameter)
 
     def initial_state(self, batch: int) -> CoreState:
-        """``(h [B, H], c [B, H])`` of zeros."""
+        """Return the zero state ``(h [B, H], c [B, H])``."""
         zeros = self.cell.weight_hh.new_zeros(batch, self.features)
         return (zeros, zeros.clone())
 
     def forward(self, x: Tensor, state: CoreState, is_first: Tensor) -> tuple[Tensor, CoreState]:
-        """One step per row of ``x [T, B, F]``; ``is_first [T, B]``."""
+        """Unroll the LSTM over T steps.
+
+        Args:
+            x: features ``[T, B, F]``.
+            state: ``(h, c)`` before the first step.
+            is_first: ``[T, B]`` bool; the state is set to zero before these steps.
+        """
         h, c = state
         keep = (~is_first).to(x.dtype).unsqueeze(-1)
         outputs = []

@@ -1,4 +1,4 @@
-"""One observation to one feature vector: ``[N, *O]`` to ``[N, features]``."""
+"""Torsos, which encode each observation by itself: ``[N, *O]`` to features ``[N, F]``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 def orthogonal(layer: Layer, gain: float = math.sqrt(2)) -> Layer:
-    """Orthogonal weights with this gain, zero bias."""
+    """Initialise a layer with orthogonal weights of this gain and zero bias, and return it."""
     nn.init.orthogonal_(layer.weight, gain)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -25,7 +25,7 @@ def orthogonal(layer: Layer, gain: float = math.sqrt(2)) -> Layer:
 
 
 class MLP(nn.Sequential):
-    """Fully connected layers on the flattened observation."""
+    """A torso of fully connected layers on the flattened observation."""
 
     def __init__(self, shape: tuple[int, ...], spec: ModelSpec) -> None:
         widths = (math.prod(shape), *spec.hidden)
@@ -37,24 +37,25 @@ class MLP(nn.Sequential):
 
 
 class ReLU(nn.Module):
-    """max(x, 0). In bf16 it takes the place of x, by the bits: a negative number's are those of a negative integer.
+    """max(x, 0), in bf16 computed in place on the bits: as int16, negative numbers are negative, too.
 
-    torch's widens, compares and rounds. A NaN whose sign is set becomes 0 here: only infinite activations make one.
+    torch's bf16 ReLU is slower, since it converts to float32 and back. A NaN with a negative sign becomes 0 here, but
+    only infinite activations give NaNs.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x is a layer's output and nobody else's."""
+        """Return max(x, 0); in bf16 x is overwritten, so nothing else may use it."""
         if x.dtype != torch.bfloat16:
             return torch.relu(x)
         return cast("Tensor", InPlace.apply(x))  # type: ignore[no-untyped-call]
 
 
 class InPlace(torch.autograd.Function):
-    """max(x, 0) in place of x, of bf16."""
+    """The bf16 ReLU of `ReLU`, which overwrites its input, with its gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        """The same memory."""
+        """Overwrite x with max(x, 0) and return it."""
         ctx.mark_dirty(x)
         x.view(torch.int16).clamp_min_(0)
         ctx.save_for_backward(x)
@@ -62,14 +63,14 @@ class InPlace(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """0 where the output is."""
+        """Return the gradient by x, which is 0 where the output is 0."""
         (y,) = ctx.saved_tensors
         of_x: Tensor = torch.ops.aten.threshold_backward(gradient, y, 0)
         return of_x
 
 
 class Convolution(NamedTuple):
-    """One convolution, its activation, and where `pool` is above 1 the maximum over squares of that side."""
+    """The sizes of one convolution; `pool` above 1 adds max-pooling over squares of that side after the activation."""
 
     filters: int
     kernel: int
@@ -79,7 +80,7 @@ class Convolution(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """Convolutions, then one dense layer or none."""
+    """The layers of a CNN: convolutions, then a dense layer with `dense` units, or none."""
 
     convolutions: tuple[Convolution, ...]
     dense: int | None
@@ -87,7 +88,7 @@ class Architecture(NamedTuple):
 
 
 class CNN(nn.Sequential):
-    """An architecture on ``[N, C, H, W]``."""
+    """A convolutional torso of a given architecture, for images ``[N, C, H, W]``."""
 
     def __init__(self, shape: tuple[int, ...], architecture: Architecture) -> None:
         convolutions, dense, activation = architecture
@@ -106,12 +107,13 @@ class CNN(nn.Sequential):
         self.features = flat if dense is None else dense
 
     def forward(self, x: Tensor, outputs: Sequence[Tensor] | None = None, *, known: bool = False) -> Tensor:
-        """Features ``[N, F]`` of ``x [N, C, H, W]``.
+        """Compute features ``[N, F]``, and write or reuse the outputs of layers with weights.
 
         Args:
-            x: images.
-            outputs: of each layer that has weights, to be kept here, or ...
-            known: ... kept here before, of the same images at the same parameters. Gradients agree up to rounding.
+            x: images ``[N, C, H, W]``.
+            outputs: one tensor for the output of each layer with weights, or None.
+            known: whether `outputs` hold the outputs for the same images and parameters already, which are then used
+                instead of computing them; gradients agree up to rounding. Otherwise they are written.
         """
         kept = iter(outputs or ())
         for layer in self:
@@ -124,7 +126,7 @@ class CNN(nn.Sequential):
         return x
 
     def blank_outputs(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Memory for `forward` to keep outputs of so many images in."""
+        """Allocate the `outputs` of `forward` for as many images as `images` has."""
         outputs: list[Tensor] = []
         x = images[:1]
         for layer in self:
@@ -136,28 +138,28 @@ class CNN(nn.Sequential):
 
 
 class Pixels(nn.Module):
-    """``[N, C, H, W]`` to ``[N, H·W·C]``, pixel by pixel: no copy either way where channels are last in memory."""
+    """Flattens ``[N, C, H, W]`` to ``[N, H·W·C]``, which needs no copy where channels are last in memory."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Its rows."""
+        """Return ``x [N, C, H, W]`` as ``[N, H·W·C]``."""
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
 class Known(torch.autograd.Function):
-    """A layer whose output is known: only its gradients are computed."""
+    """A layer whose output was computed before, so that only its gradients are computed."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor, output: Tensor
     ) -> Tensor:
-        """The output."""
+        """Return the known output of the layer."""
         ctx.layer = layer
         ctx.save_for_backward(x, weight)
         return output.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """What autograd would call for the layer itself."""
+        """Return the gradients by x, weight and bias, as autograd computes them for the layer."""
         x, weight = ctx.saved_tensors
         own, wanted = ctx.layer, [*ctx.needs_input_grad[:1], *ctx.needs_input_grad[2:4]]
         if isinstance(own, nn.Linear):
@@ -169,6 +171,7 @@ class Known(torch.autograd.Function):
 
 
 WEIGHTED = (nn.Conv2d, nn.Linear)
+"""Classes of the layers that have weights."""
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "leaky-relu": nn.LeakyReLU}
 
@@ -192,19 +195,19 @@ CNNS: dict[str, Architecture] = {
         None,
     ),
 }
-"""By the name a spec gives them."""
+"""The CNN torsos by their names in `ModelSpec.torso`."""
 
 
 def is_image(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    """An observation of bytes with three axes is an image."""
+    """Return whether observations are images, that is bytes with three axes."""
     return dtype == torch.uint8 and len(shape) == 3
 
 
 def make_torso(shape: tuple[int, ...], dtype: torch.dtype, spec: ModelSpec) -> MLP | CNN:
-    """The torso a spec names for observations of this shape.
+    """Make the torso that a spec names, for observations of this shape and dtype.
 
     Raises:
-        ValueError: a CNN was asked for and the observation is no image.
+        ValueError: the spec names a CNN, and observations are no images.
     """
     image = is_image(shape, dtype)
     name = ("a3c-cnn" if image else "mlp") if spec.torso == "auto" else spec.torso
@@ -216,14 +219,14 @@ def make_torso(shape: tuple[int, ...], dtype: torch.dtype, spec: ModelSpec) -> M
 
 
 def channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """``(C, H, W)`` of an image in either order; a last axis of at most 4 is taken for the channels."""
+    """Return ``(C, H, W)`` for the shape of an image in either order; a last axis of at most 4 is that of channels."""
     return shape if shape[-1] > 4 else (shape[-1], *shape[:-1])
 
 
 def to_channels_last(images: Tensor) -> Tensor:
-    """``[N, C, H, W]`` bytes with their channels last in memory.
+    """Copy images of bytes ``[N, C, H, W]`` so that channels are last in memory.
 
-    Four channels make a word of four bytes: twice as fast as to place bytes one by one.
+    Four channels are combined to words of four bytes, which is twice as fast as to copy single bytes.
     """
     if images.shape[1] != 4 or sys.byteorder != "little" or not images.is_contiguous():
         return images.contiguous(memory_format=torch.channels_last)
@@ -234,5 +237,5 @@ def to_channels_last(images: Tensor) -> Tensor:
 
 
 def to_channels_first(images: Tensor) -> Tensor:
-    """``[N, H, W, C]`` or ``[N, C, H, W]`` to the latter, a view."""
+    """Return images ``[N, H, W, C]`` or ``[N, C, H, W]`` as a view ``[N, C, H, W]``."""
     return images if images.shape[-1] > 4 else images.permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Heads: from features to the parameters of the policy, to V(x), to Q(x, ·), to A(x, a)."""
+"""Heads, which map features to the parameters of the policy, to V(x), to Q(x, ·) or to A(x, a)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from polyactor.models.encoders import orthogonal
 from polyactor.models.spec import ModelSpec
 
 DUELING_UNITS = 64
-"""Of the layer that joins features and actions."""
+"""Units of the layer of the dueling head that joins features and actions."""
 
 
 class GaussianHead(nn.Module):
-    """Mean and log σ, ``[..., 2d]``; log σ free of the observation."""
+    """A policy head for a Box, which predicts the mean and learns a log σ independent of the observation."""
 
     def __init__(self, features: int, dims: int, log_std: float) -> None:
         super().__init__()
@@ -22,33 +22,33 @@ class GaussianHead(nn.Module):
         self.log_std = nn.Parameter(torch.full((dims,), log_std))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., F]`` to ``[..., 2d]``."""
+        """Map features ``[..., F]`` to mean and log σ, ``[..., 2d]``."""
         mean = self.mean(x)
         return torch.cat([mean, self.log_std.expand_as(mean)], -1)
 
 
 def policy_head(features: int, actions: ActionSpec, spec: ModelSpec) -> nn.Module:
-    """Features to the parameters of the action distribution; near-uniform, near-zero at the start."""
+    """Make the head from features to policy parameters; at the start logits and means are nearly 0."""
     if actions.dims and spec.log_std == "free":
         return GaussianHead(features, actions.dims, spec.log_std_start)
     head = orthogonal(nn.Linear(features, actions.params), 0.01)
-    if actions.dims:  # a fixed log σ is no parameter: then there are no such rows
+    if actions.dims:  # the rows of log σ, of which there are none if σ is fixed
         nn.init.constant_(head.bias[actions.dims :], spec.log_std_start)
     return head
 
 
 def own_layer(features: int, width: int | None) -> nn.Module:
-    """What a head has to itself before its output: a ReLU layer of `width` units, or nothing."""
+    """Make the hidden ReLU layer of `width` units that one head has before its output, or the identity for None."""
     if width is None:
         return nn.Identity()
     return nn.Sequential(orthogonal(nn.Linear(features, width)), nn.ReLU())
 
 
 def critic_width(head: str, actions: ActionSpec) -> int:
-    """How many numbers the critic says: V(x), or Q(x, a) of each action.
+    """Return the number of outputs of the critic: 1 for V(x) or a Box, otherwise one Q(x, a) per action.
 
     Raises:
-        ValueError: Q is asked for and the actions cannot be listed.
+        ValueError: there is no such head, or Q is asked for and an action has several discrete parts.
     """
     if head == "value":
         return 1
@@ -60,7 +60,7 @@ def critic_width(head: str, actions: ActionSpec) -> int:
 
 
 class Dueling(nn.Module):
-    """A(x, a) of continuous actions, for the stochastic dueling network (Wang et al. 2017, eq. 13)."""
+    """The head of A(x, a) for continuous actions in the stochastic dueling network (Wang et al. 2017, eq. 13)."""
 
     def __init__(self, features: int, dims: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Dueling(nn.Module):
         self.out = orthogonal(nn.Linear(DUELING_UNITS, 1), 0.01)
 
     def forward(self, features: Tensor, action: Tensor) -> Tensor:
-        """``[T, B, F]`` and ``[..., T, B, d]`` to ``[..., T, B]``."""
+        """Map features ``[T, B, F]`` and actions ``[..., T, B, d]`` to A(x, a) ``[..., T, B]``."""
         both = torch.cat([features.expand(*action.shape[:-1], -1), action], -1)
         advantage: Tensor = self.out(torch.tanh(self.hidden(both)))
         return advantage.squeeze(-1)

@@ -1,4 +1,4 @@
-"""Running mean and variance as buffers, so that they travel, publish and checkpoint with θ."""
+"""Running means and variances as buffers of the model, so that they are copied and saved together with θ."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from polyactor.data import Moments
 
 LARGEST_SQUARE = 1e37
+"""Sums of squared deviations above this are refused, since variances are float32."""
 
 
 class RunningMoments(nn.Module):
-    """Mean and variance of all samples merged so far (Chan et al. 1983).
+    """The mean and variance of all samples so far (Chan et al. 1983).
 
-    They are read while a rollout is collected and differentiated; `merge` changes them when an update is applied.
+    Acting and differentiating read them; `merge` changes them when an update is applied.
     """
 
     count: Tensor
@@ -30,26 +31,26 @@ class RunningMoments(nn.Module):
 
 
 def blank_moments(rows: int, shape: tuple[int, ...]) -> Moments:
-    """Rows without a sample, in float64."""
+    """Allocate `rows` rows of moments without samples for a statistic of this shape, in float64."""
     one = blank_row(shape)
     return Moments(*(part.new_zeros(rows, *part.shape) for part in one))
 
 
 def blank_row(shape: tuple[int, ...]) -> Moments:
-    """One row of the moments of a statistic of this shape, without the axis of sources; in float64."""
+    """Allocate moments without samples for a statistic of this shape, without the axis of actors, in float64."""
     zeros = torch.zeros(shape, dtype=torch.double)
     return Moments(torch.zeros((), dtype=torch.double), zeros, zeros.clone())
 
 
 def can_merge(new: Moments) -> bool:
-    """Whether the buffers stay finite: variances are kept in float32, and squares of what fits there need not."""
+    """Return whether moments are small enough for the float32 buffers to stay finite when they are merged."""
     return bool(new.m2.amax() < LARGEST_SQUARE) and bool(new.mean.abs().amax() < LARGEST_SQUARE**0.5)
 
 
 def merge(buffers: Mapping[str, Tensor], name: str, new: Moments) -> None:
-    """Add samples to the buffers ``{name}.count``, ``.mean`` and ``.variance``, in place, row by row.
+    """Add samples to the buffers ``{name}.count``, ``.mean`` and ``.variance`` in place, one row after the other.
 
-    Arithmetic in float64: counts grow past the integers float32 can hold.
+    The arithmetic is in float64, since counts grow beyond the integers that float32 can represent.
     """
     count, mean, variance = (buffers[f"{name}.{part}"] for part in ("count", "mean", "variance"))
     for new_count, new_mean, new_m2 in zip(*new, strict=True):
@@ -65,7 +66,12 @@ def merge(buffers: Mapping[str, Tensor], name: str, new: Moments) -> None:
 
 
 def moments(samples: Tensor, weight: Tensor | None = None) -> Moments:
-    """Moments of ``samples [N, *shape]`` over the first axis, rows weighted 0 or 1 by ``weight [N]``; one row."""
+    """Compute the moments of ``samples [N, *shape]`` over the first axis, as one row.
+
+    Args:
+        samples: ``[N, *shape]``.
+        weight: ``[N]`` 1 for samples that count and 0 for those that do not; None counts all.
+    """
     x = samples.double()
     w = torch.ones(len(x), dtype=torch.double) if weight is None else weight.double()
     w_column = w.view(-1, *[1] * (x.dim() - 1))

@@ -1,4 +1,4 @@
-"""What a model is made of, as data."""
+"""The settings of a network."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ TorsoName = Literal[
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Torso, core and heads."""
+    """A network consists of a torso, which encodes observations, a core, which may have memory, and heads."""
 
     torso: TorsoName = "auto"
-    """auto: the A3C CNN for images, an MLP for vectors; a -conv ends with its convolutions, without a dense layer."""
+    """Encoder of observations. auto: a3c-cnn for images, mlp for vectors; a -conv has no dense layer at its end."""
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of the MLP's layers."""
+    """Units of each hidden layer of the MLP."""
     activation: Literal["tanh", "relu", "leaky-relu"] = "tanh"
-    """Of the MLP; the CNNs have their own."""
+    """Activation function of the MLP; that of a CNN is part of its architecture."""
     core: Literal["none", "lstm"] = "none"
-    """lstm: memory, trained by backpropagation through the whole rollout."""
+    """Memory of the network. lstm: an LSTM, trained by backpropagation through the whole rollout."""
     core_size: Annotated[int, Allowed(1)] = 256
     """Units of the LSTM."""
     share_torso: bool = True
-    """One torso and core for policy and value, or one each."""
+    """Share one torso and core between policy and value; otherwise each has its own."""
     head_width: Annotated[int | None, Allowed(1)] = None
-    """Units of a ReLU layer the policy and the value have each, after torso and core; none: linear heads."""
+    """Units of a ReLU layer that each head, policy and value, has before its output; none: the heads are linear."""
     log_std: Literal["free", "state", "fixed"] = "free"
-    """Gaussian policies: log σ as free parameters, a function of the observation, or as it starts for good."""
+    """log σ of Gaussian policies. free: one parameter per dimension; state: a function of the observation; fixed."""
     log_std_start: Annotated[float, Allowed(-5, 2)] = 0.0
-    """log σ before training."""
+    """log σ of Gaussian policies before training."""

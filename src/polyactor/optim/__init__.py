@@ -1,7 +1,10 @@
-"""Update rules on one flat vector, and the vector they move.
+"""Optimizers: update rules on one flat vector of parameters, and the layout of that vector.
 
-A rule is data (its hyper-parameters) and one in-place step. Its statistics are plain tensors it is handed, so they
-can live in shared memory, in a checkpoint, or one set per worker, and the rule does not know which.
+A rule is a dataclass of hyper-parameters with one in-place step. The step is given the statistics as plain tensors,
+which may be in shared memory, one set for all workers or one per worker.
+
+* `rules`: SGD, RMSprop and Adam.
+* `flat`: `State`, the vector with all parameters and running statistics.
 """
 
 from polyactor.optim.rules import RULES, SGD, Adam, RMSprop, Rule

@@ -1,4 +1,4 @@
-"""One flat vector for everything the workers share: [θ ‖ running statistics]."""
+"""The flat vector that workers share, [θ ‖ running statistics], and the layout of a model's tensors in it."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from torch import Tensor, nn
 from polyactor.optim.rules import Rule, Statistics
 
 ALIGNMENT, WORD = 64, 4
-"""Bytes; each tensor starts on its own cache line, so two workers' writes to two tensors never share one."""
+"""Bytes of a cache line and of a float32. Each tensor starts on a cache line, so that no two tensors share one."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one tensor of a model lies in the vector."""
+    """The place of one tensor of a model in the flat vector."""
 
     name: str
     shape: torch.Size
     start: int
 
     def view(self, vector: Tensor) -> Tensor:
-        """The tensor, sharing the vector's memory."""
+        """Return the tensor as a view of the vector."""
         return vector[self.start : self.start + self.shape.numel()].view(self.shape)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Parameters first, then buffers (running statistics), each aligned.
+    """The layout of a model's tensors in a flat vector: parameters first, then buffers such as running statistics.
 
     Attributes:
-        slots: every tensor's place.
-        theta: length of the part an optimizer moves.
-        size: length of the whole vector.
+        slots: the places of all tensors.
+        theta: the length of the first part, which has the parameters.
+        size: the length of the whole vector.
     """
 
     slots: tuple[Slot, ...]
@@ -43,12 +43,15 @@ class Layout:
 
     @property
     def convolutional(self) -> bool:
-        """Some tensor is the weight of a convolution."""
+        """Whether the model has a convolution."""
         return any(len(slot.shape) == 4 for slot in self.slots)
 
     @classmethod
     def of(cls, model: nn.Module) -> Layout:
-        """The layout of a model's parameters and buffers, in the order the model names them."""
+        """Return the layout of a model's parameters and buffers, each in the order of the model.
+
+        The buffers of an average network come last, so that they are contiguous.
+        """
         slots: list[Slot] = []
         end = 0
 
@@ -61,13 +64,13 @@ class Layout:
             return end
 
         theta = place(model.named_parameters())
-        buffers = sorted(model.named_buffers(), key=lambda named: named[0].startswith("average."))  # in one piece, last
+        buffers = sorted(model.named_buffers(), key=lambda named: named[0].startswith("average."))
         size = place(iter(buffers))
         return cls(tuple(slots), theta, size)
 
 
 def bind(model: nn.Module, vector: Tensor) -> Layout:
-    """Make a model's parameters and buffers views of a flat vector ``[layout.size]``; values are copied in first."""
+    """Copy a model's parameters and buffers to a flat vector ``[layout.size]``, and make them views of it."""
     layout = Layout.of(model)
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     with torch.no_grad():
@@ -85,19 +88,19 @@ def bind(model: nn.Module, vector: Tensor) -> Layout:
 
 
 def parameter_views(model: nn.Module, vector: Tensor) -> list[Tensor]:
-    """The places of a model's parameters in a flat vector ``[layout.theta]``, in the order the model lists them."""
+    """Return views of a flat vector ``[layout.theta]`` for a model's parameters, in the order of the model."""
     places = {slot.name: slot.view(vector) for slot in Layout.of(model).slots if slot.start < len(vector)}
     return [places[name] for name, _ in model.named_parameters()]
 
 
 @dataclass
 class State:
-    """Everything that learning changes.
+    """The state that learning changes: parameters, running statistics and the optimizer's statistics.
 
     Attributes:
-        layout: the meaning of `vector`.
+        layout: the places of the model's tensors in `vector`.
         vector: ``[layout.size]`` float32, [θ ‖ running statistics].
-        statistics: the optimizer's, one set for all workers or one set per worker.
+        statistics: the optimizer's statistics, one set for all workers or one set per worker.
     """
 
     layout: Layout
@@ -106,7 +109,13 @@ class State:
 
     @classmethod
     def of(cls, model: nn.Module, rule: Rule, workers: int) -> State:
-        """A state that holds the model's values; the model is bound to it."""
+        """Make the state of a model, whose parameters and buffers become views of it.
+
+        Args:
+            model: the model.
+            rule: the optimizer, which decides on the statistics.
+            workers: the number of workers, for statistics per worker.
+        """
         layout = Layout.of(model)
         dtype = next(model.parameters()).dtype
         vector = torch.zeros(layout.size, dtype=dtype)
@@ -116,28 +125,28 @@ class State:
 
     @property
     def theta(self) -> Tensor:
-        """θ, the part an optimizer moves; shares memory."""
+        """The parameters θ as a view of the vector, ``[layout.theta]``."""
         return self.vector[: self.layout.theta]
 
     @property
     def average(self) -> Tensor | None:
-        """θ_a, laid out as θ, where the model has an average of itself; shares memory."""
-        theirs = [slot.start for slot in self.layout.slots if slot.name.startswith("average.")]
-        return self.vector[theirs[0] : theirs[0] + self.layout.theta] if theirs else None
+        """The parameters θ_a of the average network as a view of the vector in the layout of θ; None without one."""
+        starts = [slot.start for slot in self.layout.slots if slot.name.startswith("average.")]
+        return self.vector[starts[0] : starts[0] + self.layout.theta] if starts else None
 
     def share_(self) -> None:
-        """Move everything to shared memory, in place."""
+        """Move all tensors to shared memory, in place."""
         self.vector.share_memory_()  # type: ignore[no-untyped-call]
         for statistics in self.statistics:
             for tensor in statistics.values():
                 tensor.share_memory_()  # type: ignore[no-untyped-call]
 
     def views(self) -> dict[str, Tensor]:
-        """The model's parameters and buffers by name, sharing memory."""
+        """Return views of the model's parameters and buffers, by name."""
         return {slot.name: slot.view(self.vector) for slot in self.layout.slots}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name, sharing memory: what a checkpoint holds."""
+        """Return views of all tensors by the names that they have in a checkpoint."""
         named = {f"model.{name}": tensor for name, tensor in self.views().items()}
         for i, statistics in enumerate(self.statistics):
             named |= {f"optimizer.{i}.{name}": tensor for name, tensor in statistics.items()}

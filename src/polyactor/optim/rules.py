@@ -1,4 +1,4 @@
-"""SGD, RMSprop with its three conventions, Adam: hyper-parameters and one in-place step each."""
+"""Update rules: SGD, RMSprop in three conventions, and Adam."""
 
 from __future__ import annotations
 
@@ -13,67 +13,74 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Statistics = dict[str, "Tensor"]
-"""What a rule remembers between steps; allocated once by `Rule.statistics`, then only changed in place."""
+"""The statistics of a rule by name, such as Adam's moments; allocated once, then only changed in place."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What every rule has: a learning rate that may anneal, a clip, and whose statistics it keeps."""
+    """The base of update rules: a learning rate that may be annealed, gradient clipping, and statistics."""
 
     lr: Annotated[float, Allowed(0)] = 7e-4
-    """Learning rate η at the start."""
+    """Learning rate η at the start of the run."""
     lr_end: Annotated[float | None, Allowed(0)] = None
     """η at the end of the run, reached linearly in environment steps of all workers; none keeps η constant."""
     max_grad_norm: Annotated[float | None, Allowed(0, above=True)] = 0.5
     """Clip the gradient to this global norm; none does not clip."""
     shared: bool = True
-    """One set of statistics for all workers (A3C's shared RMSprop); otherwise one set per worker."""
+    """Share one set of statistics between all workers (A3C's shared RMSprop); otherwise each worker has its own."""
 
     def lr_at(self, progress: float) -> float:
-        """η at this progress in [0, 1]."""
+        """Return η at this progress of the run in [0, 1]."""
         return anneal(self.lr, self.lr_end, progress)
 
     def statistics(self, theta: Tensor) -> Statistics:
-        """Freshly allocated statistics for a parameter vector ``[θ]``."""
+        """Allocate the statistics for a vector of parameters ``[θ]``."""
         return {}
 
     def step(self, theta: Tensor, grad: Tensor, statistics: Statistics, lr: float) -> None:
-        """Move θ ``[θ]`` and the statistics in place."""
+        """Update θ ``[θ]`` and the statistics in place by one gradient.
+
+        Args:
+            theta: the parameters ``[θ]``.
+            grad: the gradient Δ, ``[θ]``, clipped already.
+            statistics: those that `Rule.statistics` allocated.
+            lr: the learning rate η.
+        """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class SGD(Rule):
-    """θ ← θ − η Δ."""
+    """Stochastic gradient descent, θ ← θ − η Δ."""
 
     def step(self, theta: Tensor, grad: Tensor, statistics: Statistics, lr: float) -> None:
-        """One step."""
+        """θ ← θ − η Δ, in place."""
         theta.add_(grad, alpha=-lr)
 
 
 @dataclass(frozen=True)
 class RMSprop(Rule):
-    """g ← αg + (1−α)Δ²,  θ ← θ − η Δ/√(g+ε), in the three conventions found in the field.
+    """RMSprop in three conventions: g ← αg + (1−α)Δ²,  θ ← θ − η Δ/√(g+ε).
 
-    A3C paper and PFRL: ε inside the root, g starts at 0. TensorFlow, OpenAI Baselines: inside, g starts at 1, which
-    acts as a warm-up of about 1/(1−α) updates. PyTorch: θ − η Δ/(√g + ε), g starts at 0.
+    In the A3C paper and PFRL, ε is inside the root and g starts at 0. In TensorFlow and OpenAI Baselines, ε is inside
+    and g starts at 1, which warms up over about 1/(1−α) updates. In PyTorch, θ ← θ − η Δ/(√g + ε) and g starts at 0.
     """
 
     alpha: Annotated[float, Allowed(0, 1, below=True)] = 0.99
-    """Decay α of the running mean of squares."""
+    """Decay α of g, the running mean of squared gradients."""
     eps: Annotated[float, Allowed(0, above=True)] = 1e-5
-    """ε; note that sum and mean losses need different ones."""
+    """ε, added to g or √g; a loss that is a sum over rows needs another one than a mean."""
     eps_inside: bool = True
-    """ε under the root (A3C, TensorFlow) or outside it (PyTorch)."""
+    """Add ε to g under the root (A3C, TensorFlow); otherwise to √g (PyTorch)."""
     square_avg_start: Annotated[float, Allowed(0)] = 1.0
     """g before the first update."""
 
     def statistics(self, theta: Tensor) -> Statistics:
-        """g, ``[θ]``."""
+        """Allocate g, ``[θ]``."""
         return {"square_avg": theta.new_full(theta.shape, self.square_avg_start)}
 
     def step(self, theta: Tensor, grad: Tensor, statistics: Statistics, lr: float) -> None:
-        """One step."""
+        """g ← αg + (1−α)Δ²,  θ ← θ − η Δ/√(g+ε) or θ − η Δ/(√g + ε), in place."""
         g = statistics["square_avg"]
         g.mul_(self.alpha).addcmul_(grad, grad, value=1 - self.alpha)
         root = g.add(self.eps).sqrt_() if self.eps_inside else g.sqrt().add_(self.eps)
@@ -82,21 +89,21 @@ class RMSprop(Rule):
 
 @dataclass(frozen=True)
 class Adam(Rule):
-    """Adam (Kingma & Ba 2015) with its step count among the shared statistics, so that bias correction is right."""
+    """Adam (Kingma & Ba 2015); its step count is one of the statistics, so that workers share the bias correction."""
 
     beta1: Annotated[float, Allowed(0, 1, below=True)] = 0.9
-    """Decay of the first moment."""
+    """Decay β₁ of the first moment."""
     beta2: Annotated[float, Allowed(0, 1, below=True)] = 0.999
-    """Decay of the second moment."""
+    """Decay β₂ of the second moment."""
     eps: Annotated[float, Allowed(0, above=True)] = 1e-5
     """ε, added to √v̂ (PyTorch)."""
     eps_hat: bool = False
-    """Add ε to √v before its bias is corrected (TensorFlow's ε̂)."""
+    """Add ε to √v before the bias of v is corrected (TensorFlow's ε̂)."""
     amsgrad: bool = False
-    """Divide by the largest second moment seen so far (Reddi et al. 2018)."""
+    """Divide by the largest second moment so far (Reddi et al. 2018)."""
 
     def statistics(self, theta: Tensor) -> Statistics:
-        """m and v ``[θ]``, the step count, and max v where AMSGrad wants it."""
+        """Allocate m and v ``[θ]``, the step count, and the largest v so far for AMSGrad."""
         statistics = {
             "step": theta.new_zeros(()).double(),
             "exp_avg": theta.new_zeros(theta.shape),
@@ -105,7 +112,7 @@ class Adam(Rule):
         return statistics | ({"max_exp_avg_sq": theta.new_zeros(theta.shape)} if self.amsgrad else {})
 
     def step(self, theta: Tensor, grad: Tensor, statistics: Statistics, lr: float) -> None:
-        """m ← β₁m + (1−β₁)Δ,  v ← β₂v + (1−β₂)Δ²,  θ ← θ − η m̂/(√v̂ + ε), in torch's single pass over all four."""
+        """m ← β₁m + (1−β₁)Δ,  v ← β₂v + (1−β₂)Δ²,  θ ← θ − η m̂/(√v̂ + ε), in place by torch's fused kernel."""
         from torch.optim.adam import adam
 
         t = float(statistics["step"]) + 1
@@ -129,3 +136,4 @@ class Adam(Rule):
 
 
 RULES: dict[str, type[Rule]] = {"sgd": SGD, "rmsprop": RMSprop, "adam": Adam}
+"""The update rules by their names in ``--optimizer``."""

@@ -1,1 +1,7 @@
-"""What a person looks at when a run is over: curves, comparisons, films, speed."""
+"""Results for people: figures, tables, videos and speed.
+
+* `curves`: learning curves of one or more runs as a PNG.
+* `compare`: a table of runs grouped by seed.
+* `video`: one game as an mp4.
+* `speed`: the speed of training on this machine.
+"""

@@ -1,4 +1,4 @@
-"""Runs side by side: seeds grouped, means with confidence intervals."""
+"""A table that compares runs: one line per group of seeds, means with confidence intervals."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from polyactor.errors import UsageError
 from polyactor.system.console import Lasting
 
 RESAMPLES = 10_000
+"""Bootstrap resamples behind each confidence interval."""
 FIGURES = {
     "score": "score_mean100",
     "best": "best_score_mean100",
@@ -23,18 +24,18 @@ FIGURES = {
     "reached, s": "reached_at_s",
     "steps/s": "steps_per_s",
 }
-"""Column to key of ``summary.json``."""
+"""Columns of the table, and the key of ``summary.json`` that each shows."""
 UNLIKE = ("seed", "out", "quiet", "preset")
-"""What runs of one group may differ in."""
+"""Fields of a config in which the runs of one group may differ."""
 USUAL = {field.name: field.default for field in fields(Config)}
-"""Values that do not tell runs apart from older ones, whose config did not have the field yet."""
+"""Default of each config field. A field at its default is ignored: older runs do not have all fields."""
 
 
 def compare(runs: Sequence[Path]) -> None:
-    """Print one line per group of runs that differ in nothing but the seed.
+    """Print a table with one line per group of runs that differ in nothing but the seed.
 
     Raises:
-        UsageError: a directory is no run, or its run has not ended.
+        UsageError: a directory is no run directory, or its run has not ended.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     labels: dict[str, str] = {}
@@ -57,13 +58,14 @@ def compare(runs: Sequence[Path]) -> None:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of the mean."""
+    """Return the 95 % percentile-bootstrap interval of the mean of the values."""
     draws = np.random.default_rng(0).choice(np.asarray(values), (RESAMPLES, len(values))).mean(1)
     low, high = np.percentile(draws, [2.5, 97.5])
     return float(low), float(high)
 
 
 def _cell(values: Sequence[float | None]) -> str:
+    """Return one cell of the table: the mean of the known values with its interval, and how many are known."""
     known = [value for value in values if value is not None]
     if not known:
         return "–"

@@ -1,4 +1,4 @@
-"""``curve.png``: the score of one or more runs over agent steps and over wall time."""
+"""Learning curves: a figure of the scores of one or more runs over agent steps and over wall time."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ LAGS: Mapping[str, tuple[str, LineStyle]] = {
     "policy_lag": ("policy lag", "-"),
     "gradient_staleness": ("gradient staleness", (0, (1.5, 1.2))),
 }
-"""Columns of the third panel: name and line."""
+"""Metrics drawn in the third panel: name and line style."""
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """One run as the figure needs it.
+    """One run as read from its run directory for the figure.
 
     Attributes:
-        label: its line in the legend.
-        rows: of ``metrics.jsonl``, agent steps increasing.
-        evaluations: rows or events that carry an ``evaluation_score``, each with ``agent_steps`` and ``wall_s``.
-        config: of ``config.json``, empty when there is none.
+        label: the run's text in the legend.
+        rows: metrics rows, in the order of their agent steps.
+        evaluations: rows or events with an ``evaluation_score``, each with ``agent_steps`` and ``wall_s``.
+        config: the content of ``config.json``; empty if the file is missing.
     """
 
     label: str
@@ -49,21 +49,21 @@ class RecordedRun:
 
 
 def curve(runs: Sequence[Path], out: Path) -> Path:
-    """Draw the learning curves of run directories, one line each.
+    """Draw the learning curves of runs, one line per run, and write them as a PNG.
 
-    Left over agent steps, middle over wall time in minutes. The line is the mean score of the last 100 games; diamonds
-    are evaluations; a dashed line is the score the run was asked to reach. A third panel shows policy lag and gradient
-    staleness in updates; where both are 0 in every run the legend says so instead, and the scores have the room.
+    The left panel is over agent steps, the middle one over wall time in minutes. Lines are the mean score of the last
+    100 games, diamonds evaluations, dashed lines target scores. A third panel shows policy lag and gradient staleness
+    in updates; if both are 0 in every run, the panel is left out and the legend says so.
 
     Args:
         runs: run directories, each with a ``metrics.jsonl``.
-        out: the PNG to write, about 1600 x 640 pixels; its directory is made when missing.
+        out: the PNG to write, about 1600 x 640 pixels; its directory is created if missing.
 
     Returns:
         ``out``.
 
     Raises:
-        UsageError: no runs, or one that has no rows or no finished game yet.
+        UsageError: there is no run, or one has no metrics row or no finished game yet.
         RunDirectoryError, OutOfResources: a file cannot be read or written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -102,7 +102,9 @@ def curve(runs: Sequence[Path], out: Path) -> Path:
             panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
             panel.xaxis.set_major_locator(_few_ticks(5 if panel is panels[0] else 3))
     handles, labels = panels[0].get_legend_handles_labels()
-    columns = max(1, min(4, 180 // (10 + max(map(len, labels)))))  # what the width holds, a line's sample included
+    columns = max(
+        1, min(4, 180 // (10 + max(map(len, labels))))
+    )  # as many as fit the width, with a sample of each line
     rows_needed = math.ceil(len(labels) / columns)
     figure.suptitle(_title(found), fontsize=17, fontweight="bold")
     figure.legend(
@@ -126,6 +128,7 @@ def curve(runs: Sequence[Path], out: Path) -> Path:
 
 
 def _read(path: Path) -> RecordedRun:
+    """Read a run directory for the figure. Raises `UsageError` where it has no metrics row or no score."""
     rows = _superseded_removed([row for row in read_rows(path / ROWS) if _number(row, "agent_steps") is not None])
     if not rows:
         raise UsageError(f"{path / ROWS} {'has no rows yet' if (path / ROWS).exists() else 'does not exist'}")
@@ -137,7 +140,7 @@ def _read(path: Path) -> RecordedRun:
 
 
 def _superseded_removed(rows: Sequence[Row]) -> list[Row]:
-    """Rows with agent steps increasing: a resumed run writes anew what the lost one had reached after its save."""
+    """Return the rows with increasing agent steps: rows that a resumed run wrote again replace the older ones."""
     kept: list[Row] = []
     for row in reversed(rows):
         if not kept or row["agent_steps"] < kept[-1]["agent_steps"]:
@@ -146,7 +149,7 @@ def _superseded_removed(rows: Sequence[Row]) -> list[Row]:
 
 
 def _with_wall_time(row: Row, rows: Sequence[Row]) -> Row:
-    """The row with a ``wall_s``: its own, or that of the last report before it."""
+    """Return the row with a ``wall_s``, taken from the last metrics row before it if it has none."""
     if _number(row, "wall_s") is not None:
         return row
     before = [other.get("wall_s") for other in rows if other["agent_steps"] <= row["agent_steps"]]
@@ -157,17 +160,18 @@ def _config(path: Path) -> Mapping[str, Any]:
     try:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return {}  # the figure can do without
+        return {}  # the figure does not need it
     return config if isinstance(config, dict) else {}
 
 
 def _number(row: Row, key: str) -> float | None:
-    """A finite number, or None."""
+    """Return the finite number under a key of a row, or None."""
     value = row.get(key)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _points(rows: Sequence[Row], x: str, y: str, unit: float = 1.0) -> Points:
+    """Return the xs, divided by `unit`, and the ys of all rows that have both."""
     pairs = [(_number(row, x), _number(row, y)) for row in rows]
     known = [(first / unit, second) for first, second in pairs if first is not None and second is not None]
     return [first for first, _ in known], [second for _, second in known]
@@ -177,7 +181,7 @@ def _points(rows: Sequence[Row], x: str, y: str, unit: float = 1.0) -> Points:
 
 
 def _name(config: Mapping[str, Any], key: str) -> str:
-    """The value of a key, whether it is plain or an object with a name; empty when there is none."""
+    """Return the text under a key of a config, or its name where it is an object; empty if there is none."""
     value = config.get(key)
     if isinstance(value, Mapping):
         value = value.get("name", value.get("id"))
@@ -194,7 +198,7 @@ def _title(runs: Sequence[RecordedRun]) -> str:
 
 
 def _label(runs: Sequence[RecordedRun], paths: Sequence[Path]) -> list[RecordedRun]:
-    """The runs with labels that differ: preset or algorithm, scheme, environment where several, seed, directory."""
+    """Return the runs with distinct labels: preset or algorithm, scheme, environment if several, seed, directory."""
     several = len(_environments(runs)) > 1
     labels = []
     for run, path in zip(runs, paths, strict=True):
@@ -216,6 +220,7 @@ def _label(runs: Sequence[RecordedRun], paths: Sequence[Path]) -> list[RecordedR
 
 
 def _draw_scores(panel: Axes, runs: Sequence[RecordedRun], x: str, unit: float) -> None:
+    """Draw the scores, evaluations and target scores of runs over the column `x`, divided by `unit`."""
     for run, color in zip(runs, itertools.cycle(COLORS), strict=False):
         marker = "o" if len(run.rows) == 1 else None  # one row alone is no line
         points = _points(run.rows, x, "score_mean100", unit)
@@ -235,7 +240,7 @@ def _draw_scores(panel: Axes, runs: Sequence[RecordedRun], x: str, unit: float) 
 
 
 def _draw_lags(panel: Axes, runs: Sequence[RecordedRun], unit: float) -> None:
-    """Every lag measured; those that are 0 lie on one another, just above the axis."""
+    """Draw policy lag and gradient staleness over agent steps, divided by `unit`; lags of 0 lie just above the axis."""
     highest = 0.0
     for key, (name, style) in LAGS.items():
         for run, color in zip(runs, itertools.cycle(COLORS), strict=False):
@@ -251,7 +256,7 @@ def _draw_lags(panel: Axes, runs: Sequence[RecordedRun], unit: float) -> None:
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """A running mean over a twentieth of the values, narrower at both ends."""
+    """Return the running mean over a twentieth of the values, over fewer near both ends."""
     half = len(values) // 40
     windows = (values[max(0, index - half) : index + half + 1] for index in range(len(values)))
     return [sum(window) / len(window) for window in windows]
@@ -264,6 +269,7 @@ def _few_ticks(count: int) -> Any:
 
 
 def _dress(panel: Axes) -> None:
+    """Style the grid, spines and labels of a panel."""
     panel.grid(True, color="#e3e6ea", linewidth=1.0)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)

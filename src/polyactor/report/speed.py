@@ -1,7 +1,7 @@
-"""Speed on this machine, as a share of what the emulator alone gives in the same run.
+"""The speed of training on this machine, as a share of the speed of the environments alone.
 
-Both are measured from outside by the wall clock, in turn (emulator, training, emulator, training, …), since a machine's
-speed drifts: only ratios within one run mean anything.
+Both are measured by the wall clock in turn (environments, training, environments, training, …), since a machine's speed
+drifts: only ratios from one call are comparable.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from polyactor.system.machine import tune_allocator
 from polyactor.transport.processes import ProcessPool
 
 WAITS = 0.15
-"""Share of time above which waiting is what to change first."""
+"""Share of the workers' time above which waiting is the first thing to reduce."""
 ADVICE = {
     Part.INFER: "more --envs per worker make each pass worth more",
     Part.STORE: "smaller observations, or a longer --rollout",
@@ -34,20 +34,21 @@ ADVICE = {
     Part.APPLY: "a longer --rollout or more --envs make fewer updates",
     Part.WAIT: "--scheme hogwild waits for nobody",
 }
+"""What to change where a part of the workers' time dominates."""
 ENVIRONMENTS = 64
-"""Per process, for the environments alone: enough for their best rate."""
+"""Environments per process where they are measured alone: enough for their best speed."""
 
 
 def bench(configs: Sequence[Config], *, seconds: float, rounds: int = 3) -> list[tuple[float, ...]]:
     """Measure and print training as a share of the environments alone, each config in turn, in rounds.
 
     Args:
-        configs: what is trained; a scheme of one process gets the environments of all workers of the others.
-        seconds: of each measurement, start-up excluded.
-        rounds: of the environments alone, then each config; one more of the environments closes the last.
+        configs: the configs to train; one with a single-process scheme gets as many environments as all workers have.
+        seconds: the length of each measurement, without start-up.
+        rounds: measurements of the environments alone and of each config; the environments get one more at the end.
 
     Returns:
-        For each config its ratio in each round: its rate ÷ the mean of the environments' rates before and after.
+        For each config its ratio in each round: training speed ÷ mean speed of the environments before and after.
     """
     tune_allocator()
     processes = max(config.workers for config in configs)
@@ -60,28 +61,28 @@ def bench(configs: Sequence[Config], *, seconds: float, rounds: int = 3) -> list
     alone = [environments_alone(first, processes, seconds)]
     trained: list[list[Trained]] = [[] for _ in configs]
     for _ in range(rounds):
-        for own, config, spec in zip(trained, configs, specs, strict=True):
-            own.append(training_rate(config, spec, seconds))
+        for results, config, spec in zip(trained, configs, specs, strict=True):
+            results.append(training_rate(config, spec, seconds))
         alone.append(environments_alone(first, processes, seconds))
     print(f"{'environments alone':<44}{_median(alone):>24} steps/s")
     around = [statistics.fmean(pair) for pair in pairwise(alone)]
     ratios = []
-    for own, name in zip(trained, names, strict=True):
-        rates = [each.rate for each in own]
+    for results, name in zip(trained, names, strict=True):
+        rates = [each.rate for each in results]
         ratios.append(tuple(rate / limit for rate, limit in zip(rates, around, strict=True)))
         low, middle, high = min(ratios[-1]), statistics.median(ratios[-1]), max(ratios[-1])
         print(f"{name:<44}{_median(rates):>24} steps/s   ratio {middle:.3f} [{low:.3f}–{high:.3f}]")
     print("\nMicroseconds of workers' time per step")
     print(f"{'':<44}" + "".join(f"{part:>15}" for part in Part))
-    for own, name in zip(trained, names, strict=True):
-        parts = {part: statistics.median(each.microseconds[part] for each in own) for part in Part}
+    for results, name in zip(trained, names, strict=True):
+        parts = {part: statistics.median(each.microseconds[part] for each in results) for part in Part}
         print(f"{name:<44}" + "".join(f"{parts[part]:>15,.0f}" for part in Part))
         print(f"  {advice(parts)}")
     return ratios
 
 
 def advice(parts: Mapping[Part, float]) -> str:
-    """What to change, from where the time goes."""
+    """Return what to change to train faster, given the microseconds per step that each part takes."""
     total = sum(parts.values())
     share = {part: value / total for part, value in parts.items()}
     if share[Part.WAIT] > WAITS:
@@ -93,18 +94,19 @@ def advice(parts: Mapping[Part, float]) -> str:
 
 
 def environments_alone(config: Config, processes: int, seconds: float) -> float:
-    """One vector environment and one thread in each of W processes, random actions fixed beforehand."""
-    marks = torch.zeros(processes, 2, dtype=torch.float64).share_memory_()  # type: ignore[no-untyped-call]
-    pool = ProcessPool(_step, processes, (config.env, config.atari, seconds, marks))
+    """Return the steps per second of environments alone: one vector environment in each process, random actions."""
+    counts = torch.zeros(processes, 2, dtype=torch.float64).share_memory_()  # type: ignore[no-untyped-call]
+    pool = ProcessPool(_step, processes, (config.env, config.atari, seconds, counts))
     try:
         while not pool.wait(0.1):
             pass
     finally:
         pool.stop()
-    return float((marks[:, 0] / marks[:, 1]).sum())
+    return float((counts[:, 0] / counts[:, 1]).sum())
 
 
-def _step(worker: int, env: str, atari: object, seconds: float, marks: torch.Tensor) -> None:
+def _step(worker: int, env: str, atari: object, seconds: float, counts: torch.Tensor) -> None:
+    """Step environments for `seconds`, and write steps and elapsed seconds into the worker's row of `counts` [W, 2]."""
     envs = make_envs(env, ENVIRONMENTS, atari=atari)  # type: ignore[arg-type]
     envs.reset(worker)
     envs.action_space.seed(worker)
@@ -113,16 +115,16 @@ def _step(worker: int, env: str, atari: object, seconds: float, marks: torch.Ten
     while time.perf_counter() - start < seconds:
         envs.step(actions[steps % 16])
         steps += 1
-    marks[worker] = torch.tensor([steps * ENVIRONMENTS, time.perf_counter() - start], dtype=torch.float64)
+    counts[worker] = torch.tensor([steps * ENVIRONMENTS, time.perf_counter() - start], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One measurement.
+    """The measured speed of training.
 
     Attributes:
-        rate: environment steps consumed by updates per second.
-        microseconds: of workers' time per such step, by part.
+        rate: agent steps per second that updates have consumed.
+        microseconds: workers' time per agent step, by part.
     """
 
     rate: float
@@ -130,7 +132,11 @@ class Trained:
 
 
 def training_rate(config: Config, spec: EnvSpec, seconds: float) -> Trained:
-    """Train for so long, counted from when every worker has applied its tenth update."""
+    """Train and measure the speed over `seconds`, which begin after ten updates per worker.
+
+    Raises:
+        RuntimeError: training ended before the measurement did.
+    """
     parts = Parts.fresh(replace(config, steps=10**12), spec)
     counters, run = parts.counters, transport.run(parts)
     start, steps, spent = None, 0, counters.spent()
@@ -149,6 +155,7 @@ def training_rate(config: Config, spec: EnvSpec, seconds: float) -> Trained:
 
 
 def _name(config: Config, spec: EnvSpec) -> str:
+    """Return a config in a few words: preset, scheme, workers × environments, precision."""
     shown = precision(config, images=Parts.fresh(config, spec).state.layout.convolutional)
     return f"{config.preset} {config.scheme.name} {config.workers} × {config.envs} {shown}"
 

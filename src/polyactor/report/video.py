@@ -1,4 +1,4 @@
-"""Watch a policy: one game as an mp4, and what else a run leaves to look at."""
+"""Videos: one game of a policy as an mp4, and the video and learning curve of a finished run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from polyactor.report.curves import curve
 from polyactor.shared.counters import never
 
 MIN_SIZE = 320
-"""Pixels; smaller pictures are enlarged by a whole factor, so that a player shows them sharp."""
+"""Least height of a video in pixels; smaller frames are enlarged by a whole factor, so that players show them sharp."""
 
 
 @torch.inference_mode()
@@ -32,35 +32,36 @@ def record(
     seed: int = 0,
     stopped: Callable[[], bool] = never,
 ) -> float:
-    """Play one game and write it as H.264; the file appears whole or not at all.
+    """Play one game and write it as an H.264 video; the file appears whole or not at all.
 
-    A game that is lost to a failure of the environment is forgotten, and the film begins anew.
+    If a failure of the environment ends the game, the video starts again with a new game.
 
     Args:
-        config: of the run.
+        config: the run's config.
         tensors: the model's parameters and buffers by name.
-        out: the mp4.
-        stopped: looked at before every frame; ends the film when it says so.
+        out: the mp4 to write.
+        deterministic: take the most likely action; otherwise sample.
+        seed: of the environment and of sampled actions.
+        stopped: called before every frame; returns True to end without a video.
 
     Returns:
-        The game's score.
+        The score of the game.
 
     Raises:
-        EnvironmentUnsupported: the environment cannot draw itself or fails again and again, or no encoder is
-            installed.
-        RuntimeError: `stopped` said so.
+        EnvironmentUnsupported: the environment has no images or fails again and again, or no encoder is installed.
+        RuntimeError: `stopped` returned True.
     """
     try:
         import imageio_ffmpeg
     except ImportError:
         raise EnvironmentUnsupported('a video needs an encoder: pip install "polyactor[video]"') from None
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # Gymnasium's own environments draw with SDL: no window
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # Gymnasium draws with SDL: open no window
     temporary = out.with_name(f".{out.stem}.part{out.suffix}")
     writer = None
     with fresh_envs(config, 1, render=True) as (envs, answered):
         try:
             model = make_trained(config, EnvSpec.of(envs), tensors)
-            temporary.unlink(missing_ok=True)  # perhaps a link that somebody else has put there
+            temporary.unlink(missing_ok=True)  # perhaps a planted link
             streams = Streams.of(seed, EVALUATION_STREAM)
             observation, state, is_first = torch.from_numpy(envs.reset(streams.env)), model.initial_state(1), True
             answered()
@@ -112,13 +113,13 @@ def record(
 def keepsakes(
     config: Config, directory: Path, *, games: bool, stopped: Callable[[], bool] = never
 ) -> Iterator[tuple[str, str]]:
-    """Picture and film of a run that has ended; gives an event and a reason for each that could not be made.
+    """Write the learning curve and a video of a finished run, and yield an event and a reason for each that failed.
 
     Args:
-        config: of the run.
-        directory: of the run.
-        games: whether one has finished.
-        stopped: as `record` takes it.
+        config: the run's config.
+        directory: the run directory.
+        games: whether a game has finished, without which there is no curve.
+        stopped: returns True to end without a video.
     """
     if games:
         curve([directory], directory / "curve.png")
@@ -127,6 +128,6 @@ def keepsakes(
     try:
         _, tensors = read(directory, trust_env=True)
         record(config, tensors, directory / "replay.mp4", seed=config.seed, stopped=stopped)
-    # The last two are the encoder's, or say that a signal asked for the end.
+    # OSError and RuntimeError come from the encoder, the latter also from a stop signal.
     except (EnvironmentUnsupported, CheckpointError, OSError, RuntimeError) as error:
         yield "video_skipped", str(error) or type(error).__name__

@@ -1,4 +1,10 @@
-"""Who holds θ, who collects, who differentiates, who applies. One file each; none knows a loss."""
+"""Schemes say which process holds θ, and which ones collect, differentiate and apply. They do not depend on the loss.
+
+* `sync`: one process does everything.
+* `hogwild`: every worker does everything, on θ in shared memory.
+* `param_server`: workers collect and differentiate, a server applies.
+* `actor_learner`: workers collect, a learner differentiates and applies.
+"""
 
 from polyactor.config import Scheme
 from polyactor.schemes.actor_learner import ActorLearner

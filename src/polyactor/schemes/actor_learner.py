@@ -1,7 +1,8 @@
-"""Actor-learner: actors collect; a learner differentiates and applies. Rollouts go up, parameters come down.
+"""Actor-learner: actors send rollouts to a learner, which differentiates and applies; actors pull its parameters.
 
-With the V-trace loss this is IMPALA (Espeholt et al. 2018), with PPO's it is APPO, with A2C's in lockstep it is A2C
-over several processes. All actors write into one batch: each has its own columns of it, so nothing is copied to join.
+With the V-trace loss this is IMPALA (Espeholt et al. 2018), with the loss of PPO it is APPO, and with the loss of A2C
+in lockstep it is A2C over several processes. All actors write into one batch ``[T, B]`` in shared memory, each into
+columns of its own, so that rollouts are joined without a copy.
 """
 
 from __future__ import annotations
@@ -30,28 +31,28 @@ class ActorLearner(Scheme):
     learns_on_gpu: ClassVar[bool] = True
 
     max_lag: Annotated[int | None, Allowed(0)] = None
-    """Batches that may be learned from between acting and learning from it; 0 is lockstep. none: 1 where the loss
-    corrects for it, else 0."""
+    """Batches that may be learned from between collecting a batch and learning from it; 0 is lockstep. none: 1 where
+    the loss corrects for such a lag, else 0."""
     batch: Annotated[int, Allowed(1)] = 1
     """Rollouts of each actor that make one batch."""
     threads: Annotated[int, Allowed(0)] = 0
-    """Threads of the learner; 0 is one, or all cores where the actors wait for it (images in lockstep)."""
+    """Threads of the learner; 0 is one, or all cores where the actors wait for the learner (images in lockstep)."""
 
     def columns(self, config: Config) -> int:
-        """A batch joins the environments of all actors."""
+        """Return the number of columns B of a batch, which joins the rollouts of all actors."""
         return config.workers * self.batch * config.envs
 
     def learners(self, config: Config) -> int:
-        """One."""
+        """Return 1: a single process differentiates."""
         return 1
 
     def lag(self, config: Config) -> int:
-        """The bound that holds."""
+        """Return the bound on the policy lag, in batches: `max_lag`, or by default what the loss can correct for."""
         return int(config.algorithm.corrects_lag) if self.max_lag is None else self.max_lag
 
     @contextmanager
     def roles(self, parts: Parts) -> Iterator[Roles]:
-        """Actors, and the learner as the run's own role."""
+        """Give the roles: W actors, and the learner as the main role."""
         from polyactor.shared.locks import SequenceLock
         from polyactor.shared.slot_queue import SlotQueue
 
@@ -62,7 +63,7 @@ class ActorLearner(Scheme):
 
 
 def act(worker: int, parts: Parts, slots: SlotQueue, rounds: list[Rollout], lock: SequenceLock) -> Role:
-    """An actor's life."""
+    """Run an actor: pull the newest parameters and write a rollout into the batch, whenever a slot is free."""
     config = parts.config
     assert isinstance(config.scheme, ActorLearner)
     batch = config.scheme.batch
@@ -80,7 +81,7 @@ def act(worker: int, parts: Parts, slots: SlotQueue, rounds: list[Rollout], lock
 
 
 def learn(parts: Parts, slots: SlotQueue, rounds: list[Rollout], lock: SequenceLock) -> Role:
-    """The learner's life: a round is one batch of all actors."""
+    """Run the learner: wait until all actors have filled their columns of a batch, then learn from it."""
     from polyactor.system.machine import torch_threads
 
     config, counters, scheme = parts.config, parts.counters, parts.config.scheme
@@ -103,7 +104,10 @@ def learn(parts: Parts, slots: SlotQueue, rounds: list[Rollout], lock: SequenceL
 
 
 def ready(parts: Parts, slots: SlotQueue, rounds: list[Rollout], batch: int) -> bool:
-    """Whether a batch of all actors is there; of an actor that is lost blank rollouts are, once all others' are."""
+    """Return whether a batch is complete.
+
+    If only lost actors are missing, their columns are filled with blank rollouts, which no loss counts.
+    """
     config = parts.config
     slots.admit()
     missing = [worker for worker in range(config.workers) if slots.waiting(worker) < batch]

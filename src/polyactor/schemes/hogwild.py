@@ -1,7 +1,7 @@
-"""Hogwild: θ and the optimizer's statistics in shared memory; every worker collects, differentiates and applies.
+"""Hogwild: every worker collects, differentiates and applies, on θ and optimizer statistics in shared memory.
 
-With the A2C loss this is A3C (Mnih et al. 2016, Algorithm S3); without a lock the updates are those of Hogwild!
-(Niu et al. 2011): a worker may read θ while another writes it, and a colliding write may be lost.
+With the A2C loss this is A3C (Mnih et al. 2016, Algorithm S3). Without a lock the updates are those of Hogwild!
+(Niu et al. 2011): a worker may read θ while another one writes it, and one of two colliding writes may be lost.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ Lock = Literal["none", "update", "both"]
 
 @dataclass(frozen=True)
 class Hogwild(Scheme):
-    """θ in shared memory; every worker collects, differentiates and applies in place."""
+    """Every worker collects, differentiates and applies, in place, on θ in shared memory."""
 
     name: ClassVar[str] = "hogwild"
     per_worker: ClassVar[bool] = True
     applies_apart: ClassVar[bool] = True
 
     lock: Lock = "none"
-    """none: no lock; update: applying is exclusive; both: nobody reads θ meanwhile either."""
+    """none: no lock; update: one worker at a time applies; both: meanwhile no other worker reads θ either."""
     workers_as: Literal["process", "thread"] = "process"
     """thread: workers share this process and its interpreter; slower, but nothing has to be pickled."""
 
     @property
     def in_threads(self) -> bool:
-        """As `workers_as` says."""
+        """Return whether workers are threads."""
         return self.workers_as == "thread"
 
     def alone(self, config: Config) -> bool:
-        """A worker is, where there is no other."""
+        """Return whether there is only one worker, so that no other one moves θ."""
         return config.workers == 1
 
     @contextmanager
     def roles(self, parts: Parts) -> Iterator[Roles]:
-        """Workers alone; the run only watches."""
+        """Give the roles: W workers and no main role."""
         from polyactor.shared.locks import lock_file
 
         with lock_file() as path:
@@ -51,7 +51,7 @@ class Hogwild(Scheme):
 
 
 def work(worker: int, parts: Parts, lock_path: str) -> Role:
-    """A worker's life, line for line Algorithm S3."""
+    """Run a worker: Algorithm S3 of Mnih et al. (2016), line for line."""
     from polyactor.shared.locks import FileLock, once
 
     config, counters = parts.config, parts.counters

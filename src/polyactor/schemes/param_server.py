@@ -1,6 +1,6 @@
-"""Parameter server: workers collect and differentiate; a server applies. Gradients go up, parameters come down.
+"""Parameter server: workers collect and differentiate, send their gradients to a server, and pull its parameters.
 
-With the A2C loss this is A3C over a server (the DistBelief arrangement; Dean et al. 2012, Nair et al. 2015).
+With the A2C loss this is A3C over a server, the arrangement of DistBelief (Dean et al. 2012, Nair et al. 2015).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from polyactor.shared.locks import SequenceLock
     from polyactor.shared.slot_queue import SlotQueue
 
-    GradientSlots = list[list[GradientSlot]]  # by worker, by place in its queue
+    GradientSlots = list[list[GradientSlot]]  # by worker and slot of its queue
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,29 @@ class ParamServer(Scheme):
     per_worker: ClassVar[bool] = True
 
     accumulate: Annotated[int, Allowed(1)] = 1
-    """Rollouts whose gradients a worker joins into one before it sends that."""
+    """Rollouts whose gradients a worker joins into one before it sends that one."""
     reduction: Literal["mean", "sum"] = "mean"
-    """How it joins them."""
+    """How a worker joins gradients."""
     pull_every: Annotated[int, Allowed(1)] = 1
-    """Rollouts between two looks of a worker at the newest parameters."""
+    """Rollouts that a worker collects between two pulls of the newest parameters."""
     apply: Literal["each", "mean"] = "each"
-    """One by one, or the mean of all that have arrived as one update."""
+    """each: the server applies gradients one by one; mean: it applies the mean of all that have arrived."""
     queue: Annotated[int, Allowed(1)] = 1
-    """Gradients of one worker that may await the server; with 1 it goes on when its own is applied."""
+    """Gradients of one worker that may await the server; with 1 a worker goes on when its own is applied."""
     when_full: Literal["wait", "drop"] = "wait"
-    """A worker whose queue is full waits, or the server drops the older half of it."""
+    """wait: a worker whose queue is full waits; drop: the server drops the older half of that queue."""
     updaters: Annotated[int, Allowed(1)] = 1
-    """Threads of the server; what moves the parameters is exclusive."""
+    """Threads of the server; one at a time moves the parameters."""
     max_staleness: Annotated[int | None, Allowed(0)] = None
-    """Updates that may pass between differentiating and applying; the server holds back others so that it is kept."""
+    """Updates that may pass between differentiating and applying; the server holds gradients back to keep it."""
 
     def fits(self, config: Config) -> None:
-        """Several batches of a rollout, and a bound on staleness, each rule out what would break them."""
+        """Refuse options that the algorithm or the bound on staleness does not allow.
+
+        Raises:
+            UsageError: the algorithm takes several batches from a rollout, or a bound on staleness is set, and another
+                option would break that; or gradients shall be dropped from a queue of one.
+        """
         several = config.algorithm.reuses or config.algorithm.remembers > 0
         own = {"accumulate": self.accumulate, "pull-every": self.pull_every, "queue": self.queue}
         for flag, value in own.items():
@@ -71,12 +76,12 @@ class ParamServer(Scheme):
             raise UsageError("--scheme.when-full drop is not allowed with --scheme.queue 1: allow at least 2")
 
     def alone(self, config: Config) -> bool:
-        """The server applies gradients and nothing else."""
+        """Return False: the server may move θ while a worker differentiates."""
         return False
 
     @contextmanager
     def roles(self, parts: Parts) -> Iterator[Roles]:
-        """Workers, and the server as the run's own role."""
+        """Give the roles: W workers, and the server as the main role."""
         from polyactor.shared.locks import SequenceLock
         from polyactor.shared.slot_queue import SlotQueue
 
@@ -87,14 +92,14 @@ class ParamServer(Scheme):
 
 
 def work(worker: int, parts: Parts, slots: SlotQueue, gradient_slots: GradientSlots, lock: SequenceLock) -> Role:
-    """A worker's life."""
+    """Run a worker: pull θ, collect, differentiate, and put the gradient into a queue for the server."""
     config, counters, scheme = parts.config, parts.counters, parts.config.scheme
     assert isinstance(scheme, ParamServer)
     replica, actor = parts.actor(worker, reading=lock.reading)
     with closing(actor):
         learner = parts.learner(worker, replica)
         slots.arrive(worker)
-        # In place of one that was lost: until the server knows, and has done with its queue.
+        # A worker that replaces a lost one waits until the server has emptied the queue and let it in.
         while slots.free(worker) is None:
             yield slots.wake_ups[worker]
         for n in itertools.count():
@@ -114,13 +119,13 @@ def work(worker: int, parts: Parts, slots: SlotQueue, gradient_slots: GradientSl
                 if (n + 1) % scheme.accumulate == 0:
                     slots.put(worker)
                 yield None
-                while slots.free(worker) is None:  # with a queue of 1: until it is applied
+                while slots.free(worker) is None:  # with a queue of 1: until this gradient is applied
                     yield slots.wake_ups[worker]
         slots.leave(worker)
 
 
 def serve(parts: Parts, slots: SlotQueue, gradient_slots: GradientSlots, lock: SequenceLock) -> Role:
-    """The server's life."""
+    """Run the server: apply the gradients that arrive, oldest first, until no worker is left."""
     from polyactor.shared.counters import Counter
     from polyactor.shared.gradient_slots import mean
 
@@ -128,7 +133,7 @@ def serve(parts: Parts, slots: SlotQueue, gradient_slots: GradientSlots, lock: S
     assert isinstance(scheme, ParamServer)
     workers = range(config.workers)
     updaters = [parts.updater(i, applying=lock) for i in workers]
-    since = [counters.version] * config.workers  # what a worker is differentiating was pulled at this version or later
+    since = [counters.version] * config.workers  # each worker's next gradient is taken at this version of θ or later
     with ThreadPoolExecutor(scheme.updaters) as pool:
         while any(slots.playing(i) for i in workers):
             for i in slots.admit():
@@ -159,13 +164,15 @@ def serve(parts: Parts, slots: SlotQueue, gradient_slots: GradientSlots, lock: S
 
 
 def choose(arrived: Mapping[int, int], absent: Sequence[int], version: int, scheme: ParamServer) -> list[int]:
-    """Workers whose gradients are applied now: the oldest first, and none that would make another one too stale.
+    """Return the workers whose gradients are applied now, oldest first, or none if another would become too stale.
+
+    With a bound on staleness this is stale synchronous parallel training (Ho et al. 2013).
 
     Args:
-        arrived: the version of each gradient that waits, by worker.
-        absent: of each worker that is still at its own, the least version that can be of.
-        version: of θ now.
-        scheme: its `apply`, `updaters` and `max_staleness`.
+        arrived: by worker, the version of θ that its waiting gradient was taken at.
+        absent: for each worker that is still computing, the lowest version its gradient can have.
+        version: the current version of θ.
+        scheme: gives `apply`, `updaters` and `max_staleness`.
     """
     oldest_first = sorted(arrived, key=arrived.__getitem__)
     chosen = oldest_first if scheme.apply == "mean" else oldest_first[: scheme.updaters]
@@ -173,6 +180,6 @@ def choose(arrived: Mapping[int, int], absent: Sequence[int], version: int, sche
         return chosen
     updates = 1 if scheme.apply == "mean" else len(chosen)
     others = sorted([*(arrived[i] for i in oldest_first[len(chosen) :]), *absent])
-    each = scheme.apply == "each"  # then the others come one after another, and the k-th of them is k updates staler
+    each = scheme.apply == "each"  # one after another, so the k-th of the others becomes k updates staler
     late = [version + updates + k * each - pulled for k, pulled in enumerate(others)]
     return chosen if all(staleness <= scheme.max_staleness for staleness in late) else []

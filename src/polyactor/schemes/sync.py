@@ -1,4 +1,4 @@
-"""Synchronous: one process, one batch of environments, no lag. With the A2C loss this is A2C."""
+"""Synchronous: one process collects, differentiates and applies in turn, without lag. With the A2C loss this is A2C."""
 
 from __future__ import annotations
 
@@ -28,12 +28,17 @@ class Sync(Scheme):
 
     @contextmanager
     def roles(self, parts: Parts) -> Iterator[Roles]:
-        """The run's own role alone."""
+        """Give the roles: no workers, and the training loop as the main role."""
         yield Roles(main=learn(parts, self.threads))
 
 
 def learn(parts: Parts, threads: int) -> Role:
-    """The loop of A2C."""
+    """Run the training loop: collect a rollout, then differentiate and apply each batch of it.
+
+    Args:
+        parts: the parts of the run.
+        threads: threads of torch and of the emulators; 0 is all cores for CNNs and 1 otherwise.
+    """
     from polyactor.system.machine import torch_threads
 
     config, counters = parts.config, parts.counters

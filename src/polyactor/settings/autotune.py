@@ -1,4 +1,4 @@
-"""``--workers auto`` and ``--envs auto``: numbers that suit this machine, and why these."""
+"""Autotuning: ``--workers auto`` and ``--envs auto`` choose numbers that suit this machine."""
 
 from __future__ import annotations
 
@@ -16,27 +16,31 @@ from polyactor.errors import UsageError
 from polyactor.settings.check import check
 
 SIZES = (4, 8, 16, 32, 64)
-"""Environments per worker that are tried."""
+"""Numbers of environments per worker that are tried."""
 NEAR = 0.05
-"""The smallest size whose cost is within this share of the best is taken: more would only make updates rarer."""
+"""The smallest number whose cost is within this share of the best is chosen: more would only make updates rarer."""
 SLOW = 0.3
-"""Seconds: a size is not tried when all its environments would take longer to act once."""
+"""Most seconds that one step of all environments of a worker may take; larger numbers are not tried."""
 TIMED = 0.15
-"""Seconds for which each size is timed."""
+"""Seconds for which each number of environments is timed."""
 MAKING = 2.5
-"""Seconds for making environments, all sizes together."""
+"""Most seconds spent on creating environments, over all numbers tried."""
 WARM_UP = 2
-"""Passes that do not count."""
+"""Steps at the start of a measurement that do not count."""
 
 
 def chosen(configs: Sequence[Config], wanted: Collection[str]) -> tuple[list[Config], list[str]]:
-    """The configs with the numbers that are wanted (of "workers" and "envs"), and the reasons for these.
+    """Return the configs with automatically chosen numbers, and a sentence with the reason for each number.
 
-    Environments are measured once, with the first config: schemes do not differ in what acting costs.
+    Environments are measured once, with the first config, since acting costs the same under each scheme.
+
+    Args:
+        configs: configs of runs in the same environment.
+        wanted: the fields to choose, of "workers" and "envs".
 
     Raises:
-        UsageError: no number of environments can make them right.
-        EnvironmentUnsupported: as `make_envs`.
+        UsageError: no number of environments is allowed with the other settings.
+        EnvironmentUnsupported: the environments cannot be created.
     """
     configs, reasons = list(configs), list[str]()
     if "workers" in wanted:
@@ -53,7 +57,7 @@ def chosen(configs: Sequence[Config], wanted: Collection[str]) -> tuple[list[Con
 
 
 def workers(config: Config) -> tuple[int, str]:
-    """One per core this process may use, and why."""
+    """Return the number of workers, one per core unless the scheme has only one, and the reason."""
     if config.scheme.single:
         return 1, f"1 worker: --scheme {config.scheme.name} has one"
     cores = len(os.sched_getaffinity(0))
@@ -62,10 +66,10 @@ def workers(config: Config) -> tuple[int, str]:
 
 
 def allowed(configs: Sequence[Config]) -> list[int]:
-    """The sizes that none of these refuses.
+    """Return the numbers of environments per worker that are allowed in each config.
 
     Raises:
-        UsageError: there is none; what is said of the largest.
+        UsageError: none is allowed; the sentence is about the largest.
     """
     sizes = []
     for size in SIZES:
@@ -80,11 +84,11 @@ def allowed(configs: Sequence[Config]) -> list[int]:
 
 
 def cheapest(microseconds: Callable[[int], float], sizes: Sequence[int]) -> tuple[int, str]:
-    """The smallest size whose cost is near the best, and why.
+    """Return the smallest number of environments whose cost is near the best, and the reason.
 
     Args:
-        microseconds: per step, with so many environments.
-        sizes: in rising order; the larger are left out where they would be slow.
+        microseconds: returns the cost of an agent step for a number of environments.
+        sizes: numbers of environments in rising order; those that would be slow are not tried.
     """
     costs: dict[int, float] = {}
     for size in sizes:
@@ -99,10 +103,11 @@ def cheapest(microseconds: Callable[[int], float], sizes: Sequence[int]) -> tupl
 
 
 class Stopwatch:
-    """Microseconds per step of acting with B environments on one thread: a pass of the model and a step of theirs.
+    """Measures the cost of acting with B environments on one thread, in microseconds per agent step.
 
-    The lower quartile of many, since what else the machine does is no cost of theirs. Where environments take long to
-    make (an Atari emulator a fifth of a second), those that are there are stepped several times in place of more.
+    Acting is a forward pass of the model and a step of the environments. The cost is the lower quartile of many steps,
+    since other load on the machine must not count. Where environments take long to create (an Atari emulator a fifth
+    of a second), the existing ones are stepped several times in place of more.
     """
 
     def __init__(self, config: Config) -> None:
@@ -115,10 +120,10 @@ class Stopwatch:
         self.model = make_model(config, EnvSpec.of(self.envs))
         self.model.lower()
         for part in self.model.running.values():
-            part.count.fill_(1)  # as after the first update: only then observations are scaled
+            part.count.fill_(1)  # observations are scaled only after an update
 
     def __call__(self, size: int) -> float:
-        """With so many environments; sizes in rising order, each a multiple of the one before."""
+        """Return the cost with `size` environments; call it with rising sizes, each a multiple of the last."""
         import torch
 
         from polyactor.system.machine import torch_threads
@@ -146,6 +151,7 @@ class Stopwatch:
         return float(np.quantile(costs[WARM_UP:], 0.25))
 
     def _make(self, size: int) -> VectorEnv:
+        """Create and reset environments, and add the seconds it took to `made`."""
         config, start = self.config, time.perf_counter()
         envs = make_envs(config.env, size, atari=config.atari, max_episode_steps=config.max_episode_steps)
         with ExitStack() as failing:
@@ -162,4 +168,5 @@ class Stopwatch:
 
 
 def _figures(cost: float) -> str:
+    """Return a number with three figures, or with all of its whole part."""
     return f"{cost:,.0f}" if cost >= 100 else f"{cost:.3g}"

@@ -1,4 +1,4 @@
-"""Whether a config can be run: every number in its range, every name known, and all of them together."""
+"""Validation of a config: each setting by itself, and all settings together."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from polyactor.fields import fits, kind, walk
 
 
 def check(config: Config) -> None:
-    """Every number in its range, every name one of those there are.
+    """Check that a config can be run: each setting is allowed, and the settings go together.
 
     Raises:
-        UsageError: naming the flag, the value and what is allowed.
+        UsageError: a setting is not allowed; the sentence names the flag, the value and what is allowed.
     """
     check_values(config)
     for worker in range(config.workers if config.per_worker else 0):
@@ -54,10 +54,10 @@ def check(config: Config) -> None:
 
 
 def check_values(config: Config) -> None:
-    """Every number in its range, every name one of those there are; whether they go together is not asked.
+    """Check the type, range and name of each setting by itself, and not whether the settings go together.
 
     Raises:
-        UsageError: naming the flag, the value and what is allowed.
+        UsageError: a setting is not allowed; the sentence names the flag, the value and what is allowed.
     """
     for setting in walk(config):
         flag, value, hint = setting.flag, setting.value, setting.declared.hint

@@ -1,4 +1,4 @@
-"""Settings by name: methods that fit any environment, and named rows that reproduce a result."""
+"""Settings by name: methods, which fit any environment, and presets, which reproduce one result."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from polyactor.settings.published import PUBLISHED, Preset, Values
 from polyactor.settings.registry import part
 
 Kind = Literal["atari", "discrete", "continuous"]
+"""A kind of environment: Atari, or any other with discrete or with continuous actions."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,10 @@ class Method:
     """An algorithm under a scheme, with settings for each kind of environment.
 
     Attributes:
-        about: one line.
-        algorithm, scheme: by name.
-        values: by kind of environment; the optimizer is `optimizer`.
+        about: a description in one line.
+        algorithm: the algorithm's name.
+        scheme: the scheme's name.
+        values: settings by kind of environment; `optimizer` is the optimizer's name.
     """
 
     about: str
@@ -69,7 +71,7 @@ _VTRACE: dict[Kind, Values] = {
 
 
 _ACER: dict[Kind, Values] = {
-    # Wang et al. 2017: 20 steps, ratio 4, c = 10, δ = 1, α = 0.99, β = 0.001. Adam and normalised pixels are ours.
+    # Wang et al. 2017: 20 steps, ratio 4, c = 10, δ = 1, α = 0.99, β = 0.001. Adam and normalised pixels: our choice.
     "atari": {
         "optimizer": "adam", "optimizer.lr": 5e-4, "optimizer.max_grad_norm": 40.0, "rollout": 20, "envs": 16,
         "steps": 10_000_000, "model.torso": "nature-cnn", "algorithm.entropy_coef": 0.001,
@@ -79,7 +81,7 @@ _ACER: dict[Kind, Values] = {
         "optimizer": "adam", "optimizer.lr": 1e-3, "rollout": 20, "envs": 8, "steps": 300_000,
         "algorithm.entropy_coef": 0.0, "algorithm.replay_capacity": 40_000, "normalize.reward": True,
     },
-    # No entropy bonus, off-policy alone: as published. Its σ of 0.3 is of actions in [-1, 1], which these are.
+    # As published: no entropy bonus, and a σ of 0.3 for actions in [-1, 1].
     "continuous": {
         "optimizer": "adam", "optimizer.lr": 3e-4, "rollout": 50, "envs": 8, "steps": 1_000_000,
         "model.log_std": "fixed", "model.log_std_start": -1.2, "algorithm.truncation": 5.0,
@@ -244,10 +246,14 @@ PRESETS: dict[str, Preset] = {
 
 
 def kind_of(env: str | EnvFactory, look: Callable[..., EnvSpec] = env_spec) -> Kind:
-    """Which settings an environment wants; that of an Atari id is known without a look at it.
+    """Return the kind of an environment; an Atari id is recognised without creating an environment.
+
+    Args:
+        env: the environment.
+        look: returns what an environment looks like, as `env_spec` does.
 
     Raises:
-        EnvironmentUnsupported: as `make_envs`.
+        EnvironmentUnsupported: the environment cannot be created or has no spaces to train in.
     """
     if is_atari(env):
         return "atari"
@@ -263,17 +269,21 @@ def base_config(
     optimizer: str | Rule | None = None,
     look: Callable[..., EnvSpec] = env_spec,
 ) -> Config:
-    """The config a name stands for, before any flag.
+    """Return the config that a name stands for, before any flag changes it.
+
+    The name's settings of a part (algorithm, scheme or optimizer) that is replaced do not apply: another optimizer
+    needs another learning rate.
 
     Args:
-        name: a method, a preset, or an algorithm of one's own as ``file.py:Class``.
-        env: in place of the name's own.
-        algorithm, scheme, optimizer: in place of the name's own, as a name or ready-made. Another part than the name's
-            own has its own defaults: another rule wants another learning rate.
-        look: what an environment looks like, as `env_spec`.
+        name: a method, a preset, or an algorithm from a file as ``file.py:Class``.
+        env: the environment, in place of a preset's; needed for a method.
+        algorithm: a name or an instance, in place of the method's.
+        scheme: a name or an instance, in place of the method's.
+        optimizer: a name or an instance, in place of the method's.
+        look: returns what an environment looks like, as `env_spec` does.
 
     Raises:
-        UsageError: no such name, or no environment.
+        UsageError: there is no such name, or an environment is needed.
         EnvironmentUnsupported: the environment cannot be trained in.
     """
     preset = PRESETS.get(name)
@@ -289,19 +299,20 @@ def base_config(
         env = preset.env
     asked = {"algorithm": algorithm, "scheme": scheme, "optimizer": optimizer}
     made: dict[str, Any] = {kind: _made(kind, value) for kind, value in asked.items() if value is not None}
-    # What suits our methods is not what a source ran: its rows stand on the plain defaults.
+    # A published preset changes the plain defaults: a method's settings are ours, not those of the source.
     values = {} if preset and preset.source else dict(method.values[kind_of(env, look)])
     values |= preset.values if preset else {}
-    own = {"algorithm": method.algorithm, "scheme": method.scheme, "optimizer": values.pop("optimizer")}
-    made = {kind: _made(kind, name) for kind, name in own.items()} | made
+    named = {"algorithm": method.algorithm, "scheme": method.scheme, "optimizer": values.pop("optimizer")}
+    made = {kind: _made(kind, name) for kind, name in named.items()} | made
     fields = declared(type(made["algorithm"]))
 
     def applies(path: str) -> bool:
+        """Whether a setting is not of a part that is replaced, nor of a field that the algorithm lacks."""
         section, _, field = path.rpartition(".")
-        if asked.get(section) not in (None, own.get(section)):
+        if asked.get(section) not in (None, named.get(section)):
             return False
-        # Our settings for an algorithm of one's own are a proposal: it need not have them all.
-        return section != "algorithm" or own["algorithm"] in ALGORITHMS or field in fields
+        # An algorithm from a file need not have all fields that our settings name.
+        return section != "algorithm" or named["algorithm"] in ALGORITHMS or field in fields
 
     config = Config(env=env, preset=name, **made)
     if config.scheme.single:
@@ -314,4 +325,5 @@ def base_config(
 
 
 def _made(kind: str, value: str | Algorithm | Scheme | Rule) -> Any:
+    """Return a part by name with its default values; an instance is returned as it is."""
     return part(kind, value)() if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Rows other systems published, by name, in our own units. Data; docs/presets.md says where they had to differ."""
+"""Presets for results that others published, in polyactor's units; docs/presets.md says where they had to differ."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 Values = Mapping[str, Any]
-"""Config values by dotted path: ``{"rollout": 20, "optimizer.lr": 1e-3}``."""
+"""Settings by dotted path, such as ``{"rollout": 20, "optimizer.lr": 1e-3}``."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A method on one environment.
+    """A method on one environment, with settings that reproduce a result.
 
     Attributes:
-        about: one line.
-        method: its algorithm and scheme, and for a preset of our own its values too.
-        env: the environment.
-        values: in place of the method's values; in a row with a source, of the plain defaults, since what suits our
-            methods is not what the source ran.
-        claim: what its source published; empty for our own.
-        measured: what we measured, as in ``results/``; empty until there is one.
-        source: the repository or paper whose row this is; empty for our own.
+        about: a description in one line.
+        method: the method's name, which gives algorithm and scheme and, without a source, its settings.
+        env: the environment's id.
+        values: settings that replace those of the method or, with a source, the plain defaults.
+        claim: the result that the source published; empty without a source.
+        measured: the result measured with polyactor, as in ``results/``; empty until measured.
+        source: the repository or paper that published the result; empty for polyactor's own presets.
     """
 
     about: str
@@ -503,6 +502,7 @@ OB: dict[str, Preset] = {
 
 
 def _of(source: str, rows: Mapping[str, Preset]) -> dict[str, Preset]:
+    """Return the presets with their source filled in."""
     return {name: replace(row, source=source) for name, row in rows.items()}
 
 

@@ -1,4 +1,4 @@
-"""The parts that a person picks by name, and algorithms from files."""
+"""Algorithms, schemes and optimizers by name, and algorithms from files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ from polyactor.optim.rules import RULES
 from polyactor.schemes import SCHEMES
 
 PARTS: dict[str, Mapping[str, type[Any]]] = {"algorithm": ALGORITHMS, "scheme": SCHEMES, "optimizer": RULES}
-"""The parts a person picks by name."""
+"""Classes by kind of part and by name."""
 
 
 def part(kind: str, name: str) -> type[Any]:
-    """The class a name stands for; an algorithm may also be ``file.py:Class``.
+    """Return the class of a part by name; an algorithm may also be ``file.py:Class``.
+
+    Args:
+        kind: "algorithm", "scheme" or "optimizer".
+        name: the part's name.
 
     Raises:
-        UsageError: no such name.
+        UsageError: there is no such name.
     """
     known = PARTS[kind]
     if name in known:
@@ -37,7 +41,7 @@ def part(kind: str, name: str) -> type[Any]:
 
 
 def name_of(kind: str, value: object) -> str:
-    """The name of a part, as `part` takes it."""
+    """Return the name of an algorithm, scheme or optimizer, as `part` takes it."""
     for name, known in PARTS[kind].items():
         if type(value) is known:
             return name
@@ -46,11 +50,12 @@ def name_of(kind: str, value: object) -> str:
 
 
 def _from_file(name: str) -> type[Algorithm]:
+    """Import the algorithm ``file.py:Class``. Raises `UsageError` where the file or the class does not exist."""
     path, _, class_name = name.rpartition(":")
     file = Path(path)
     if not file.is_file():
         raise UsageError(f"algorithm {name} does not exist: there is no file {path}")
-    module_name = f"polyactor_file_{file.stem}"  # of its own: a file may be called like a module that others import
+    module_name = f"polyactor_file_{file.stem}"  # a file may have the name of another module
     spec = importlib.util.spec_from_file_location(module_name, file)
     if spec is None or spec.loader is None:
         raise UsageError(f"algorithm {name} does not exist: {path} is not a Python file")

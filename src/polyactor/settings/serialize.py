@@ -1,4 +1,4 @@
-"""A config as plain JSON and back, where nothing that a file says is believed."""
+"""A config as plain JSON and back; a config that is read is checked and runs no code."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from polyactor.settings.check import check_values
 from polyactor.settings.registry import PARTS, name_of, part
 
 SECTIONS: dict[str, type[Any]] = {"model": ModelSpec, "normalize": Normalize, "atari": AtariOptions}
-"""The parts every run has one kind of."""
+"""Sections of a config that have one type in each run."""
 
 
 MOST_PIXELS = 1 << 24
-"""Of an observation that a checkpoint may ask for: 600 times Atari's."""
+"""Most pixels of an observation that a checkpoint's config may ask for: 600 times Atari's."""
 
 
 @dataclass(frozen=True)
 class StandIn(Algorithm):
-    """In place of an algorithm from a file, whose code a config does not bring: enough to play, not to train."""
+    """A placeholder for an algorithm from a file, whose code a config does not hold: enough to play, not to train."""
 
 
 @dataclass(frozen=True)
 class StandInWithQ(StandIn):
-    """Of one whose critic says Q."""
+    """A placeholder for an algorithm from a file whose critic estimates Q."""
 
     outputs: ClassVar[tuple[str, ...]] = ("policy", "q")
 
@@ -42,7 +42,7 @@ STAND_INS = (StandIn, StandInWithQ)
 
 
 def to_json(config: Config) -> dict[str, Any]:
-    """Plain JSON; parts carry their name, and an algorithm from a file its heads."""
+    """Return a config as plain JSON; each part has its name, and an algorithm from a file its model heads."""
     plain = dataclasses.asdict(config)
     for kind in PARTS:
         plain[kind] = {"name": name_of(kind, getattr(config, kind)), **plain[kind]}
@@ -54,18 +54,18 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def from_json(plain: Mapping[str, Any], *, trust_env: bool = False) -> Config:
-    """The config `to_json` wrote, perhaps on somebody else's machine.
+    """Return the config that `to_json` wrote, perhaps on somebody else's machine.
 
-    A config is data and imports no code: an algorithm from a file becomes a `StandIn`, which is enough to play with
-    the policy and not to train on.
+    No code is imported: an algorithm from a file becomes a `StandIn`, which is enough to play with the policy and not
+    to train on.
 
     Args:
-        plain: as `to_json` gave it.
-        trust_env: the environment may be one that a module has to be imported for.
+        plain: the config as JSON.
+        trust_env: accept an environment ``module:something``, whose module will be imported.
 
     Raises:
-        UsageError: the environment is code, and not trusted.
-        CheckpointError: it is not one, or names something this version does not have.
+        UsageError: the environment is ``module:something``, and ``trust_env`` is off.
+        CheckpointError: the JSON is no config, or names something that this version does not have.
     """
     try:
         config = _from_json(dict(plain))
@@ -88,11 +88,15 @@ def from_json(plain: Mapping[str, Any], *, trust_env: bool = False) -> Config:
 
 
 def algorithm_from(name: str, options: Mapping[str, Any]) -> Algorithm:
-    """The algorithm of a file, with the values that a checkpoint has; its heads are the file's.
+    """Return an algorithm from a file with the values of a checkpoint; only its model heads come from the file.
+
+    Args:
+        name: ``file.py:Class``.
+        options: the algorithm's values by field.
 
     Raises:
         UsageError: there is no such algorithm.
-        CheckpointError: it has no such values.
+        CheckpointError: the algorithm has no such fields, or a value has the wrong type.
     """
     cls = part("algorithm", name)
     try:
@@ -102,6 +106,7 @@ def algorithm_from(name: str, options: Mapping[str, Any]) -> Algorithm:
 
 
 def _from_json(values: dict[str, Any]) -> Config:
+    """Return the config of plain JSON. Raises built-in errors where a field is missing or has the wrong type."""
     for kind, known in PARTS.items():
         options = dict(values[kind])
         name = options.pop("name")
@@ -119,6 +124,7 @@ def _from_json(values: dict[str, Any]) -> Config:
 
 
 def _stand_in(outputs: object) -> Algorithm:
+    """Return the placeholder for an algorithm with these model heads. Raises `ValueError` where there is none."""
     for cls in STAND_INS:
         if list(cls.outputs) == outputs:
             return cls()
@@ -126,6 +132,7 @@ def _stand_in(outputs: object) -> Algorithm:
 
 
 def _instance(cls: type[Any], options: Mapping[str, Any]) -> Any:
+    """Return an instance of a dataclass with these values. Raises `ValueError` where a value has the wrong type."""
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     for name, value in given.items():
         require(cls, name)

@@ -1,4 +1,4 @@
-"""What workers count and report, in shared memory: steps, updates, games, metrics, errors."""
+"""Counters, games, metrics and errors that workers report through shared memory, and the command to pause or stop."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ from polyactor.shared.heartbeat import Heartbeats
 from polyactor.shared.timing import PARTS, SAMPLING, Part
 
 METRICS = ("policy_lag", "gradient_staleness", "grad_norm", "entropy", "value_loss", "policy_loss", "learning_rate")
-"""Of every run; an algorithm may name more."""
-
-
+"""The metrics of every run; an algorithm may add more."""
 GAMES_KEPT = 4096
-"""Finished games a worker's ring holds until the run has read them."""
+"""Finished games that the circular buffer of each worker holds."""
 
 
 class Counter(IntEnum):
-    """Columns of the counters, one row per worker."""
+    """The columns of the table of counters, which has a row per worker.
+
+    STEPS are agent steps consumed by UPDATES. SKIPPED counts gradients that were not finite, SKIPPED_IN_A_ROW those
+    since the last update. DROPPED counts gradients that a full queue lost, GAMES finished games, ENV_ERRORS failed
+    environments, STARTS replacements of the worker, TURNS the turns of its role. PAUSED is no count: it is the number
+    of the pause that the worker waits in, or RUN or LEFT.
+    """
 
     UPDATES = 0
     STEPS = 1
@@ -42,29 +46,31 @@ class Counter(IntEnum):
 
 
 def nothing() -> None:
-    """There is nothing else to do."""
+    """Do nothing: the default of `SharedCounters.meanwhile`."""
 
 
 def never() -> bool:
-    """Nobody asks for that."""
+    """Return False: the default condition for giving up a pause."""
     return False
 
 
 RUN, STOP = 0, -1
-"""What the run tells its workers; a number above 0 is a pause, each with a number of its own."""
-
-
+"""Commands to all workers: to run or to stop. A number above 0 is the number of a pause."""
 LEFT = -1
-"""In the column PAUSED: this worker changes nothing, or nothing yet."""
-
-
+"""The value of `Counter.PAUSED` for a worker that has not started or has ended: a pause need not wait for it."""
 ERRORS_KEPT, ERROR_LENGTH = 16, 512
-"""Sentences about environments that a worker's ring holds, and bytes of each."""
+"""Error messages that the circular buffer of each worker holds, and the most bytes of one."""
 
 
 @dataclass(frozen=True)
 class Game:
-    """A finished game: its real score, its length in agent steps, and which worker played it."""
+    """A finished game.
+
+    Attributes:
+        score: the sum of its unclipped rewards.
+        length: its length in agent steps.
+        worker: the worker that played it.
+    """
 
     score: float
     length: int
@@ -72,11 +78,13 @@ class Game:
 
 
 class SharedCounters:
-    """Shared counters and slots for W workers.
+    """Counts and reports of W workers, which the run's own process reads, and its command to them to pause or stop.
+
+    There are no locks, because each number has one writer at a time.
 
     Args:
         workers: W.
-        metrics: what an algorithm's loss reports besides `METRICS`.
+        metrics: names of the metrics that the loss reports besides `METRICS`.
     """
 
     def __init__(self, workers: int, metrics: tuple[str, ...] = ()) -> None:
@@ -95,10 +103,10 @@ class SharedCounters:
         self._means: dict[str, float | None] = dict.fromkeys(self.names)
         self._pauses = 0
         self.meanwhile: Callable[[], object] = nothing
-        """Called while the run waits for workers to pause."""
+        """A function that is called again and again while `pause` waits for the workers."""
 
     def share_(self) -> None:
-        """Move to shared memory, in place."""
+        """Move all tensors to shared memory, in place."""
         own = (
             self._counters,
             self._metrics,
@@ -111,17 +119,17 @@ class SharedCounters:
         for tensor in own:
             tensor.share_memory_()  # type: ignore[no-untyped-call]
 
-    # -- what a worker writes --------------------------------------------------------------------------------------
+    # -- for workers -----------------------------------------------------------------------------------------------
 
     def count(self, worker: int, counter: Counter, by: int) -> None:
-        """Add to one's own counter."""
+        """Add a number to one of a worker's counters; each counter has one process that adds to it."""
         self.table[worker, counter] += by
 
     def record(self, worker: int, metrics: dict[str, float]) -> None:
-        """Add the metrics of one update to one's own sums; a value that is not finite is left out.
+        """Add the metrics of one update to a worker's sums; values that are not finite are left out.
 
         Raises:
-            UsageError: a metric the algorithm did not announce, so there is no place for it.
+            UsageError: the algorithm does not list a metric in its `metrics`.
         """
         total, count = self._metrics[:, worker].numpy()
         for name, value in metrics.items():
@@ -132,13 +140,13 @@ class SharedCounters:
                 count[self.names.index(name)] += 1
 
     def game(self, worker: int, score: float, length: int) -> None:
-        """Add a finished game; the count is raised last, so a reader never sees half of one."""
+        """Report a finished game, with its score and its length in agent steps."""
         index = int(self.table[worker, Counter.GAMES])
         self._games[worker, index % GAMES_KEPT] = torch.tensor([score, length], dtype=torch.float64)
-        self.table[worker, Counter.GAMES] = index + 1
+        self.table[worker, Counter.GAMES] = index + 1  # last, so that no reader sees half a game
 
     def env_error(self, worker: int, sentence: str) -> None:
-        """Add that one of its environments failed."""
+        """Report the failure of one of a worker's environments, with a sentence that says why."""
         index = int(self.table[worker, Counter.ENV_ERRORS])
         text = sentence.encode()[:ERROR_LENGTH]
         place = self._errors.numpy()[worker, index % ERRORS_KEPT]
@@ -146,58 +154,58 @@ class SharedCounters:
         self.table[worker, Counter.ENV_ERRORS] = index + 1
 
     def spend(self, worker: int, part: Part, seconds: float) -> None:
-        """Add to the time a worker has spent with a part."""
+        """Add seconds to the time that a worker has spent on a part of its work."""
         self._seconds.numpy()[worker, PARTS.index(part)] += seconds
 
     def proceed(self, worker: int) -> bool:
-        """Whether to go on; waits here, between updates, while the run is paused."""
+        """Wait while the run is paused, then return whether the worker shall go on; called between two updates."""
         word = self._word.numpy()
-        while (said := word[0]) > RUN:  # one look decides: it may change between two
+        while (said := word[0]) > RUN:  # read once: the command may change between two reads
             self.table[worker, Counter.PAUSED] = said
             self.heartbeats.beat(worker)
             time.sleep(0.005)
         return bool(said == RUN)
 
     def enter(self, worker: int) -> None:
-        """From here on this worker changes things, so a pause has to wait for it."""
+        """Note that a worker starts to change the shared state, so that a pause waits for it."""
         self.table[worker, Counter.PAUSED] = RUN
 
     def leave(self, worker: int) -> None:
-        """This worker changes nothing any more, so a pause need not wait for it."""
+        """Note that a worker no longer changes the shared state, so that a pause does not wait for it."""
         self.table[worker, Counter.PAUSED] = LEFT
 
-    # -- what the run reads and says -------------------------------------------------------------------------------
+    # -- for the run's own process ---------------------------------------------------------------------------------
 
     @property
     def table(self) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-        """``[W, Counter]``, the live memory."""
+        """Return the counters ``[W, Counter]`` int64 as a view of the shared memory."""
         return self._counters.numpy()
 
     def starts(self, worker: int) -> int:
-        """How often this worker has been replaced."""
+        """Return how often a worker has been replaced."""
         return int(self.table[worker, Counter.STARTS])
 
     @property
     def version(self) -> int:
-        """How many updates θ has had, by all workers."""
+        """Return the version of θ: the number of updates by all workers."""
         return int(self.table[:, Counter.UPDATES].sum())
 
     @property
     def steps(self) -> int:
-        """Environment steps consumed by updates, by all workers."""
+        """Return the number of agent steps consumed by the updates of all workers."""
         return int(self.table[:, Counter.STEPS].sum())
 
     def spent(self) -> dict[Part, float]:
-        """Seconds of all workers together, by part."""
+        """Return the seconds that all workers together have spent on each part of their work."""
         return dict(zip(PARTS, self._seconds.numpy().sum(0).tolist(), strict=True))
 
     def sampling(self) -> list[float]:
-        """Seconds that each worker has spent on collecting rollouts."""
+        """Return the seconds that each worker has spent on collecting rollouts."""
         seconds: list[float] = self._seconds.numpy()[:, [PARTS.index(part) for part in SAMPLING]].sum(1).tolist()
         return seconds
 
     def metrics(self) -> dict[str, float | None]:
-        """Mean of each over the updates since the last `mark`, or what it was then when there were none."""
+        """Return the mean of each metric over the updates since the last `mark`, or the mean before it if none came."""
         totals, counts = self._metrics.numpy().sum(1) - self._marked
         return {
             name: float(f"{total / count:.9g}") if count else self._means[name]
@@ -205,12 +213,12 @@ class SharedCounters:
         }
 
     def mark(self) -> None:
-        """Begin a new mean."""
+        """Start new means of the metrics with the next update."""
         self._means = self.metrics()
         self._marked = self._metrics.numpy().sum(1)
 
     def new_games(self) -> list[Game]:
-        """Games finished since the last call, oldest first within each worker."""
+        """Return the games finished since the last call, by worker and then by time."""
         games = []
         for worker in range(self.workers):
             last = int(self.table[worker, Counter.GAMES])
@@ -221,7 +229,7 @@ class SharedCounters:
         return games
 
     def new_env_errors(self) -> list[tuple[int, str]]:
-        """Worker and sentence of each since the last call; of very many only the newest."""
+        """Return worker and sentence of each failed environment since the last call: the newest, if very many."""
         found = []
         for worker in range(self.workers):
             last = int(self.table[worker, Counter.ENV_ERRORS])
@@ -232,12 +240,14 @@ class SharedCounters:
         return found
 
     def pause(self, deadline: float = 30.0, unless: Callable[[], bool] = never) -> bool:
-        """Ask workers to wait between updates; True when all do so within the deadline (seconds), or have stopped.
+        """Ask all workers to wait between updates, and return whether all of them do (or have ended).
 
-        They are waited for no longer when `unless` says so.
+        Each pause has a number, which a worker copies into its row when it begins to wait. So a worker that is still
+        waking from the pause before is not mistaken for one that waits.
 
-        Each pause has a number, which a worker repeats when it heeds it: one that is only just waking from the pause
-        before cannot be mistaken for one that waits.
+        Args:
+            deadline: seconds until the workers are no longer waited for.
+            unless: a condition on which they are no longer waited for either.
         """
         if self._word[0] == STOP:
             return True
@@ -246,35 +256,35 @@ class SharedCounters:
         end = time.monotonic() + deadline
         paused = self.table[:, Counter.PAUSED]
         while not ((paused == self._pauses) | (paused == LEFT)).all():
-            self.meanwhile()  # one that dies never heeds it
+            self.meanwhile()  # such as to notice workers that died
             if time.monotonic() > end or unless():
                 return False
             time.sleep(0.001)
         return True
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker gets of it."""
+        """Return the state to pickle for a worker: all but `meanwhile`, which belongs to the run's own process."""
         return self.__dict__ | {"meanwhile": nothing}
 
     @contextmanager
     def paused(self, deadline: float = 30.0, unless: Callable[[], bool] = never) -> Iterator[bool]:
-        """All workers wait inside; gives what `pause` says."""
+        """Pause all workers inside the with block; its value is that of `pause`, whose arguments these are."""
         try:
             yield self.pause(deadline, unless)
         finally:
             self.resume()
 
     def resume(self) -> None:
-        """Let paused workers go on."""
+        """Let all paused workers go on."""
         if self._word[0] > RUN:
             self._word[0] = RUN
 
     def stop(self) -> None:
-        """Ask workers to end after their current update."""
+        """Ask all workers to end after their current update."""
         self._word[0] = STOP
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps of it."""
+        """Return the tensors that a checkpoint saves, by name."""
         known = [(mean is not None, mean or 0.0) for mean in self._means.values()]
         means = torch.tensor(known, dtype=torch.float64)
         marked = torch.from_numpy(self._marked)
@@ -282,9 +292,9 @@ class SharedCounters:
         return {f"board.{name}": tensor for name, tensor in own.items()}
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
-        """Continue from a checkpoint.
+        """Restore the counters and metrics of a checkpoint.
 
-        With another number of workers the first takes all that was counted, and the metrics' means begin anew.
+        If it has another number of workers, worker 0 gets the sums of all counters and the metrics start anew.
         """
         counters, metrics = saved["board.counters"], saved["board.metrics"]
         if metrics.shape == self._metrics.shape:
@@ -302,5 +312,5 @@ class SharedCounters:
 
 
 def scalars(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
-    """Metrics as plain numbers."""
+    """Return metrics as Python floats."""
     return {name: float(value) for name, value in metrics.items()}

@@ -1,4 +1,4 @@
-"""Gradients on their way to a server: preallocated, joined from several rollouts or several workers."""
+"""Preallocated shared memory for gradients on their way from workers to a parameter server, and their mean."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from polyactor.shared.counters import scalars
 
 @dataclass(frozen=True)
 class GradientSlot:
-    """Room for the gradients of N rollouts, joined.
+    """A buffer for the sum of the gradients of up to N rollouts of one worker.
 
     Attributes:
-        vector: ``[θ]``, their sum.
+        vector: ``[θ]`` the sum of the gradients.
         metrics: ``[2, M]`` float64, sum and count of each metric.
-        numbers: ``[3]`` int64: the oldest version among them, their environment steps, how many there are.
-        moments: what they add to the running statistics, N rows each.
-        names: of the metrics.
+        numbers: ``[3]`` int64: the oldest version of θ that a gradient was taken at, their agent steps, their number.
+        moments: the moments to merge into the running statistics, a row per gradient.
+        names: the names of the M metrics.
     """
 
     vector: Tensor
@@ -33,23 +33,29 @@ class GradientSlot:
 
     @property
     def version(self) -> int:
-        """The oldest version among its gradients."""
+        """Return the oldest version of θ that one of the gradients was taken at."""
         return int(self.numbers[0])
 
     @classmethod
     def blank(cls, theta: int, names: Sequence[str], moments: Mapping[str, Moments]) -> GradientSlot:
-        """An empty one for so many parameters."""
+        """Return an empty slot.
+
+        Args:
+            theta: the length of θ.
+            names: the names of the metrics.
+            moments: zeros for the moments of N rollouts.
+        """
         metrics = torch.zeros(2, len(names), dtype=torch.float64)
         return cls(torch.zeros(theta), metrics, torch.zeros(3, dtype=torch.int64), moments, tuple(names))
 
     def tensors(self) -> Iterator[Tensor]:
-        """Every tensor it is made of."""
+        """Yield every tensor of the slot."""
         yield from (self.vector, self.metrics, self.numbers)
         for moments in self.moments.values():
             yield from moments
 
     def put(self, gradients: Gradients) -> None:
-        """The first of its gradients; whatever was in it is gone."""
+        """Write the first gradient of a sum, over the previous content of the slot."""
         self.vector.copy_(gradients.vector)
         self.metrics.zero_()
         self.numbers.copy_(torch.tensor([gradients.version, gradients.steps, 1]))
@@ -58,7 +64,7 @@ class GradientSlot:
         self._book(gradients, row=0)
 
     def add(self, gradients: Gradients) -> None:
-        """One more."""
+        """Add one more gradient to the sum."""
         self.vector.add_(gradients.vector)
         version, steps, count = self.numbers.tolist()
         self.numbers.copy_(torch.tensor([min(version, gradients.version), steps + gradients.steps, count + 1]))
@@ -71,7 +77,11 @@ class GradientSlot:
             self.moments[name].rows(slice(row, row + 1)).copy_(moments)
 
     def gradients(self, reduction: Reduction) -> Gradients:
-        """What is in it, as one; shares its memory."""
+        """Return the content as one gradient, which shares the memory of the slot.
+
+        Args:
+            reduction: whether it is the mean or the sum of the gradients written.
+        """
         version, steps, count = self.numbers.tolist()
         if reduction == "mean" and count > 1:
             self.vector.div_(count)
@@ -81,7 +91,7 @@ class GradientSlot:
 
 
 def mean(several: Sequence[Gradients]) -> Gradients:
-    """The mean of several gradients, in the memory of the first; steps and running statistics add up."""
+    """Return the mean of several gradients, in the memory of the first; their steps and moments are joined."""
     first, *others = several
     for other in others:
         first.vector.add_(other.vector)

@@ -1,6 +1,6 @@
-"""Signs of life: when a worker last did anything, and which environment has not answered since when.
+"""Heartbeats in shared memory: when each worker last gave a sign of life, and how long an environment has not answered.
 
-Each row of the shared memory has one writer, its worker; the run reads it to tell who hangs.
+Each row is written by one worker. The run's own process reads all rows to find workers that hang.
 """
 
 from __future__ import annotations
@@ -12,32 +12,33 @@ import numpy as np
 import torch
 
 BEAT, SINCE, ENV, STEP, COUNT, ACTION = range(6)
-"""Columns: last sign of life, when the environment was asked (0: nobody is), which one, vector steps answered, how many
-numbers the action has (−1: it was a reset), and those."""
+"""Columns of a row: time of the last sign of life, time when an environment was asked for a step (0: no environment is
+being asked), number of that environment, steps answered so far, count of the action's numbers (−1: a reset), and from
+ACTION on those numbers. Times are seconds of the monotonic clock."""
 NUMBERS_KEPT = 16
-"""Of an action."""
+"""Numbers of an action that are recorded."""
 ALL = -1
-"""In the column ENV: all environments of the worker at once."""
+"""The value of the column ENV when all environments of a worker are asked at once."""
 RESET_FACTOR = 5
-"""A reset may take so many times as long as a step."""
+"""The deadline of a reset, in deadlines of a step."""
 
 
 class Heartbeat:
-    """One worker's row, as that worker writes it.
+    """Writes the row of one worker.
 
     Args:
-        row: ``[ACTION + NUMBERS_KEPT]`` float64, shared.
+        row: ``[ACTION + NUMBERS_KEPT]`` float64, a view of shared memory.
     """
 
     def __init__(self, row: np.ndarray) -> None:
         self.row = row
-        self.cells: Any = memoryview(row)  # type: ignore[arg-type] # an item costs half of an array's
+        self.cells: Any = memoryview(row)  # type: ignore[arg-type] # access takes half the time of an array's
         self.cells[SINCE] = 0.0
 
     def asked(self, env: int, action: Any) -> None:
-        """Environment `env` begins a step with this action, or a reset (None)."""
+        """Record that an environment begins a step with this action, or a reset if the action is None."""
         cells = self.cells
-        cells[SINCE] = monotonic()  # first: what is allowed depends on the rest
+        cells[SINCE] = monotonic()  # first: a reader that sees the other columns change then sees no time waited
         cells[ENV] = env
         if action is None:
             cells[COUNT] = -1
@@ -50,14 +51,14 @@ class Heartbeat:
             cells[COUNT] = 1
 
     def answered(self) -> None:
-        """All of them have."""
+        """Record that all environments asked have answered, which is a sign of life."""
         cells = self.cells
         cells[BEAT], cells[SINCE] = monotonic(), 0.0
         cells[STEP] += 1
 
 
 class Heartbeats:
-    """The rows of W workers.
+    """The heartbeats of W workers: a tensor ``[W, ACTION + NUMBERS_KEPT]`` with a row per worker.
 
     Args:
         workers: W.
@@ -67,29 +68,29 @@ class Heartbeats:
         self.tensor = torch.zeros(workers, ACTION + NUMBERS_KEPT, dtype=torch.float64)
 
     def heartbeat(self, worker: int) -> Heartbeat:
-        """To write to, in the worker."""
+        """Return the object with which a worker writes its row."""
         return Heartbeat(self.tensor.numpy()[worker])
 
     def beat(self, worker: int) -> None:
-        """This worker lives; written by itself."""
+        """Record a sign of life of a worker; called in that worker."""
         self.tensor.numpy()[worker, BEAT] = monotonic()
 
     def begin(self, worker: int) -> None:
-        """A process for this worker is being started."""
+        """Reset the row of a worker whose process is being started."""
         row = self.tensor.numpy()[worker]
         row[:] = 0.0
         row[BEAT] = monotonic()
 
     def again(self, worker: int) -> None:
-        """What this worker has asked for it is given as much time once more."""
+        """Restart the deadline of the step or reset that a worker waits for."""
         self.tensor.numpy()[worker, SINCE] = monotonic()
 
     def hanging(self, worker: int, timeout: float) -> str | None:
-        """Which environment this worker hangs in, in words, or None while all is well.
+        """Return a sentence about the environment that has missed its deadline, or None if none has.
 
         Args:
-            worker: which.
-            timeout: seconds that an environment's step may take.
+            worker: the number of the worker.
+            timeout: the deadline of a step in seconds; a reset has `RESET_FACTOR` times as long.
         """
         row, now = self.tensor.numpy()[worker].copy(), monotonic()
         waited = now - row[SINCE]
@@ -100,12 +101,12 @@ class Heartbeats:
         return None
 
     def silence(self, worker: int) -> float:
-        """Seconds since its last sign of life; 0 while an environment is asked, which has a deadline of its own."""
+        """Return the seconds since a worker's last sign of life, or 0 while it waits for an environment."""
         row = self.tensor.numpy()[worker].copy()
         return monotonic() - float(row[BEAT]) if row[SINCE] == 0 < row[BEAT] else 0.0
 
     def asked(self, worker: int) -> str | None:
-        """Which environment of this worker has not answered yet, in words; None where all have."""
+        """Return a sentence about the environment that a worker waits for, or None if it waits for none."""
         row = self.tensor.numpy()[worker].copy()
         return f"{_who(row)} not answered, {_where(row)}" if row[SINCE] > 0 else None
 

@@ -1,4 +1,4 @@
-"""Locks around the parameters, for readers and writers in several processes."""
+"""Locks for reading and writing the shared parameters from several processes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ import torch
 from torch import Tensor
 
 Reading = Callable[[], Iterator[None]]
-"""What is protected is read in the body of the loop this gives, the last time undisturbed."""
+"""A lock for reading: a function that returns a loop, whose body reads the data and is repeated until no write has
+overlapped it."""
 
 
 def once() -> Iterator[None]:
-    """Read without a lock."""
+    """Run the body once, without a lock."""
     yield
 
 
 class SequenceLock(AbstractContextManager[None]):
-    """Held by a thread of one process while it writes; any number of processes may read, and read again what changed.
+    """A sequence lock: one process writes, and any number of processes read, and read again if a write overlapped.
 
-    Readers hold nothing, so whoever writes never waits for them, not even for one that is stopped.
+    Readers hold no lock, so a writer never waits for a reader, not even for one whose process is stopped. Threads of
+    the writing process exclude each other.
 
     Args:
-        written: how many writes have begun, and how many have ended; shared.
+        written: ``[2]`` int64 in shared memory: the number of writes begun, and of writes ended.
     """
 
     def __init__(self, written: Tensor | None = None) -> None:
@@ -48,9 +50,9 @@ class SequenceLock(AbstractContextManager[None]):
         self._threads.release()
 
     def reading(self) -> Iterator[None]:
-        """To read in the body of a loop: as often as it takes until nothing was written meanwhile."""
+        """Run the body of a loop until no write has overlapped it."""
         while True:
-            ended = int(self._ended[0])  # first: a write that begins and ends between these two lines shows
+            ended = int(self._ended[0])  # first: a write between this line and the next is then noticed
             if ended == int(self._begun[0]):
                 yield
                 if ended == int(self._begun[0]):
@@ -63,9 +65,13 @@ class SequenceLock(AbstractContextManager[None]):
 
 
 class FileLock(AbstractContextManager[None]):
-    """Exclusive, or shared with other readers; the kernel releases it when its holder dies, however that happens.
+    """A lock on a file, exclusive or shared by readers, which the kernel releases when the holder dies.
 
-    Each instance is a holder of its own, so it serves threads as it does processes.
+    Each instance opens the file itself, so instances exclude each other within a process, too.
+
+    Args:
+        path: the path of the file, as `lock_file` gives it.
+        shared: whether the lock is for reading, so that several holders may have it at once.
     """
 
     def __init__(self, path: str, *, shared: bool = False) -> None:
@@ -80,14 +86,17 @@ class FileLock(AbstractContextManager[None]):
         fcntl.flock(self.descriptor, fcntl.LOCK_UN)
 
     def reading(self) -> Iterator[None]:
-        """To read in the body of a loop, which is done once."""
+        """Run the body of a loop once, while the lock is held."""
         with self:
             yield
 
 
 @contextmanager
 def lock_file() -> Iterator[str]:
-    """The path of a file for `FileLock`, gone in the end; where the system can, however this process ends."""
+    """Make a file for `FileLock`, give its path, and remove the file afterwards.
+
+    On Linux the file is in memory only, so it vanishes with this process however that ends.
+    """
     if not hasattr(os, "memfd_create"):
         with NamedTemporaryFile(prefix="polyactor-lock-") as file:
             yield file.name

@@ -1,4 +1,7 @@
-"""A queue of numbered slots between each worker and the run, and what wakes those who wait for it."""
+"""Bounded queues between workers and the run's own process, as numbers of slots in memory that both sides share.
+
+A queue carries no data: a worker fills slot i of a preallocated buffer, then puts it, and the run reads and frees it.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +17,37 @@ from polyactor.system.failpoints import hit
 
 
 class WakeUp:
-    """Wakes one waiting process. A ring is never lost; several may be heard as one."""
+    """Wakes one waiting process from any other, through a pipe.
+
+    A call that comes before the process waits is not lost; several calls may wake it only once.
+    """
 
     def __init__(self) -> None:
         self.reader, self.writer = Pipe(duplex=False)
         os.set_blocking(self.reader.fileno(), False)
         os.set_blocking(self.writer.fileno(), False)
 
-    def slots(self) -> None:
-        """Wake whoever waits, now or later."""
-        with suppress(BlockingIOError):  # a full pipe wakes as well
+    def wake(self) -> None:
+        """Wake the process that waits, or that will wait next."""
+        with suppress(BlockingIOError):  # the pipe is full, so the process wakes anyway
             os.write(self.writer.fileno(), b"!")
 
     def wait(self, timeout: float, also: Sequence[int] = ()) -> None:
-        """Until it rings, one of `also` is ready, or so many seconds have passed."""
+        """Wait for a call, or until a file descriptor of `also` is ready, or for `timeout` seconds at most."""
         wait([self.reader, *also], timeout)
         with suppress(BlockingIOError):
             os.read(self.reader.fileno(), 1 << 16)
 
 
 class SlotQueue:
-    """A bounded queue per worker, of so many slots each: the worker fills them in order, the run empties them in order.
+    """A bounded first-in, first-out queue per worker: the worker fills its slots, and the run's own process frees them.
+
+    When a worker dies, its queue is closed to workers ("away") and the run may fill slots in its place. The process
+    that replaces the worker announces itself (`arrive`), and writes again when the run has let it in (`admit`).
 
     Args:
         workers: W.
-        slots: how many a worker may fill before it has to wait.
+        slots: slots of each worker; one that has filled all of them waits.
     """
 
     def __init__(self, workers: int, slots: int) -> None:
@@ -49,70 +58,75 @@ class SlotQueue:
         self._away = torch.zeros(workers, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
         self._here = torch.zeros(workers, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
         self.main = WakeUp()
-        """Rung when a slot is filled."""
+        """Wakes the run's own process when a slot is filled, or when a worker arrives, leaves or is lost."""
         self.wake_ups = [WakeUp() for _ in range(workers)]
-        """Each rung when one of its worker's slots is free again."""
+        """Wake each worker when one of its slots is free again, or when it is let in."""
 
     def free(self, worker: int) -> int | None:
-        """The slot this worker fills next, or None while all are full or it has not been let in."""
+        """Return the slot that a worker fills next, or None while all its slots are full or it is not yet let in."""
         if self.away(worker) or self.waiting(worker) == self.slots:
             return None
         return self.latest(worker)
 
     def put(self, worker: int) -> None:
-        """The slot is filled."""
+        """Add the slot that a worker has just filled to its queue."""
         hit("send")
         self._filled[worker] += 1
-        self.main.slots()
+        self.main.wake()
 
     def leave(self, worker: int) -> None:
-        """This worker fills no slot any more."""
+        """Note that a worker will fill no more slots."""
         self._left[worker] = True
-        self.main.slots()
+        self.main.wake()
 
     def playing(self, worker: int) -> bool:
-        """It has not left, or has left something behind."""
+        """Return whether a worker may still fill slots, or has filled some that are not yet freed."""
         return not bool(self._left[worker]) or self.waiting(worker) > 0
 
-    # -- who is lost, and comes back as another process ------------------------------------------------------------
+    # -- workers that die and are replaced -------------------------------------------------------------------------
 
     def lost(self, worker: int, for_good: bool) -> None:
-        """Its process has ended: from now on the run may fill its slots, until another one is let in."""
+        """Close the queue of a worker whose process has ended, until its replacement is let in.
+
+        Args:
+            worker: the number of the worker.
+            for_good: whether the worker will not be replaced.
+        """
         self._away[worker], self._here[worker] = True, False
         if for_good:
             self._left[worker] = True
-        self.main.slots()
+        self.main.wake()
 
     def arrive(self, worker: int) -> None:
-        """This worker is ready to fill slots; of one that is not away nobody takes note."""
+        """Announce that a worker is ready to fill slots; this has no effect unless its queue is closed."""
         self._here[worker] = True
-        self.main.slots()
+        self.main.wake()
 
     def admit(self) -> list[int]:
-        """Let in whoever has arrived; gives these workers."""
+        """Open the queues of the replacement workers that have arrived, and return the numbers of these workers."""
         arrived = [i for i in range(self.workers) if self._away[i] and self._here[i]]
         for i in arrived:
             self._away[i] = False
-            self.wake_ups[i].slots()
+            self.wake_ups[i].wake()
         return arrived
 
     def away(self, worker: int) -> bool:
-        """It is lost, and nobody has been let in in its place."""
+        """Return whether a worker's process has ended and its replacement has not yet been let in."""
         return bool(self._away[worker])
 
     def latest(self, worker: int) -> int:
-        """The slot that is filled next, by whoever may."""
+        """Return the slot of a worker's queue that is filled next, even while the queue is full or closed."""
         return int(self._filled[worker]) % self.slots
 
     def waiting(self, worker: int) -> int:
-        """Slots filled and not yet released."""
+        """Return the number of a worker's slots that are filled and not yet freed."""
         return int(self._filled[worker]) - int(self._freed[worker])
 
     def next(self, worker: int) -> int:
-        """The oldest filled slot."""
+        """Return the oldest filled slot of a worker's queue."""
         return int(self._freed[worker]) % self.slots
 
     def release(self, worker: int, count: int = 1) -> None:
-        """The oldest `count` slots may be filled anew."""
+        """Free the oldest `count` filled slots of a worker, and wake the worker."""
         self._freed[worker] += count
-        self.wake_ups[worker].slots()
+        self.wake_ups[worker].wake()

@@ -1,4 +1,4 @@
-"""Which part of its work a worker spends its time with."""
+"""A stopwatch that splits a worker's time into the parts of its work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class Part(StrEnum):
-    """What a worker spends its time with."""
+    """A part of a worker's work."""
 
     EMULATE = "emulate"
     INFER = "infer"
@@ -25,17 +25,21 @@ SAMPLING = (Part.EMULATE, Part.INFER, Part.STORE)
 
 
 class Watch:
-    """Splits time into parts: a lap gives the seconds since the one before to a part."""
+    """A stopwatch: each lap assigns the time since the previous lap to a part of the work.
+
+    Args:
+        spend: called at each lap with the part and the seconds.
+    """
 
     def __init__(self, spend: Callable[[Part, float], None]) -> None:
         self.spend, self.last = spend, time.perf_counter()
 
     def lap(self, part: Part) -> None:
-        """What has passed was this."""
+        """Assign the time since the previous lap, or since the watch was made, to a part."""
         now = time.perf_counter()
         self.spend(part, now - self.last)
         self.last = now
 
 
 def unwatched(part: Part, seconds: float) -> None:
-    """Nobody wants to know."""
+    """Ignore the time spent: the default of `spend` where times are not measured."""

@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old one or the new one, and a full disk gives one sentence."""
+"""Atomic writes: a crash leaves a file's old content or its new one, and a full disk gives an error of one sentence."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 from polyactor.errors import OutOfResources, PolyactorError, RunDirectoryError
 
 HALF = (".", ".tmp")
-"""Around the name of a file that is being written."""
+"""Prefix and suffix of the temporary name under which a file is written."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an `OSError` met while writing ``path`` into one sentence.
+    """Turn an `OSError` raised inside the context, while writing ``path``, into an error of one sentence.
 
     Raises:
-        OutOfResources: no space or no quota left.
-        RunDirectoryError: anything else: read-only, not a directory, no permission.
+        OutOfResources: the disk or the quota is full.
+        RunDirectoryError: any other `OSError`, such as a read-only disk or a missing permission.
     """
     try:
         yield
@@ -33,10 +33,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, finds the old one or the new one; raises `OSError`."""
+    """Write a file so that a reader, or a crash, finds its old content or its new one. Raises `OSError`."""
     temporary = path.with_name(f"{HALF[0]}{path.name}{HALF[1]}")
     try:
-        temporary.unlink(missing_ok=True)  # of a write that was killed, or a link that somebody else has put there
+        temporary.unlink(missing_ok=True)  # left by a killed write, or a planted link
         write_new(temporary, data)
         os.replace(temporary, path)
     except BaseException:
@@ -47,15 +47,15 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """A file that is not there yet, forced to disk; raises `OSError`."""
-    with open(path, "xb") as file:  # a new file: no link is followed
+    """Create a file that does not exist yet and force it to disk. Raises `OSError`."""
+    with open(path, "xb") as file:  # a new file, so no link is followed
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:
-    """Force to disk what a directory names; raises `OSError`."""
+    """Force the entries of a directory to disk. Raises `OSError`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,20 +1,20 @@
-"""One checkpoint is one directory, and a reader finds either all of it or none.
+"""Checkpoints: each is one directory, which a reader finds whole or not at all.
 
 ::
 
     checkpoints/
-      last.json                 {"checkpoint": "000000200000"}: which directory to resume from
+      last.json                 {"checkpoint": "000000200000"}: the checkpoint to resume from
       best.json                 the same, for the best score so far
-      000000200000/             the agent steps it was taken at
+      000000200000/             named after the agent steps so far
         state.safetensors       every tensor
         meta.json               counters, config, versions: plain JSON
         manifest.json           size and SHA-256 of the two, and of itself
 
-A save is written under a temporary name in the same folder, forced to disk, renamed, and only then pointed at; so a
-crash, a full disk or a killed process leaves the previous checkpoint as it was. Neither torch nor safetensors notices
-a flipped bit in a tensor, hence the hashes; nothing is parsed before they match. There is no pickle anywhere.
+A checkpoint is written under a temporary name in the same folder, forced to disk, renamed, and only then pointed at. So
+a crash, a full disk or a killed process leaves the previous checkpoint as it was. Neither torch nor safetensors notices
+a flipped bit in a tensor, hence the hashes; nothing is parsed before they match. Pickle is not used.
 
-One process at a time saves into a run directory.
+Only one process at a time may save into a run directory.
 """
 
 from __future__ import annotations
@@ -46,25 +46,25 @@ FORMAT_VERSION = 1
 STATE, META, MANIFEST = "state.safetensors", "meta.json", "manifest.json"
 FOLDER = "checkpoints"
 LEARNED = ("model.", "optimizer.")
-"""Before the names of what learning changes: parameters, running statistics, the optimizer's."""
+"""Prefixes of the names of tensors that learning changes: parameters, running statistics and optimizer state."""
 
 MAX_META_BYTES = MAX_HEADER_BYTES = 1 << 20
 MAX_MANIFEST_BYTES = MAX_POINTER_BYTES = 1 << 14
 
 _NAME = re.compile(r"([0-9]{12,20})(?:\.([0-9]{1,6}))?")
-"""Agent steps, and a count where the same step was saved again. No separator, no dots alone: never a way out."""
+"""The name of a checkpoint directory: agent steps, and a count if saved again. It cannot lead out of the folder."""
 _TAG = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _TEMPORARY = ".saving-"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `load` found.
+    """The verified content of a checkpoint.
 
     Attributes:
-        path: the checkpoint's own directory.
+        path: the checkpoint directory.
         tensors: by name, on the CPU, each with its own memory.
-        meta: what `save` was given, after a trip through JSON (tuples are lists, keys are strings).
+        meta: the values given to `save`, as JSON returns them: tuples are lists and keys are strings.
     """
 
     path: Path
@@ -80,25 +80,25 @@ def save(
     *,
     tags: Collection[str] = ("last",),
 ) -> Path:
-    """Save a checkpoint of the run in ``root``, point the tags at it, drop the ones nothing points at.
+    """Save a checkpoint of the run in ``root``, point the tags at it, and remove checkpoints without a tag.
 
-    The directory `last` named before is kept as well, so that one damaged checkpoint is not the end of a run.
-    The same step may be saved again; the second directory is called ``<steps>.2``.
+    The checkpoint that the tag `last` named before is kept as well, as a fallback if the new one gets damaged.
+    If the same step was saved before, the new directory is called ``<steps>.2``.
 
     Args:
-        root: the run directory; it and ``checkpoints/`` are made when missing.
-        tensors: any dtype, shape and device; copied, so views of one flat vector are fine.
-        meta: plain JSON: no NaN or infinity, at most 1 MiB once written.
+        root: the run directory; it and ``checkpoints/`` are created if missing.
+        tensors: by name, of any dtype, shape and device; copied, so views of one flat vector are fine.
+        meta: plain JSON without NaN or infinity, at most 1 MiB once written.
         steps: agent steps so far.
-        tags: the pointers to move, usually ``("last",)`` or ``("last", "best")``.
+        tags: the tags to point at the checkpoint, usually ``("last",)`` or ``("last", "best")``.
 
     Returns:
-        The new checkpoint's directory.
+        The new checkpoint directory.
 
     Raises:
         OutOfResources: the disk or the quota is full; the previous checkpoint is untouched.
         RunDirectoryError: the run directory cannot be written; the previous checkpoint is untouched.
-        TypeError, ValueError: ``meta`` is not plain JSON or too long, or a tag or ``steps`` cannot be.
+        TypeError, ValueError: ``meta`` is not plain JSON or too long, a tag is no plain name, or ``steps`` is negative.
     """
     if steps < 0 or not all(_TAG.fullmatch(tag) for tag in tags):
         raise ValueError(f"steps {steps} must be 0 or more and tags {tuple(tags)} plain lower-case names")
@@ -109,7 +109,7 @@ def save(
         if folder.is_symlink():  # a run directory from elsewhere must not choose where we write
             raise RunDirectoryError(f"cannot write {folder}: it is a symbolic link")
         sync_directory(folder.parent)
-        for leftover in folder.glob(f"{_TEMPORARY}*"):  # of a save that was killed: make room first
+        for leftover in folder.glob(f"{_TEMPORARY}*"):  # left by a killed save: make room first
             _remove(leftover)
         for leftover in folder.glob(f"{HALF[0]}*{HALF[1]}"):
             leftover.unlink()
@@ -121,7 +121,7 @@ def save(
                 replace_file(_pointer(folder, tag), _dump({"checkpoint": target.name}))
         except BaseException:
             others = {directory.name for directory in _directories(folder)} - {target.name}
-            _prune(folder, keep=others)  # the new one alone, and only if no pointer names it yet
+            _prune(folder, keep=others)  # removes the new one, unless a pointer names it already
             raise
     if "last" in tags:
         _prune(folder, keep={previous, target.name})
@@ -129,7 +129,7 @@ def save(
 
 
 def point(root: Path, tag: str, *, at: str) -> None:
-    """Let ``tag`` name the checkpoint that the tag ``at`` names, in one step; nothing is copied or removed.
+    """Point ``tag`` at the checkpoint that the tag ``at`` names, atomically; no checkpoint is copied or removed.
 
     Raises:
         CheckpointError: the run in ``root`` has no readable pointer ``at``.
@@ -148,12 +148,12 @@ def load(path: Path, *, tag: str = "last") -> Checkpoint:
     """Read and verify a checkpoint.
 
     Args:
-        path: a run directory, or one checkpoint's directory (then ``tag`` does not matter).
-        tag: which of a run's pointers to follow.
+        path: a run directory, or a checkpoint directory, for which ``tag`` is ignored.
+        tag: which of the run's checkpoints to read.
 
     Raises:
-        CheckpointError: something is missing, damaged, foreign, or written by a newer format; one sentence that names
-            the file, what is wrong with it, and the run's newest good checkpoint if it has one.
+        CheckpointError: a file is missing, damaged, not of polyactor, or in a newer format. The sentence names the
+            file, what is wrong with it, and the run's newest good checkpoint if there is one.
     """
     path = Path(path)
     try:
@@ -165,14 +165,14 @@ def load(path: Path, *, tag: str = "last") -> Checkpoint:
 
 
 def last(root: Path) -> Path | None:
-    """The checkpoint directory that the run in ``root`` goes on from, if it has one. Says nothing of its health."""
+    """Return the checkpoint directory that the run in ``root`` resumes from, or None; its content is not verified."""
     folder = Path(root) / FOLDER
     name = _named_or_none(folder, "last")
     return folder / name if name and (folder / name).is_dir() else None
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Which parameters and statistics have numbers that are not finite: nobody can play or go on with those."""
+    """Return the names of parameters, running statistics and optimizer tensors that hold NaN or infinity."""
     return [
         name
         for name, tensor in tensors.items()
@@ -181,13 +181,13 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def exists(path: Path, *, tag: str = "last") -> bool:
-    """Whether ``path`` is a run with that pointer, or a checkpoint. Says nothing of its health."""
+    """Whether ``path`` is a run directory with that tag, or a checkpoint directory; its content is not verified."""
     path = Path(path)
     return _pointer(path / FOLDER, tag).is_file() or (path / MANIFEST).is_file()
 
 
 def newest_good(root: Path) -> Path | None:
-    """The newest checkpoint directory of the run in ``root`` whose hashes match, pointed at or not."""
+    """Return the newest checkpoint directory in ``root`` whose hashes match, with or without a tag; None if none do."""
     for directory in sorted(_directories(Path(root) / FOLDER), key=_order, reverse=True):
         with suppress(CheckpointError):
             _verified(directory)
@@ -199,7 +199,7 @@ def newest_good(root: Path) -> Path | None:
 
 
 def _contents(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict[str, bytes]:
-    """The three files of a checkpoint, the manifest last."""
+    """Return the bytes of a checkpoint's three files by name, the manifest last."""
     import torch
     from safetensors.torch import save as serialize
 
@@ -215,6 +215,7 @@ def _contents(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict[st
 
 
 def _manifest(contents: Mapping[str, bytes]) -> bytes:
+    """Return the manifest: size and SHA-256 of each file, and of the manifest itself."""
     body = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -240,7 +241,7 @@ def _hash(data: bytes) -> str:
 
 
 def _write_directory(folder: Path, steps: int, contents: Mapping[str, bytes]) -> Path:
-    """Write the files under a temporary name, force them to disk, then give the directory its name."""
+    """Write a checkpoint's files under a temporary name, force them to disk, then rename the directory."""
     temporary = folder / f"{_TEMPORARY}{os.getpid()}"
     try:
         temporary.mkdir()
@@ -257,24 +258,24 @@ def _write_directory(folder: Path, steps: int, contents: Mapping[str, bytes]) ->
 
 
 def _free_name(folder: Path, steps: int) -> Path:
-    """A directory cannot be replaced in one step, so a step saved again gets a name and number of its own."""
+    """Return an unused directory name for a step, since a directory cannot be replaced atomically."""
     taken = [_order(directory)[1] for directory in _directories(folder) if _order(directory)[0] == steps]
     return folder / (f"{steps:012d}.{max(taken) + 1}" if taken else f"{steps:012d}")
 
 
 def _prune(folder: Path, keep: Collection[str | None]) -> None:
-    """Remove the checkpoints that no pointer names. Never fails: what it leaves, the next save removes."""
+    """Remove the checkpoints that neither a tag nor `keep` names. Never raises: the next save removes leftovers."""
     try:
         named = {_named(folder, pointer.stem) for pointer in folder.glob("*.json")}
     except CheckpointError:
-        return  # a pointer nobody can read may name any of them
+        return  # an unreadable pointer may name any of them
     for directory in _directories(folder):
         if directory.name not in named | set(keep):
             _remove(directory)
 
 
 def _remove(directory: Path) -> None:
-    """A directory and all in it; of a link, the link. Never fails."""
+    """Remove a directory with all its content, or a symbolic link without its target. Never raises."""
     if directory.is_symlink():
         with suppress(OSError):
             directory.unlink()
@@ -296,13 +297,13 @@ def _directories(folder: Path) -> list[Path]:
 
 
 def _order(directory: Path) -> tuple[int, int]:
-    """Agent steps, then which save of that step."""
+    """Return the sort key of a checkpoint directory: agent steps, then which save of that step."""
     match = _NAME.fullmatch(directory.name)
     return (int(match[1]), int(match[2] or 1)) if match else (-1, 0)
 
 
 def _directory(path: Path, tag: str) -> Path:
-    """The checkpoint directory that ``path`` and ``tag`` mean."""
+    """Return the checkpoint directory of a tag in a run directory, or ``path`` if it is a checkpoint directory."""
     if not _TAG.fullmatch(tag):
         raise CheckpointError(f"{tag!r} cannot name a checkpoint")
     if not path.is_dir():
@@ -315,7 +316,7 @@ def _directory(path: Path, tag: str) -> Path:
 
 
 def _named(folder: Path, tag: str) -> str:
-    """The directory name in a pointer file; a plain name of ours or an error."""
+    """Return the name of the checkpoint directory that a tag points at. Raises `CheckpointError`."""
     pointer = _pointer(folder, tag)
     content = _json(pointer, _read(pointer, MAX_POINTER_BYTES))
     name = content.get("checkpoint")
@@ -332,7 +333,7 @@ def _named_or_none(folder: Path, tag: str) -> str | None:
 
 
 def _verified(directory: Path) -> dict[str, bytes]:
-    """The bytes of both files, once their sizes and hashes match the manifest."""
+    """Return the bytes of a checkpoint's tensors and meta, whose sizes and hashes match the manifest."""
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is missing")
     expected = _parse_manifest(directory / MANIFEST)
@@ -347,7 +348,7 @@ def _verified(directory: Path) -> dict[str, bytes]:
 
 
 def _parse_manifest(path: Path) -> dict[str, tuple[int, str]]:
-    """Size in bytes and SHA-256 of each file."""
+    """Return the size in bytes and the SHA-256 of each file that a valid manifest lists."""
     data = _read(path, MAX_MANIFEST_BYTES)
     body = _json(path, data)
     if body.get("format") != FORMAT:
@@ -402,7 +403,7 @@ def _json(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _read(path: Path, size: int, *, exactly: bool = False) -> bytes:
-    """A regular file's bytes, at most ``size`` (or exactly that many); no link is followed, no FIFO waited for."""
+    """Return at most (or exactly) ``size`` bytes of a regular file; links and FIFOs are refused."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -435,7 +436,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _advice(path: Path) -> str:
-    """Where to turn instead: the run's newest good checkpoint, if ``path`` belongs to a run."""
+    """Return the end of an error sentence: the newest good checkpoint of the run of ``path``, if there is one."""
     root = path if (path / FOLDER).is_dir() else path.parent.parent if path.parent.name == FOLDER else None
     good = newest_good(root) if root else None
     return f" (newest good checkpoint: {good})" if good else ""

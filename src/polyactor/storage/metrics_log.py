@@ -1,7 +1,7 @@
-"""What a run writes while it goes: rows, events, TensorBoard scalars and a summary, all in its own directory.
+"""The log of a run: metrics rows, events, TensorBoard scalars and a summary, written in the run directory.
 
-``metrics.jsonl`` holds a row per report and ``events.jsonl`` one line per happening; both are plain JSON lines, each
-written whole in one call. What a full disk has no room for waits in memory. Nothing here imports torch.
+``metrics.jsonl`` holds the metrics rows and ``events.jsonl`` the events, both as JSON lines, each written in one call.
+Lines for which a full disk has no room wait in memory. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ ROWS, EVENTS, SUMMARY = "metrics.jsonl", "events.jsonl", "summary.json"
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What a disk without room says."""
+"""Error numbers of a full disk and a full quota."""
 
 
 MOST_WAITING = 10_000
-"""Lines of a file that wait for room; then the oldest are dropped, and counted."""
+"""Most lines per file that wait for room on the disk; then the oldest are dropped and counted."""
 
 
 Value = float | int | list[int] | None
 
 
 class MetricsLog:
-    """The files one run reports to. One process owns it; close it, or use it in a ``with`` statement.
+    """The log files of one run. One process owns them; close the log, or use it in a ``with`` statement.
+
+    Rows, events and scalars for which a full disk has no room wait, and are written in order once there is room.
 
     Args:
-        directory: the run directory, made when missing.
-        append: go on where an earlier run stopped; half a line that a crash left at the end is dropped. Otherwise
-            the directory must not hold rows yet.
-        steps: with ``append``, the agent steps that are gone on from; rows of later ones are dropped, they come again.
-
-    Rows, events and scalars that a full disk has no room for wait, and are written before the next as soon as there is.
+        directory: the run directory, created if missing.
+        append: continue the files of an earlier run, without a last line that a crash cut off. Otherwise the directory
+            must not hold metrics rows.
+        steps: with ``append``, the agent steps resumed from; later metrics rows are dropped, since they come again.
 
     Raises:
-        RunDirectoryError: the directory cannot be written, or holds rows already and ``append`` is off.
-        OutOfResources: the disk is full (here and from `summary`; nothing is left half written).
+        RunDirectoryError: the directory cannot be written, or holds metrics rows although ``append`` is off.
+        OutOfResources: the disk is full (here and in `summary`); no file is left half written.
     """
 
     def __init__(self, directory: Path, *, append: bool = False, steps: int | None = None) -> None:
@@ -61,53 +61,53 @@ class MetricsLog:
             self.directory.mkdir(parents=True, exist_ok=True)
             if not append and rows.exists() and rows.stat().st_size:
                 raise RunDirectoryError(f"{rows} already has rows of another run: resume it or choose another --out")
-            self.taken_back = _take_back(rows, steps) if append and steps is not None else 0
-            """Rows that were dropped, since they come again."""
-            self._rows = _Pieces(_open_lines(rows, append))
-            self._events = _Pieces(_open_lines(events, append))
-            self._board = _Scalars(self.directory, purge=append)
+            self.taken_back = _drop_later_rows(rows, steps) if append and steps is not None else 0
+            """Number of metrics rows dropped because they were later than ``steps``."""
+            self._rows = _Appender(_open_lines(rows, append))
+            self._events = _Appender(_open_lines(events, append))
+            self._tensorboard = _Scalars(self.directory, purge=append)
 
     def row(self, values: Mapping[str, Value]) -> None:
-        """Append one row to ``metrics.jsonl`` and its scalars to TensorBoard.
+        """Append one metrics row to ``metrics.jsonl`` and its scalars to TensorBoard.
 
         Args:
-            values: by name, in the order they are written; ``agent_steps`` must be there. NaN and infinities become
-                null; lists go to the row only.
+            values: by name, written in this order; ``agent_steps`` is required. NaN and infinity become null, and
+                lists go to ``metrics.jsonl`` only.
 
         Raises:
-            KeyError: there is no ``agent_steps``; nothing is written.
+            KeyError: ``agent_steps`` is missing; nothing is written.
         """
         plain = {name: _plain(value) for name, value in values.items()}
         step = int(plain["agent_steps"])
         with writing(self.directory / ROWS):
             self._rows.append(_line(plain))
-            self._board.write(plain, step)
-        self._own_up()
+            self._tensorboard.write(plain, step)
+        self._log_dropped()
 
     def event(self, name: str, reason: str = "", **fields: object) -> None:
-        """Append one line to ``events.jsonl``: UTC time (ISO 8601, milliseconds), event, reason, then the fields."""
+        """Append one event to ``events.jsonl``: UTC time (ISO 8601, milliseconds), name, reason, then the fields."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         with writing(self.directory / EVENTS):
             self._events.append(_line(_plain({"time": now, "event": name, "reason": reason} | fields)))
-        self._own_up()
+        self._log_dropped()
 
     def summary(self, values: Mapping[str, object]) -> None:
-        """Write ``summary.json``; a reader finds the old one or the new one."""
+        """Write ``summary.json`` atomically: a reader finds the old content or the new one."""
         text = json.dumps(_plain(values), indent=1, allow_nan=False) + "\n"
         with writing(self.directory / SUMMARY):
             replace_file(self.directory / SUMMARY, text.encode())
 
     def close(self) -> None:
-        """Close the files; may be called twice. What still waits for room is lost."""
+        """Close the files; a second call does nothing. Lines that still wait for room on the disk are lost."""
         with writing(self.directory):
-            for pieces in (self._rows, self._events, self._board.pieces):
-                pieces.close()
+            for appender in (self._rows, self._events, self._tensorboard.appender):
+                appender.close()
 
-    def _own_up(self) -> None:
-        """An event for the lines that were dropped while there was no room, once there is."""
-        for name, pieces in ((ROWS, self._rows), (EVENTS, self._events), ("TensorBoard", self._board.pieces)):
-            if pieces.dropped and not pieces.waiting:
-                count, pieces.dropped = pieces.dropped, 0
+    def _log_dropped(self) -> None:
+        """Log an event for lines dropped while the disk was full, once no line waits any more."""
+        for name, appender in ((ROWS, self._rows), (EVENTS, self._events), ("TensorBoard", self._tensorboard.appender)):
+            if appender.dropped and not appender.waiting:
+                count, appender.dropped = appender.dropped, 0
                 self.event("lines_dropped", "the disk was full for too long", file=name, lines=count)
 
     def __enter__(self) -> MetricsLog:
@@ -118,13 +118,13 @@ class MetricsLog:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON lines file, without the half line that a crash or a writer at work may have left at its end.
+    """Return the rows of a JSON lines file, without an unfinished line that a crash or a writer left at its end.
 
     Args:
-        path: ``metrics.jsonl`` or ``events.jsonl``; no rows when it does not exist.
+        path: ``metrics.jsonl`` or ``events.jsonl``; a missing file has no rows.
 
     Raises:
-        RunDirectoryError: it cannot be read, or a whole line of it is not a JSON object.
+        RunDirectoryError: the file cannot be read, or a whole line is not a JSON object.
     """
     try:
         data = path.read_bytes()
@@ -133,7 +133,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise RunDirectoryError(f"cannot read {path}: {error.strerror}") from error
     rows = []
-    for number, line in enumerate(data.split(b"\n")[:-1], start=1):  # what follows the last newline is no whole line
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):  # the rest after the last newline is unfinished
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
@@ -145,7 +145,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """The value as strict JSON has it: non-finite numbers are null, array scalars numbers, anything else its name."""
+    """Return a value as strict JSON: NaN and infinity as None, arrays as lists or numbers, any other object as text."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -160,7 +160,7 @@ def _plain(value: Any) -> Any:
 
 
 def _open_lines(path: Path, append: bool) -> int:
-    """A descriptor that appends after the last whole line, or to an empty file."""
+    """Return a descriptor that appends after the last whole line, or, without `append`, to an emptied file."""
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = os.open(path, flags, 0o644)
     try:
@@ -173,8 +173,8 @@ def _open_lines(path: Path, append: bool) -> int:
     return descriptor
 
 
-def _take_back(path: Path, steps: int) -> int:
-    """Drop the rows of more agent steps than these, all or none; returns how many."""
+def _drop_later_rows(path: Path, steps: int) -> int:
+    """Drop the metrics rows of more than `steps` agent steps, all or none, and return how many there were."""
     if not stat.S_ISREG(path.lstat().st_mode if os.path.lexists(path) else 0):
         return 0
     lines = path.read_bytes().split(b"\n")[:-1]
@@ -188,26 +188,26 @@ def _is_later(line: bytes, steps: int) -> bool:
     try:
         return bool(json.loads(line)["agent_steps"] > steps)
     except (ValueError, KeyError, TypeError, RecursionError):
-        return False  # whatever it is, it is not ours to drop
+        return False  # not a metrics row, so it stays
 
 
 def _line(value: object) -> bytes:
     return json.dumps(value, allow_nan=False).encode() + b"\n"
 
 
-class _Pieces:
-    """Appends pieces to a file, each whole or not at all; those there is no room for wait, in their order."""
+class _Appender:
+    """Appends records to a file, each whole or not at all; records wait in order while the disk is full."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor, self.dropped = descriptor, 0
         self.waiting: deque[bytes] = deque()
 
-    def append(self, piece: bytes) -> None:
-        """Raises `OSError` for anything but a full disk."""
+    def append(self, record: bytes) -> None:
+        """Append a record after those that wait. Raises `OSError` for any failure but a full disk."""
         if len(self.waiting) >= MOST_WAITING:
             self.waiting.popleft()
             self.dropped += 1
-        self.waiting.append(piece)
+        self.waiting.append(record)
         self._flush(self.descriptor)
 
     def close(self) -> None:
@@ -229,13 +229,13 @@ class _Pieces:
             self.waiting.popleft()
 
 
-def _write_whole(descriptor: int, piece: bytes) -> None:
-    """In one call; on failure what part of it reached the file is taken back."""
+def _write_whole(descriptor: int, record: bytes) -> None:
+    """Write a whole record; on failure remove the part that reached the file and raise `OSError`."""
     size = os.fstat(descriptor).st_size
     written = 0
     try:
-        while written < len(piece):
-            written += os.write(descriptor, piece[written:])  # short only where the disk fills up: then the next raises
+        while written < len(record):
+            written += os.write(descriptor, record[written:])  # short on a full disk: the next call raises
     except OSError:
         with suppress(OSError):
             os.ftruncate(descriptor, size)
@@ -243,9 +243,9 @@ def _write_whole(descriptor: int, piece: bytes) -> None:
 
 
 class _Scalars:
-    """A TensorBoard event file, written in this thread: nothing is queued, so nothing is lost when the run is killed.
+    """A TensorBoard event file, written in the calling thread, so that a killed run loses no queued values.
 
-    TensorBoard's own `EventFileWriter` has a thread that hides write errors, and torch's needs torch.
+    TensorBoard's `EventFileWriter` has a thread that hides write errors, and torch's writer needs torch.
     """
 
     def __init__(self, directory: Path, purge: bool) -> None:
@@ -258,12 +258,13 @@ class _Scalars:
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         count = len(list(directory.glob("events.out.tfevents.*")))
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        self.pieces = _Pieces(os.open(directory / f"{name}.{count:04d}", flags, 0o644))
+        self.appender = _Appender(os.open(directory / f"{name}.{count:04d}", flags, 0o644))
         self._writer = RecordWriter
         self._record(self._event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def write(self, values: Mapping[str, Any], step: int) -> None:
-        if self._purge:  # the resumed run replaces what the lost one wrote from here on
+        """Append the numbers in `values` as scalars at agent step `step`."""
+        if self._purge:  # TensorBoard then hides values that come again
             start = self._session(status=self._session.START)
             self._record(self._event(wall_time=time.time(), step=step, session_log=start))
             self._purge = False
@@ -277,4 +278,4 @@ class _Scalars:
     def _record(self, event: Any) -> None:
         record = io.BytesIO()
         self._writer(record).write(event.SerializeToString())
-        self.pieces.append(record.getvalue())
+        self.appender.append(record.getvalue())

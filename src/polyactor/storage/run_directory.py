@@ -1,4 +1,4 @@
-"""Where a run lives: a directory of its own, never one that is taken."""
+"""Run directories: each run has one, and a lock lets only one process at a time train in it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from polyactor.storage.atomic import replace_file, writing
 from polyactor.storage.checkpoint import FOLDER
 
 LOCK = "run.lock"
-"""Locked by the process that trains in a run directory, and says which that is; gone when that ends in order."""
+"""The lock file of a run directory. It names the process that trains there, which removes it at its end."""
 
 CONFIG = "config.json"
-"""What decided the run, for a person and for pictures; to go on, a run reads its checkpoint's."""
+"""The file with the config of a run, for people and plots; a resumed run reads the config in its checkpoint."""
 
 
 def run_directory(config: Config) -> Path:
-    """Where the run will live.
+    """Return the directory for a new run: ``config.out``, or an unused name in ``runs/``. Nothing is created.
 
     Raises:
-        RunDirectoryError: there is something already, or nothing can be made there.
+        RunDirectoryError: the directory is taken, or cannot be created.
     """
     if config.out is not None:
         directory = Path(config.out)
@@ -49,14 +49,14 @@ def run_directory(config: Config) -> Path:
 
 
 def refuse_taken(directory: Path, *, mine: bool = False) -> None:
-    """Refuse a directory that holds anything.
+    """Refuse a directory for a new run that holds any file besides a lock file.
 
     Args:
-        directory: of a run to be.
-        mine: this process has claimed it.
+        directory: the directory for a new run, which may not exist yet.
+        mine: whether this process holds the directory's lock.
 
     Raises:
-        RunDirectoryError: it does, or it is no directory.
+        RunDirectoryError: the directory holds files, another process trains in it, or it is no directory.
     """
     if not directory.exists() or (directory.is_dir() and {entry.name for entry in directory.iterdir()} <= {LOCK}):
         return
@@ -72,16 +72,16 @@ def refuse_taken(directory: Path, *, mine: bool = False) -> None:
 
 
 def run_of(path: Path) -> Path:
-    """The run that a checkpoint is in; anything else is itself."""
+    """Return the run directory of a checkpoint directory; any other path is returned as it is."""
     folder = path.absolute().parent
     return folder.parent if folder.name == FOLDER and (folder.parent / CONFIG).is_file() else path
 
 
 def write_config(directory: Path, plain: Mapping[str, Any]) -> None:
-    """Write what decides the run from now on, as plain JSON.
+    """Write the config of a run, as plain JSON, to ``config.json``.
 
     Raises:
-        OutOfResources, RunDirectoryError: it cannot be written; what was said before is untouched.
+        OutOfResources, RunDirectoryError: the file cannot be written; its old content is untouched.
     """
     with writing(directory):
         replace_file(directory / CONFIG, (json.dumps(plain, indent=1) + "\n").encode())
@@ -89,13 +89,12 @@ def write_config(directory: Path, plain: Mapping[str, Any]) -> None:
 
 @contextmanager
 def claimed(directory: Path) -> Iterator[None]:
-    """Nobody else trains in this directory inside; it is made when missing.
+    """Create a run directory if it is missing, and hold its lock inside the context.
 
-    The kernel lets go of the lock when the process ends, however that happens, so there is no stale one: a file that a
-    killed process leaves is locked by nobody.
+    The kernel releases the lock when the process ends in any way, so the lock file of a killed process blocks no run.
 
     Raises:
-        RunDirectoryError: somebody does already, or it cannot be written. Nothing in it has changed then.
+        RunDirectoryError: another process holds the lock, or the directory cannot be written; then nothing is changed.
     """
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -104,17 +103,17 @@ def claimed(directory: Path) -> Iterator[None]:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         with writing(directory / LOCK):
             os.ftruncate(descriptor, 0)
-            said = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
-            os.pwrite(descriptor, said.encode(), 0)
+            holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+            os.pwrite(descriptor, holder.encode(), 0)
         yield
     finally:
         with suppress(OSError):
-            (directory / LOCK).unlink()  # while it is locked: whoever has opened it meanwhile sees that it is gone
+            (directory / LOCK).unlink()  # while locked: a process that has just opened it notices
         os.close(descriptor)
 
 
 def _locked(directory: Path) -> int:
-    """A descriptor that holds the lock of the file that is there now."""
+    """Return a descriptor that holds the lock of the lock file now in the directory."""
     while True:
         descriptor = _opened(directory, create=True)
         try:
@@ -125,10 +124,11 @@ def _locked(directory: Path) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # its owner removed it between our opening and locking it
+        os.close(descriptor)  # the previous owner removed the file before we locked it
 
 
 def _opened(directory: Path, *, create: bool) -> int:
+    """Return a descriptor of the lock file. Raises `RunDirectoryError` where it is no regular file."""
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_CREAT if create else 0)
     with writing(directory / LOCK):
         descriptor = os.open(directory / LOCK, flags, 0o644)
@@ -139,6 +139,7 @@ def _opened(directory: Path, *, create: bool) -> int:
 
 
 def _lock(descriptor: int, directory: Path) -> None:
+    """Lock an open lock file. Raises `RunDirectoryError` where another process holds the lock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -147,11 +148,11 @@ def _lock(descriptor: int, directory: Path) -> None:
         raise RunDirectoryError(f"cannot lock {directory / LOCK}: {error.strerror}") from error
 
 
-def _holder(said: bytes) -> str:
-    """Who says to hold the lock; it may just be writing it."""
+def _holder(content: bytes) -> str:
+    """Return who holds a lock, by the content of the lock file, which may be half written."""
     try:
-        own = json.loads(said)
-        text = f"process {int(own['pid'])} on {own['host']} since {own['since']}"
+        found = json.loads(content)
+        text = f"process {int(found['pid'])} on {found['host']} since {found['since']}"
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return "another process"
     return one_line(text)

@@ -1,1 +1,8 @@
-"""The machine a run is on: processors, memory, the terminal."""
+"""The operating system and the machine of a run.
+
+* `machine`: memory, threads and shared memory of this process.
+* `host`: names and versions of hardware and software, and the memory that processes use.
+* `forkserver`: starts worker processes quickly.
+* `console`: a terminal that survives a closed pipe.
+* `failpoints`: makes a process fail at a chosen place, for tests.
+"""

@@ -1,4 +1,4 @@
-"""Where lines for a person go."""
+"""The terminal that polyactor prints to."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from rich.console import Console
 
 
 class Lasting(Console):
-    """Where nobody reads any more (`polyactor train … | head`) it falls silent, and whoever writes goes on."""
+    """A console that goes silent when its reader is gone (`polyactor train … | head`), so that the run goes on."""
 
     def on_broken_pipe(self) -> None:
-        """Write to nowhere from now on, but do not exit."""
+        """Discard all further output instead of ending the process."""
         with suppress(SystemExit):
             super().on_broken_pipe()

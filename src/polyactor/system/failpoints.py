@@ -1,7 +1,7 @@
-"""Places where a process can be made to fail, to prove that a run survives it; off unless asked for.
+"""Fail points: places where a process can be made to fail, to test that a run survives. They are off by default.
 
-``POLYACTOR_FAIL="update.inside=kill@3,rollout=hang@2/1"``: the third time a process comes to that place it is killed;
-worker 1 alone hangs at its second rollout. A process that replaces another one is spared.
+``POLYACTOR_FAIL="update.inside=kill@3,rollout=hang@2/1"`` kills each process that comes to ``update.inside`` for the
+third time, and makes worker 1 hang before its second rollout. A process that replaces another one does not fail.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from polyactor.errors import UsageError
 
 VARIABLE = "POLYACTOR_FAIL"
 PLACES = ("read", "rollout", "gradient", "update", "update.inside", "send", "save")
-"""While θ is copied, before a rollout, before a gradient is taken, before θ changes, after θ and before anything else
-does, before what is for another process is handed over, before a checkpoint gets its name."""
+"""The places: while θ is copied, before a rollout, before a gradient is taken, before θ changes, after θ has changed
+and before anything else has, before a filled slot is put into a queue, before a checkpoint gets its name."""
 
 
 def _raise() -> None:
@@ -42,14 +42,14 @@ _met: dict[str, int] = {}
 
 
 def arm(worker: int | None = None, *, spared: bool = False) -> None:
-    """Read the variable for this process.
+    """Set the fail points of this process from the environment variable.
 
     Args:
-        worker: which one it plays; None in the run's own.
-        spared: nothing fails here.
+        worker: the worker that this process runs; None in the run's own process.
+        spared: whether this process has no fail points, such as one that replaces another.
 
     Raises:
-        UsageError: an entry that cannot be.
+        UsageError: an entry of the variable is not of the form above, or names an unknown place or deed.
     """
     _armed.clear()
     _met.clear()
@@ -65,7 +65,7 @@ def arm(worker: int | None = None, *, spared: bool = False) -> None:
 
 
 def hit(place: str) -> None:
-    """This process has come to that place."""
+    """Fail if this process has a fail point at this place and has now come to it the given number of times."""
     if _armed:
         _met[place] = _met.get(place, 0) + 1
         for deed, count in _armed.get(place, ()):

@@ -1,11 +1,11 @@
-"""Where workers come from.
+"""Starts the fork server from which worker processes are forked.
 
-On Linux they are forked from a server that has imported everything once
-(`polyactor.training.forkserver_preload`), elsewhere they are spawned. A forked worker is there at once, and what an
-import allocates is shared by all. Nothing here imports torch, so that the server can do so while its run does.
+On Linux workers are forked from a server that has imported everything once (`polyactor.training.forkserver_preload`);
+elsewhere they are spawned. A forked worker starts at once, and all workers share the memory that imports allocate.
+This module does not import torch, so that the server and the run can import it at the same time.
 
-The server is that of `multiprocessing`: a program that has started it for itself keeps its own, and workers then import
-what that one has not. Environment variables that a library reads when it is loaded are those of the server's start.
+The server is that of `multiprocessing`. If the program has already started one, workers are forked from it and import
+the modules it lacks. Environment variables that a library reads at import have their values of the server's start.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from multiprocessing import forkserver
 
 FORKS = sys.platform == "linux"
 WAYS = ("forkserver", "spawn") if FORKS else ("spawn",)
-"""To start a process: the one to try first, and the one that always works."""
+"""Start methods of `multiprocessing`: the one to try first, and the one that always works."""
 
 
 def start_forkserver() -> None:
-    """Start the server, which then imports while its caller goes on; it ends when this process does."""
+    """Start the fork server without waiting for its imports; it ends when this process does."""
     if FORKS:
         forkserver.set_forkserver_preload(["polyactor.training.forkserver_preload"])
         with one_thread():
@@ -31,7 +31,7 @@ def start_forkserver() -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Processes started inside have one thread in every math library."""
+    """Limit the math libraries of processes started inside the with block to one thread."""
     inherited = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     os.environ.update(dict.fromkeys(inherited, "1"))
     try:

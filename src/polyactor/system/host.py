@@ -1,4 +1,4 @@
-"""What this machine is: versions, processor, and the memory that processes take."""
+"""Facts about this machine: versions of packages, the processor's name, and the memory that processes use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of python, torch, gymnasium and polyactor; None for what is not installed. Imports none of them."""
+    """Return the versions of Python, torch, gymnasium and polyactor without importing them; None if not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("torch", "gymnasium", "polyactor"):
         try:
@@ -23,7 +23,7 @@ def versions() -> dict[str, str | None]:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system gives it, never empty."""
+    """Return the name of the processor as the operating system gives it; never empty."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             key, _, value = line.partition(":")
@@ -33,10 +33,10 @@ def cpu_name() -> str:
 
 
 def resident_mb(process: int) -> float:
-    """Resident memory of a process and all it has started, in MiB.
+    """Return the resident memory of a process and all its descendants in MiB, or NaN if the system cannot say.
 
-    On Linux a page that n processes share counts 1/n for each (PSS), elsewhere it counts n times. A process that is
-    gone counts nothing; NaN where the system cannot say.
+    On Linux a page shared by n processes counts 1/n for each of them (PSS), elsewhere it counts in full for each. A
+    process that has ended counts 0.
     """
     if Path("/proc/self/smaps_rollup").exists():
         parents = {int(folder.name): _parent(folder) for folder in Path("/proc").glob("[0-9]*")}
@@ -52,7 +52,7 @@ def resident_mb(process: int) -> float:
 
 
 def _family(process: int, parents: Mapping[int, int]) -> list[int]:
-    """The process and all its descendants, from the parent of every process there is."""
+    """Return the ids of a process and all its descendants, given the parent of every process."""
     found = [process]
     for pid in found:  # grows while it is read
         found += [child for child, parent in parents.items() if parent == pid]

@@ -1,4 +1,4 @@
-"""What a process takes of the machine: how it keeps memory, how much of it is shared, how many threads compute."""
+"""Resources of this process: the memory allocator, shared memory, memory limits and threads."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import torch
 from polyactor.errors import OutOfResources
 
 CONTAINER_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Files of control groups, versions 2 and 1."""
+"""Files with the memory limit of a container, for control groups version 2 and 1."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def tune_allocator() -> bool:
-    """Keep big blocks in the process instead of returning them to the kernel after every update.
+    """Make malloc keep freed memory instead of returning it to the kernel after every update; return whether it will.
 
-    Training is a third faster with glibc (docs/performance.md); elsewhere this does nothing and returns False.
+    This makes training a third faster with glibc (docs/performance.md). Other C libraries do not support it.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -35,10 +35,10 @@ def tune_allocator() -> bool:
 
 @contextmanager
 def shared_memory() -> Iterator[None]:
-    """Tensors are moved to shared memory inside.
+    """Turn torch's error about full shared memory, raised inside the with block, into one that names the way out.
 
     Raises:
-        OutOfResources: there is not enough of it.
+        OutOfResources: there is not enough shared memory.
     """
     try:
         yield
@@ -53,7 +53,7 @@ def shared_memory() -> Iterator[None]:
 
 
 def memory_mb() -> float:
-    """Memory that processes may take here, in MiB: the machine's, or less in a container; NaN where that is unknown."""
+    """Return the memory that processes may use, in MiB: the machine's, or less in a container; NaN if it is unknown."""
     limits: list[int] = []
     with suppress(ValueError, OSError):
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -64,9 +64,9 @@ def memory_mb() -> float:
 
 
 def settle() -> None:
-    """One torch thread: a worker keeps one core busy by itself, and two would wait for each other.
+    """Prepare a worker process: tune malloc, use one torch thread, and seed the global random streams anew.
 
-    Global random streams are made its own: forked processes would all have the same.
+    Each worker keeps one core busy. Without new seeds all forked processes would draw the same numbers.
     """
     tune_allocator()
     torch.set_num_threads(1)
@@ -76,7 +76,7 @@ def settle() -> None:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """So many torch threads in this process, inside."""
+    """Set the number of torch threads of this process inside the with block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""Evaluation beside training: a process of its own plays with a checkpoint now and then; `best` is the best so far."""
+"""Background evaluation: another process plays games with checkpoints while training goes on."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from polyactor.transport.watchdog import Tell
 
 
 class Evaluator:
-    """Evaluates checkpoints in a process of its own while training goes on; one at a time.
+    """A process that evaluates one checkpoint at a time while training goes on.
 
     Args:
-        config: of the run.
-        games: of each evaluation.
+        config: the run's config.
+        games: the number of games in each evaluation.
     """
 
     def __init__(self, config: Config, games: int) -> None:
@@ -35,28 +35,32 @@ class Evaluator:
 
     @property
     def busy(self) -> bool:
-        """An evaluation is under way."""
+        """Whether an evaluation is under way."""
         return self._pool is not None
 
     def start(self, saved: Path, steps: int) -> None:
-        """Evaluate a checkpoint, taken after so many environment steps.
+        """Start to evaluate a checkpoint.
+
+        Args:
+            saved: the checkpoint directory.
+            steps: agent steps at which the checkpoint was taken.
 
         Raises:
-            EnvironmentUnsupported: the environment or the algorithm cannot be sent to a process.
+            EnvironmentUnsupported: the environment or the algorithm cannot be sent to another process.
             WorkerFailed: the process cannot be started.
         """
         self.steps, self._result = steps, saved / "evaluation.json"
         try:
-            pickled = cloudpickle.dumps(self.config)  # a checkpoint only names what is the user's own code
-        except Exception as error:  # of the user's own object
+            pickled = cloudpickle.dumps(self.config)  # a checkpoint names the user's own code and does not hold it
+        except Exception as error:  # the user's own object may raise anything
             raise EnvironmentUnsupported(f"it cannot be sent to a process of its own: {error}") from error
         self._pool = ProcessPool(_evaluate_checkpoint, 1, (pickled, str(saved), str(self._result), self.games))
 
     def poll(self, timeout: float = 0.0) -> float | None:
-        """The mean score once it is known; waits at most `timeout` seconds.
+        """Return the mean score of the evaluation once it has finished, else None; wait at most `timeout` seconds.
 
         Raises:
-            PolyactorError: what went wrong in the evaluation.
+            PolyactorError: the evaluation failed.
         """
         if self._pool is None or not self._pool.wait(timeout):
             return None
@@ -65,36 +69,40 @@ class Evaluator:
         return mean
 
     def close(self) -> None:
-        """End it, finished or not."""
+        """Stop the evaluation process, finished or not."""
         if self._pool is not None:
             self._pool.stop(grace=0.5)
             self._pool = None
 
 
 def _evaluate_checkpoint(worker: int, pickled: bytes, saved: str, result: str, games: int) -> None:
+    """Evaluate a checkpoint in a process of its own, and write the mean and all scores to the JSON file `result`."""
     config: Config = cloudpickle.loads(pickled)
-    _, tensors = read(Path(saved), trust_env=True)  # only the parameters are used: no environment of it is made
+    _, tensors = read(Path(saved), trust_env=True)  # only its parameters are used, not its environment
     found = evaluate(config, tensors, games=games, seed=config.seed)
     with writing(Path(result)):
         replace_file(Path(result), json.dumps({"mean": found.mean, "scores": found.scores}).encode())
 
 
 EVALUATION_GAMES = 20
+"""Games in each background evaluation."""
 LAST_EVALUATION_WITHIN = 120.0
-"""Seconds in which the evaluation under way may end when the run has."""
+"""Most seconds that a run waits at its end for the evaluation under way."""
 LOOK_EVERY = 0.2
-"""Seconds between two looks whether somebody asked for the end meanwhile."""
+"""Seconds between two checks for a stop signal while a run waits for its last evaluation."""
 
 
 class BackgroundEvaluation:
-    """Evaluates one checkpoint at a time; an evaluation that fails is told of, and the next may succeed.
+    """Starts background evaluations on schedule and points the tag `best` at the best checkpoint evaluated so far.
+
+    A failed evaluation is logged, and does not stop the run.
 
     Args:
-        config: of the run; does nothing without ``evaluate_every``.
-        checkpointer: points `best`.
-        tell: hears of every evaluation, and says which failed.
-        best: the best score so far.
-        steps: environment steps so far.
+        config: the run's config; without ``evaluate_every`` nothing is evaluated.
+        checkpointer: moves the tag `best`.
+        tell: logs an event for each evaluation, finished or failed.
+        best: the best evaluation score so far, or None.
+        steps: agent steps so far.
     """
 
     def __init__(self, config: Config, checkpointer: Checkpointer, tell: Tell, best: float | None, steps: int) -> None:
@@ -103,12 +111,12 @@ class BackgroundEvaluation:
         self.next = steps + (self.every or 0)
 
     def advance(self, steps: int, wall: float, save: Callable[[str], Path | None]) -> None:
-        """Hear of the one under way, or begin another one when it is time.
+        """Take in the result of the evaluation under way, and start another one every ``evaluate_every`` agent steps.
 
         Args:
-            steps: so far.
-            wall: seconds so far.
-            save: saves a checkpoint under a tag.
+            steps: agent steps so far.
+            wall: seconds of training so far.
+            save: saves a checkpoint under a tag and returns its directory, or None where saving failed.
         """
         if self.every is None:
             return
@@ -123,7 +131,12 @@ class BackgroundEvaluation:
                     self._failed(error)
 
     def hear(self, wall: float, *, unless: Callable[[], bool] | None = None) -> None:
-        """Take in a result, if there is one; with `unless` wait for the one under way, unless that says not to."""
+        """Log the score of a finished evaluation, and move the tag `best` if the score is the best so far.
+
+        Args:
+            wall: seconds of training so far.
+            unless: if given, wait for the evaluation under way until this returns True or 120 seconds have passed.
+        """
         end = time.monotonic() + LAST_EVALUATION_WITHIN
         try:
             score = self.evaluator.poll()
@@ -139,9 +152,10 @@ class BackgroundEvaluation:
             self.best = score
 
     def _failed(self, error: PolyactorError) -> None:
+        """Stop the evaluation and log why it failed."""
         self.evaluator.close()
         self.tell("evaluation_failed", str(error), agent_steps=self.evaluator.steps)
 
     def close(self) -> None:
-        """End the one under way."""
+        """Stop the evaluation under way, if there is one."""
         self.evaluator.close()

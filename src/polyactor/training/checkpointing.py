@@ -1,4 +1,4 @@
-"""Saving while a run goes on: nothing that is not finite, and a disk that is full for a while ends no run."""
+"""Checkpoints during a run: parameters that are not finite are refused, and a few failed writes are tolerated."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from polyactor.storage import checkpoint
 from polyactor.storage.metrics_log import MetricsLog
 
 FAILURES_ALLOWED = 2
-"""Saves in a row that may fail before the run stops."""
+"""Failed saves in a row that a run tolerates; one more stops it."""
 
 
 class Checkpointer:
-    """Writes the checkpoints of one run.
+    """Writes the checkpoints of one run and logs an event for each.
 
     Args:
-        directory: of the run.
-        log: hears of every save, and of those that were refused or failed.
-        say: shows a line to a person.
+        directory: the run directory.
+        log: receives an event for each checkpoint that was saved, refused or not written.
+        say: prints a line.
     """
 
     def __init__(self, directory: Path, log: MetricsLog, say: Callable[[str], None]) -> None:
@@ -40,22 +40,22 @@ class Checkpointer:
         reason: str = "",
         final: bool = False,
     ) -> Path | None:
-        """Save, as `checkpoint.save` does.
+        """Save a checkpoint if all its parameters, statistics and optimizer tensors are finite.
 
         Args:
-            tensors: copies that nobody else writes, so what is checked is what is saved.
-            meta: plain JSON.
+            tensors: by name; copies that no other process writes, so that the tensors checked are those saved.
+            meta: counters, config and statistics as plain JSON.
             steps: agent steps so far.
-            tags: the pointers to move.
-            reason: what the event of a save says.
-            final: no later save can make up for this one.
+            tags: the tags to point at the checkpoint.
+            reason: the reason in the event of a save.
+            final: whether this is the run's last save, so that a failure is an error.
 
         Returns:
-            The checkpoint's directory, or None where the one before stays the last.
+            The checkpoint directory, or None where nothing was saved.
 
         Raises:
-            Diverged: the last save of the run, and a number is not finite.
-            OutOfResources, RunDirectoryError: it could not be written, as the two before, or it is the last.
+            Diverged: `final`, and a number is not finite.
+            OutOfResources, RunDirectoryError: the write failed, and it was the third in a row to fail or `final`.
         """
         bad = checkpoint.not_finite(tensors)
         if bad:
@@ -75,10 +75,10 @@ class Checkpointer:
         return saved
 
     def point(self, tag: str, *, at: str) -> bool:
-        """Point one tag where another points; False where that could not be written, which counts as a failed save.
+        """Point `tag` at the checkpoint of the tag `at`, and return whether that was written.
 
         Raises:
-            OutOfResources, RunDirectoryError: the third failure in a row.
+            OutOfResources, RunDirectoryError: the write failed, as did the two before.
         """
         try:
             checkpoint.point(self.directory, tag, at=at)
@@ -88,8 +88,9 @@ class Checkpointer:
         return True
 
     def _failed(self, error: PolyactorError, *, final: bool) -> None:
+        """Log a failed write, and raise its error where no further try is left."""
         self.failures += 1
-        with suppress(PolyactorError):  # the disk that refused the checkpoint may refuse this, too
+        with suppress(PolyactorError):  # the same disk may refuse the event, too
             self.log.event("save_failed", str(error), in_a_row=self.failures)
         if final or self.failures > FAILURES_ALLOWED:
             raise error
@@ -97,7 +98,7 @@ class Checkpointer:
 
 
 def advise(error: Exception, directory: Path) -> None:
-    """End the error that stopped a run with where to go on from, where there is a checkpoint."""
+    """Append to an error that stopped a run how to resume it, where the run has a checkpoint."""
     if isinstance(error, PolyactorError):
         error.args = (with_advice(str(error), directory),)
     elif advice := with_advice("", directory):
@@ -105,7 +106,7 @@ def advise(error: Exception, directory: Path) -> None:
 
 
 def with_advice(message: str, directory: Path) -> str:
-    """What stopped a run, and where to go on from where there is a checkpoint; said once."""
+    """Return `message` with the last checkpoint and the command that resumes the run, where it has a checkpoint."""
     found = checkpoint.last(directory)
     if found is None or "go on with: polyactor resume" in message:
         return message

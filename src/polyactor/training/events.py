@@ -1,4 +1,4 @@
-"""What a person is told of workers, environments and memory while a run goes on: on the record, and on the screen."""
+"""Events of a run: failures, slow workers and scarce memory, logged in ``events.jsonl`` and printed."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from polyactor.system.machine import memory_mb
 from polyactor.training.stragglers import Stragglers
 
 SAID = 5
-"""Events of one kind that are said on the screen, too."""
+"""Events of one name that are printed as well; later ones are only logged."""
 WEIGHED_AT = 2
-"""The row at which all workers have long been at work."""
+"""The metrics row at which memory in use is printed; by then all workers have been training for some time."""
 SCARCE = 0.9
-"""Share of the memory there is that is nearly all."""
+"""Share of this machine's memory above which a run warns that memory is low."""
 
 
 class Events:
-    """Hears of what happens and looks for what does not tell of itself.
+    """Logs and prints the events of a run.
 
     Args:
-        config: of the run.
-        counters: where workers write.
-        log: gets every event.
-        say: shows a line to a person.
+        config: the run's config.
+        counters: the counters that the workers write.
+        log: receives every event.
+        say: prints a line.
     """
 
     def __init__(self, config: Config, counters: SharedCounters, log: MetricsLog, say: Callable[[str], None]) -> None:
@@ -35,10 +35,10 @@ class Events:
         self.stragglers, self.told = Stragglers(counters), Counts[str]()
         self.rows, self.skipped = 0, self._skipped()
         self.lasting = not config.algorithm.remembers
-        """Whether what is taken stays so: what replay keeps of its files in memory the system takes back."""
+        """Whether memory in use cannot be reclaimed by the system; cached pages of replay files can be."""
 
     def tell(self, event: str, reason: str = "", **fields: Any) -> None:
-        """On the record, and on the screen where there is a reason, for the first few of a kind."""
+        """Log an event; print it as well if it has a reason and is among the first five of its name."""
         self.log.event(event, reason, **fields)
         self.told[event] += 1
         if reason and self.told[event] <= SAID:
@@ -46,7 +46,7 @@ class Events:
             self.say(f"{event.replace('_', ' ')}: {reason}{more}")
 
     def tell_news(self) -> None:
-        """Environments that failed since the last look, and workers that have become slow."""
+        """Tell of environments that failed and workers that became slow since the last call."""
         for worker, sentence in self.counters.new_env_errors():
             self.tell("env_error", f"worker {worker}: {sentence}", worker=worker)
         for worker, times in self.stragglers.newly_slow():
@@ -54,10 +54,10 @@ class Events:
             self.tell("worker_slow", f"{words}; in lockstep all wait for it", worker=worker)
 
     def reported(self, taken: float) -> None:
-        """A row was written: updates skipped since the one before, and what memory is taken.
+        """Log the updates skipped since the last metrics row, and tell of the memory in use; call it after each row.
 
         Args:
-            taken: memory of all processes, in MiB.
+            taken: memory of all the run's processes, in MiB.
         """
         skipped = self._skipped()
         if skipped > self.skipped:

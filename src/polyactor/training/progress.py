@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live panel on a terminal, a line now and then elsewhere."""
+"""The display of a run in the terminal: a live panel, or a line every few seconds where there is no terminal."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from polyactor.system.console import Lasting
 from polyactor.training.stats import TROUBLES
 
 LINE_EVERY = 15.0
-"""Seconds between lines where there is no terminal."""
+"""Seconds between two progress lines where the output is no terminal."""
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
 class Progress:
-    """Shows the newest row of a run.
+    """Displays the newest metrics row of a run.
 
     Args:
-        title: the run in a few words.
-        total_steps: environment steps of the whole run.
-        quiet: show nothing.
+        title: the heading of the live panel.
+        total_steps: agent steps of the whole run.
+        quiet: whether to print nothing.
     """
 
     def __init__(self, title: str, total_steps: int, *, quiet: bool) -> None:
@@ -53,17 +53,17 @@ class Progress:
             self.live.stop()
 
     def say(self, message: str) -> None:
-        """A line that stays."""
+        """Print a line, which stays above the live panel."""
         if not self.quiet:
             self.console.print(message)
             self.console.file.flush()
 
     def show(self, row: Mapping[str, Any], *, new: bool) -> None:
-        """The newest values.
+        """Display a metrics row.
 
         Args:
-            row: keys as in ``metrics.jsonl``.
-            new: it is a reported row, so its score joins the curve.
+            row: values by name, as in ``metrics.jsonl``.
+            new: whether the row was logged; then its score joins the curve in the panel.
         """
         if new and row["score_mean100"] is not None:
             self.curve.append(row["score_mean100"])
@@ -81,6 +81,7 @@ class Progress:
         )
 
     def _left(self, row: Mapping[str, Any]) -> float | None:
+        """Return the seconds left until all steps are done, or None while the speed is not known."""
         rate = row["steps_per_s"]
         return (self.total_steps - row["agent_steps"]) / rate if rate else None
 
@@ -109,13 +110,13 @@ class Progress:
 
 
 def banner(config: Config, directory: Path, precision: str, done: int | None) -> Iterator[str]:
-    """What runs, and how long it took where its preset was measured.
+    """Yield the lines printed at the start of a run: its main settings, and its preset's measured result.
 
     Args:
-        config: of the run.
-        directory: of the run.
-        precision: of the torso.
-        done: steps that it goes on from; None where it begins.
+        config: the run's config.
+        directory: the run directory.
+        precision: the number format of the convolutions, "fp32" or "bf16".
+        done: agent steps that a resumed run has made already; None in a new run.
     """
     workers = f"{config.workers} worker{'s' * (config.workers > 1)} × {config.envs} environments"
     yield f"{directory}: {workers}, rollout {config.rollout}, {precision}, seed {config.seed}"
@@ -128,12 +129,12 @@ def banner(config: Config, directory: Path, precision: str, done: int | None) ->
 
 
 def number(value: float | None) -> str:
-    """Three figures, or a dash where there is none yet."""
+    """Return a number with two decimals, or a dash for None."""
     return "–" if value is None else f"{value:.2f}"
 
 
 def clock(seconds: float | None) -> str:
-    """h:mm:ss."""
+    """Return seconds as ``h:mm:ss``, or a dash for None."""
     if seconds is None:
         return "–"
     minutes, rest = divmod(round(max(0.0, seconds)), 60)
@@ -142,7 +143,7 @@ def clock(seconds: float | None) -> str:
 
 
 def sparkline(values: list[float], width: int = 60) -> str:
-    """The newest `width` values as bars."""
+    """Return the newest `width` values as a string of bars, one character each."""
     shown = values[-width:]
     if not shown:
         return ""

@@ -1,4 +1,4 @@
-"""From a checkpoint to what a resumed run starts with; it may be somebody else's, so nothing in it is believed."""
+"""Rebuilding a run from a checkpoint, whose content is checked since it may come from somebody else."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.storage.checkpoint import Checkpoint
 
 MOST_COUNTED = 2**53
+"""Largest value that a counter in a checkpoint may have."""
 
 
 def refuse_inexact(config: Config) -> None:
-    """Prove that a run with ``exact_resume`` will be one that can be resumed so.
+    """Refuse a config with ``exact_resume`` whose environment cannot be saved and restored exactly.
 
     Raises:
-        UsageError: its environment cannot be saved.
+        UsageError: the environment cannot be saved and restored.
     """
     if config.exact_resume:
         try:
@@ -32,17 +33,17 @@ def refuse_inexact(config: Config) -> None:
 
 
 def config_of(found: Checkpoint, *, algorithm: str | None, env: Any, trust_env: bool) -> Config:
-    """The config of the run that was saved.
+    """Return the config of a checkpoint, with the code that the caller names.
 
     Args:
-        found: what was saved.
-        algorithm: ``file.py:Class``, where the run's algorithm came from a file.
-        env: in place of the run's own.
-        trust_env: the environment may be one that a module has to be imported for.
+        found: the checkpoint.
+        algorithm: ``file.py:Class``; needed where the run's algorithm came from a file.
+        env: an environment in place of the saved one, or None.
+        trust_env: accept a saved environment ``module:something``, whose module will be imported.
 
     Raises:
-        UsageError: the environment or the algorithm is code, and nobody said to run it.
-        CheckpointError: it is no config of this version.
+        UsageError: the environment or the algorithm is code that the caller has not named or trusted.
+        CheckpointError: the saved config is not valid in this version.
     """
     config = from_json(found.meta.get("config", {}), trust_env=trust_env or env is not None)
     config = config if env is None else replace(config, env=env)
@@ -56,25 +57,25 @@ def config_of(found: Checkpoint, *, algorithm: str | None, env: Any, trust_env: 
 
 
 def restored(config: Config, spec: EnvSpec, found: Checkpoint) -> Parts:
-    """The parts of a run that goes on, their state and counters as they were saved.
+    """Return the parts of a resumed run, with parameters, optimizer state and counters from a checkpoint.
 
     Raises:
-        CheckpointError: what was saved is not of this config, or nobody can go on with it.
+        CheckpointError: the tensors do not fit the config, or a counter has a value that no run reaches.
     """
     refuse_misfit(config, spec, model_tensors(found.tensors))
-    theirs = found.tensors
-    parts = replace(Parts.fresh(config, spec), resumables=Resumables(theirs if config.exact_resume else None))
+    saved = found.tensors
+    parts = replace(Parts.fresh(config, spec), resumables=Resumables(saved if config.exact_resume else None))
     for name, tensor in parts.state.tensors().items():
-        if name not in theirs or (theirs[name].shape, theirs[name].dtype) != (tensor.shape, tensor.dtype):
+        if name not in saved or (saved[name].shape, saved[name].dtype) != (tensor.shape, tensor.dtype):
             raise _misfit(found, name)
-        tensor.copy_(theirs[name])
+        tensor.copy_(saved[name])
     _refuse_other_counters(parts.counters, found)
-    parts.counters.restore(theirs)
+    parts.counters.restore(saved)
     return parts
 
 
 def _refuse_other_counters(counters: SharedCounters, found: Checkpoint) -> None:
-    """Refuse counters of another kind; those of more or fewer workers are of this one."""
+    """Refuse saved counters that do not fit the shared counters; the number of workers may differ."""
     workers = set()
     for name, tensor in counters.tensors().items():
         saved, axis = found.tensors.get(name), {"board.counters": 0, "board.metrics": 1}.get(name)
@@ -87,10 +88,11 @@ def _refuse_other_counters(counters: SharedCounters, found: Checkpoint) -> None:
         if shape != list(tensor.shape):
             raise _misfit(found, name)
     table = found.tensors["board.counters"].clone()
-    table[:, Counter.PAUSED] = 0  # no count, and not read
+    table[:, Counter.PAUSED] = 0  # a flag, neither a count nor restored
     if len(workers) != 1 or bool(((table < 0) | (table > MOST_COUNTED)).any()):
         raise CheckpointError(f"{found.path} has counters that no run counts to")
 
 
 def _misfit(found: Checkpoint, name: str) -> CheckpointError:
+    """Return the error for a tensor that does not fit the checkpoint's config."""
     return CheckpointError(f"{found.path} does not fit its own config: {name} is missing or of another shape")

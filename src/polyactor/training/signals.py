@@ -1,4 +1,4 @@
-"""Stopping by signal: the first SIGINT or SIGTERM asks, the second does not ask."""
+"""Stopping a run by signal: the first SIGINT or SIGTERM asks it to stop, the second ends the process at once."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from types import FrameType
 
 @dataclass
 class Stop:
-    """Whether a signal has asked for the end."""
+    """Whether a signal has asked the run to stop."""
 
     asked: bool = False
 
     def __call__(self) -> bool:
-        """As `asked`, for who looks again and again."""
+        """Return `asked`, for functions that take a callable."""
         return self.asked
 
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Inside, the first SIGINT or SIGTERM sets `asked`; the second ends the process at once, with 128 + its number.
+    """Handle SIGINT and SIGTERM inside the context: the first sets `asked`, the second ends the process at once.
 
-    In a thread that is not the main one signals stay as they are.
+    The exit code is then 128 + the signal's number. Outside the main thread signals are left alone.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

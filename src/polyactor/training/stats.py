@@ -1,4 +1,4 @@
-"""What is known of a run while it goes: games, speed, scores; as a row, as a summary, as what a checkpoint keeps."""
+"""Statistics of a run: games, scores, speed and memory, as metrics rows, as the summary and for checkpoints."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.system.host import cpu_name, resident_mb, versions
 
 GAMES = 100
-"""A score is the mean of so many games."""
+"""The number of games whose mean is the score of a run."""
 ROWS = 200
-"""Rows a run reports, evenly spaced in environment steps, besides one with each checkpoint."""
+"""The number of metrics rows of a whole run, evenly spaced in agent steps; each checkpoint adds one more."""
 WEIGH_EVERY = 1.0
-"""Seconds in which memory is measured once: it costs more than all else in a row."""
+"""Least seconds between two measurements of memory, which cost more than the rest of a metrics row."""
 
 
 TROUBLES = {
@@ -28,19 +28,19 @@ TROUBLES = {
     "worker_restarts": Counter.STARTS,
     "env_errors": Counter.ENV_ERRORS,
 }
-"""What a row counts of the whole run: what went wrong and was mended."""
+"""Columns of a metrics row that count failures over the whole run, and the counter behind each."""
 
 
 class Stats:
-    """Reads the shared counters for the run's own process.
+    """The statistics of a run, which the main process derives from the shared counters.
 
     Args:
-        config: of the run.
-        counters: where workers write.
-        before: what a checkpoint kept, where the run goes on from one.
+        config: the run's config.
+        counters: the counters that the workers write.
+        before: the meta of the checkpoint that the run resumes from; empty in a new run.
 
     Raises:
-        CheckpointError: that is not what `kept` and `summary` gave.
+        CheckpointError: `before` has values that no run saves.
     """
 
     def __init__(self, config: Config, counters: SharedCounters, before: Mapping[str, Any]) -> None:
@@ -49,7 +49,7 @@ class Stats:
         self.scores: deque[float] = deque(before.get("scores", []), maxlen=GAMES)
         self.lengths: deque[int] = deque(before.get("lengths", []), maxlen=GAMES)
         self.games_needed = int(before.get("games_needed", GAMES))
-        """Games that still have to end before the mean of the last 100 may count as the score asked for."""
+        """Games that must still end before the mean of the last 100 is compared with the target score."""
         self.best: float | None = before.get("best_score_mean100")
         self.reached: tuple[int, float] | None = None
         self.confirmation: float | None = None
@@ -62,43 +62,43 @@ class Stats:
 
     @property
     def wall(self) -> float:
-        """Seconds of training, those before a resume counted in; the clock stops when training does."""
+        """Seconds of training, including those before a resume; the clock stops when training ends."""
         return (self.ended or time.monotonic()) - self.started
 
     @property
     def mean100(self) -> float | None:
-        """Mean score of the last 100 games; of fewer while there are fewer."""
+        """Mean score of the last 100 games, or of all while there are fewer; None before the first has ended."""
         return statistics.fmean(self.scores) if self.scores else None
 
     @property
     def whole(self) -> bool:
-        """There have been 100 games."""
+        """Whether at least 100 games have ended."""
         return len(self.scores) == GAMES
 
     @property
     def due(self) -> bool:
-        """It is time for a row."""
+        """Whether it is time for a metrics row."""
         return self.counters.steps >= self.next_row
 
     @property
     def moved(self) -> bool:
-        """There have been steps since the last row."""
+        """Whether there have been agent steps since the last metrics row."""
         return self.counters.steps > self.last_row[1]
 
     def take_in_games(self) -> None:
-        """Those that have ended since the last call."""
+        """Add the scores and lengths of the games that ended since the last call."""
         for game in self.counters.new_games():
             self.scores.append(game.score)
             self.lengths.append(game.length)
             self.games_needed -= 1
 
     def apart(self, seconds: float) -> None:
-        """So much of the time since the last row was no training, and is no part of its rate."""
+        """Exclude `seconds` spent on anything but training from the speed in the next metrics row."""
         wall, steps = self.last_row
         self.last_row = wall + seconds, steps
 
     def row(self) -> dict[str, Any]:
-        """Everything as it is now."""
+        """Return the current metrics row by column; memory (``rss_mb``) is None, since only `report` measures it."""
         counters = self.counters.table
         wall, steps = self.wall, self.counters.steps
         before_wall, before_steps = self.last_row
@@ -121,26 +121,30 @@ class Stats:
         }
 
     def report(self, *, due: bool) -> dict[str, Any]:
-        """The row to keep; one that was due by steps and not by the clock begins new means."""
+        """Return the metrics row to log, with memory in MiB.
+
+        Args:
+            due: whether agent steps and not the clock asked for the row; then losses and lags are averaged anew.
+        """
         row = self.row()
         if time.monotonic() - self.weighed >= WEIGH_EVERY:
             self.memory_mb, self.weighed = round(resident_mb(os.getpid()), 1), time.monotonic()
         row |= {"rss_mb": self.memory_mb}
-        self.last_row = row["wall_s"], row["agent_steps"]  # what the row says: workers may have gone on since
+        self.last_row = row["wall_s"], row["agent_steps"]  # as in the row: workers may have gone on since
         if due:
             self.next_row = self._after(row["agent_steps"])
             self.counters.mark()
         return row
 
     def is_best(self, row: Mapping[str, Any]) -> bool:
-        """Whether this row's mean of 100 games is the best so far, which it then is."""
+        """Whether the mean score of 100 games in a metrics row is the best so far; if so, keep it as the best."""
         better = self.whole and (self.best is None or row["score_mean100"] > self.best)
         if better:
             self.best = row["score_mean100"]
         return better
 
     def summary(self, status: str) -> dict[str, Any]:
-        """What ``summary.json`` says."""
+        """Return the content of ``summary.json`` for a run of this status."""
         row = self.row()
         kept = ("agent_steps", "updates", "games", "games_per_worker", "wall_s", "score_mean100")
         reached_at_steps, reached_at_s = self.reached or (None, None)
@@ -158,15 +162,16 @@ class Stats:
         }
 
     def kept(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it besides the summary."""
+        """Return the statistics that a checkpoint's meta holds besides the summary."""
         return {"scores": list(self.scores), "lengths": list(self.lengths), "games_needed": self.games_needed}
 
     def _after(self, steps: int) -> int:
+        """Return the agent steps at which the first metrics row after `steps` is due."""
         return (steps // self.row_every + 1) * self.row_every
 
 
 def _refuse_foreign(before: Mapping[str, Any]) -> None:
-    """Refuse what cannot be counted on with."""
+    """Raise `CheckpointError` where statistics in a checkpoint have a type or a size that no run saves."""
     lists, numbers = ("scores", "lengths"), ("games_needed", "wall_s")
     for name in (*lists, *numbers, "best_score_mean100", "best_evaluation"):
         value = before.get(name)
@@ -178,5 +183,5 @@ def _refuse_foreign(before: Mapping[str, Any]) -> None:
 
 
 def _is_number(value: object) -> bool:
-    """One that arithmetic goes on with: finite, and not of hundreds of digits."""
+    """Whether a value is a finite number below 2⁶³ in size."""
     return isinstance(value, int | float) and -(2**63) < value < 2**63

@@ -1,4 +1,4 @@
-"""Who is much slower than the others: in lockstep they wait for it, elsewhere it has little part in what is learned."""
+"""Stragglers: workers that take much longer than the others to collect a rollout."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ from collections.abc import Iterator
 from polyactor.shared.counters import Counter, SharedCounters
 
 EVERY = 10.0
-"""Seconds over which rollouts are timed."""
+"""Seconds between two comparisons of the workers."""
 FACTOR = 5.0
-"""A worker is slow when its rollouts take more than so many times the median of the others', until it is
-less than half of that."""
+"""A worker is slow once its rollouts take this many times the median of the others, until they take half of that."""
 
 
 class Stragglers:
-    """Compares how long W workers take to collect a rollout.
+    """Compares the mean seconds that each of W workers takes to collect a rollout.
 
     Args:
-        counters: their counters and times.
+        counters: the counters and times that the workers write.
     """
 
     def __init__(self, counters: SharedCounters) -> None:
         self.counters, self.next = counters, time.monotonic() + EVERY
         self.turns, self.seconds = self._counted()
         self.took: dict[int, float] = {}
-        """Mean seconds of each worker's rollouts, when it last had any."""
+        """Mean seconds per rollout by worker, over the last period in which the worker collected any."""
         self.slow: set[int] = set()
 
     def newly_slow(self) -> Iterator[tuple[int, float]]:
-        """Workers that have become slow, each with how many times as long as the others' its rollouts take."""
+        """Yield each worker that has become slow, and its seconds per rollout divided by the median of the others."""
         if self.counters.workers == 1 or time.monotonic() < self.next:
             return
         self.next = time.monotonic() + EVERY
@@ -49,4 +48,5 @@ class Stragglers:
                 yield i, times
 
     def _counted(self) -> tuple[list[int], list[float]]:
+        """Return the rollouts that each worker has collected, and the seconds it has spent on collecting."""
         return self.counters.table[:, Counter.TURNS].tolist(), self.counters.sampling()

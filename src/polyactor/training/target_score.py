@@ -1,4 +1,4 @@
-"""The score at which a run stops."""
+"""The target score (``stop_at``), at which a run stops once fresh games have confirmed it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from polyactor.training.stats import GAMES, Stats
 
 
 class TargetScore:
-    """Reached when the last 100 games are at ``stop_at``, and 100 fresh ones confirm it.
+    """Decides whether a run has reached its target score: in the mean of its last 100 games, and in 100 fresh games.
 
-    The first of many noisy means to reach it is high by chance; games that had no part in that choice are not.
+    The first of many noisy means to reach the target is biased upwards; the mean of the fresh games is not.
 
     Args:
-        parts, stats: of the run.
-        events: hears of fresh games.
+        parts: the run's parts.
+        stats: the run's statistics.
+        events: logs and prints the confirmation.
     """
 
     def __init__(self, parts: Parts, stats: Stats, events: Events) -> None:
@@ -26,10 +27,10 @@ class TargetScore:
         self.stats, self.events = stats, events
 
     def reached(self, stopped: Callable[[], bool]) -> bool:
-        """Whether it is, now.
+        """Whether the target score is reached and confirmed; training pauses while the fresh games are played.
 
         Args:
-            stopped: ends the fresh games when it says so; then it is not.
+            stopped: returns True to end the fresh games early; the target score then counts as not reached.
         """
         stats, target, say = self.stats, self.config.stop_at, self.events.say
         if target is None or not stats.whole or stats.games_needed > 0:

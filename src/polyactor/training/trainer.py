@@ -1,4 +1,4 @@
-"""A run: its directory, its rows and checkpoints, its stopping."""
+"""The main process of a run: starting, resuming, reporting, saving and stopping."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from polyactor.training.stats import Stats
 from polyactor.training.target_score import TargetScore
 
 SHOW_EVERY = 0.25
-"""Seconds between two looks of the live view."""
+"""Seconds between two updates of the live panel."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Run:
     """A finished run.
 
     Attributes:
-        path: its directory.
-        status: done, reached, stopped or failed.
-        summary: what ``summary.json`` says.
+        path: the run directory.
+        status: "done", "reached" (the target score) or "stopped" (by a signal).
+        summary: the content of ``summary.json``.
     """
 
     path: Path
@@ -52,22 +52,22 @@ class Run:
 
 
 def train(config: Config, spec: EnvSpec, reasons: Sequence[str] = ()) -> Run:
-    """Train from the start.
+    """Train a new run and return it when it has ended.
 
     Args:
-        config: of the run.
-        spec: of its environments.
-        reasons: why it has numbers that nobody set; said below the banner.
+        config: the run's config.
+        spec: what the environments look like: spaces and limits.
+        reasons: a sentence for each number that was chosen automatically, printed below the banner.
 
     Raises:
-        UsageError: a value that cannot be.
-        RunDirectoryError: the directory is taken or cannot be written.
-        PolyactorError: whatever else stopped it; the run directory says so too.
+        UsageError: a setting has a value that is not allowed.
+        RunDirectoryError: the run directory is taken or cannot be written.
+        PolyactorError: any other error that stopped the run; it is logged as an event, too.
     """
     check(config)
     failpoints.arm()
     directory = run_directory(config)
-    config = replace(config, out=str(directory))  # whoever remembers rollouts does so there
+    config = replace(config, out=str(directory))  # replay keeps its files there
     tune_allocator()
     parts = Parts.fresh(config, spec)
     refuse_inexact(config)
@@ -88,27 +88,28 @@ def resume(
     trust_env: bool = False,
     quiet: bool = False,
 ) -> Run:
-    """Go on with a run: counters, schedules, optimizer and running statistics continue.
+    """Resume a run from a checkpoint: counters, schedules, optimizer and running statistics continue.
 
-    Environments and random streams begin anew, except in a run with ``exact_resume``: that one goes on to the bit.
+    Environments and random streams start anew, except in a run with ``exact_resume``, which continues bit for bit.
 
     Args:
-        path: the run directory, or one of its checkpoints to go on from that one.
-        steps: a new total.
-        algorithm: ``file.py:Class``, where the run's algorithm came from a file; a config alone loads no code.
-        restart: let environments begin anew in a run with ``exact_resume``, too, now and from now on.
-        env: in place of the run's own; needed when that was a Python callable that nobody can import by name.
-        trust_env: where the run's environment is ``module:something``, import that module: code, which whoever made
-            the checkpoint chose.
+        path: the run directory, to resume from its last checkpoint, or one of its checkpoint directories.
+        steps: a new total of agent steps.
+        algorithm: ``file.py:Class``; needed where the run's algorithm came from a file, since a config loads no code.
+        restart: turn ``exact_resume`` off, now and for later resumes, so that environments start anew.
+        env: an environment in place of the run's; needed where that was a callable that cannot be imported by name.
+        trust_env: allow the import of the module of an environment ``module:something``. The import runs code that
+            whoever made the checkpoint chose.
+        quiet: print nothing.
 
     Raises:
-        UsageError: the environment or the algorithm is code, and nobody said to run it.
-        CheckpointError: there is nothing to go on from, or it does not fit.
-        RunDirectoryError: another process trains in it.
+        UsageError: the environment or the algorithm is code that the caller has not named or trusted.
+        CheckpointError: there is no checkpoint, or it is damaged or does not fit.
+        RunDirectoryError: another process trains in the run directory.
     """
     path = Path(path)
     if not checkpoint.exists(path):
-        checkpoint.load(path)  # says why; a directory that is no run is not claimed
+        checkpoint.load(path)  # raises, before a directory that is no run is locked
     asked, path = path, run_of(path)
     with claimed(path), ExitStack() as opened:
         found = checkpoint.load(asked)
@@ -124,13 +125,13 @@ def resume(
 
 
 class _Training:
-    """The run's own process: reports, saves, evaluates, and decides when it is over.
+    """The main loop of a run: it reports, saves, evaluates, and decides when the run ends.
 
     Args:
-        parts: of the run.
-        directory: of the run, claimed.
-        before: what the checkpoint says besides its tensors, where the run goes on from one.
-        opened: closes the log, the live view and the signals when the run is over.
+        parts: the run's parts.
+        directory: the run directory, which this process has locked.
+        before: the meta of the checkpoint that the run resumes from; empty in a new run.
+        opened: closes the log and the live panel, and restores the signal handlers, when the run has ended.
     """
 
     def __init__(self, parts: Parts, directory: Path, before: Mapping[str, Any], opened: ExitStack) -> None:
@@ -144,7 +145,7 @@ class _Training:
         )
         self.resumed = bool(before)
         self.stats = Stats(config, counters, before)
-        write_config(directory, to_json(config))  # nothing of what goes on is refused any more
+        write_config(directory, to_json(config))  # only now: the checkpoint has passed all checks
         title = f"{config.preset or 'polyactor'} · {config.env} · {config.scheme.name}"
         self.log = opened.enter_context(MetricsLog(directory, append=self.resumed, steps=counters.steps))
         self.progress = opened.enter_context(Progress(title, config.steps, quiet=config.quiet))
@@ -161,7 +162,7 @@ class _Training:
         self.best_is_unsaved = False
 
     def run(self, reasons: Sequence[str] = ()) -> Run:
-        """Train until something ends it."""
+        """Train until all steps are done, the target score is reached or a signal asks to stop; return the run."""
         config, log, steps = self.config, self.log, self.counters.steps
         shown = precision(config, images=self.state.layout.convolutional)
         done = steps if self.resumed else None
@@ -182,13 +183,14 @@ class _Training:
             self._keep_pictures(status)
         except Exception as error:
             advise(error, self.directory)
-            with suppress(PolyactorError):  # what stopped the run is what a person must read
+            with suppress(PolyactorError):  # a second error must not hide the one that stopped the run
                 log.event("failed", str(error) or type(error).__name__)
                 log.summary(self.stats.summary("failed"))
             raise
         return Run(self.directory, status, summary)
 
     def _watch(self, scheme: Generator[None, None, None]) -> str:
+        """Let the workers train until the run ends, and return its status."""
         for _ in scheme:
             if self._take_in():
                 return "reached"
@@ -198,7 +200,7 @@ class _Training:
         return "stopped" if self.stop.asked else "done"
 
     def _take_in(self) -> bool:
-        """Take in what the workers did since the last look; True when the score asked for is reached."""
+        """Report, save and evaluate what is due; return whether the target score is reached."""
         stats = self.stats
         stats.take_in_games()
         self.events.tell_news()
@@ -215,6 +217,7 @@ class _Training:
         return self.target.reached(self.stop)
 
     def _report(self, *, due: bool) -> None:
+        """Log and display a metrics row."""
         row = self.stats.report(due=due)
         self.log.row(row)
         self.progress.show(row, new=True)
@@ -223,7 +226,7 @@ class _Training:
             self.best_is_unsaved = True
 
     def _save(self, *tags: str, final: bool = False) -> Path | None:
-        """Save a checkpoint, point `last` and these tags at it; None where that could not be, and may be later."""
+        """Save a checkpoint with the tag `last` and these; return its directory, or None if a later try is allowed."""
         tags = tuple(dict.fromkeys(("last", *tags, *["best"] * self.best_is_unsaved)))
         with transport.still(self.config, self.counters) as consistent:
             meta, steps = self.stats.summary("running") | self.stats.kept(), self.counters.steps
@@ -236,17 +239,17 @@ class _Training:
         return saved
 
     def _finish(self, status: str) -> None:
-        """The last row and checkpoint."""
+        """Take in the last evaluation, log the last metrics row and save the last checkpoint."""
         reason = {"stopped": "a signal asked for it", "reached": "the score asked for", "done": "all steps are done"}
         self.log.event("stopping", reason[status])
         self.background.hear(self.stats.wall, unless=self.stop)
         if self.stats.moved:
-            self._report(due=status != "stopped")  # one that goes on has its rows where it would have had them
+            self._report(due=status != "stopped")  # a resumed run keeps even spacing of rows
         best = status == "reached" or not checkpoint.exists(self.directory, tag="best")
         self._save(*["best"] * best, final=True)
 
     def _keep_pictures(self, status: str) -> None:
-        """A picture, a film, and the last words."""
+        """Write learning curve and video and print the result; of a stopped run, only print how to resume it."""
         if status == "stopped":
             self.progress.say(f"stopped and saved; go on with: polyactor resume {self.directory}")
             return

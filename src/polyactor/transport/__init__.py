@@ -1,4 +1,12 @@
-"""Where the roles of a scheme play: each worker in a process or thread of its own, or all taking turns in this one."""
+"""Transports run the roles of a scheme: workers in processes or threads of their own, or all roles taking turns.
+
+* `local`: starts each worker in a process (or thread) and runs the scheme's main role in this process.
+* `inline`: runs all roles in this process, taking turns.
+* `processes`, `threads`: the pools of workers that `local` starts.
+* `supervisor`: replaces workers that die or hang.
+* `watchdog`: interrupts environments of this process that hang.
+* `pause`: context managers inside which all workers wait.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +18,18 @@ from polyactor.transport.pause import paused, still
 from polyactor.transport.watchdog import Tell, untold
 
 RUNNERS = {"local": local.run_roles, "inline": inline.run_roles}
-"""How each transport plays; `polyactor.config.TRANSPORTS` has what it can."""
+"""The function of each transport that runs the roles; `polyactor.config.TRANSPORTS` says what each transport can do."""
 
 
 def run(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
-    """Train; yields whenever the caller may look at the counters and the state, or stop by closing it.
+    """Train. The generator yields whenever the caller may read the counters and the state; closing it ends the run.
 
     Args:
-        parts: of the run.
-        tell: of workers that start, are lost and are replaced.
+        parts: the parts of the run.
+        tell: called with each event: workers that start, are lost or are replaced, and environments that hang.
     """
     config = parts.config
     return RUNNERS["inline" if config.scheme.single else config.transport](parts, tell)
 
 
-__all__ = ["PLAYS", "paused", "run", "still"]
+__all__ = ["RUNNERS", "paused", "run", "still"]

@@ -1,4 +1,4 @@
-"""All roles in this process, taking turns: to debug, in a notebook, and to force an order of events."""
+"""The inline transport: all roles take turns in one thread, for debuggers, notebooks and tests."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from polyactor.transport.watchdog import Tell, untold, watched
 
 
 def run_roles(parts: Parts, tell: Tell = untold, *, order: Iterable[int] | None = None) -> Generator[None, None, None]:
-    """A turn per yield; a turn lasts until the role has done one thing (a rollout, an update) or has to wait.
+    """Run all roles in turn and yield after each turn.
+
+    A turn lasts until the role has made a rollout or an update, or has to wait.
 
     Args:
-        parts: of the run.
-        tell: of an environment that hangs.
-        order: whose turn it is: workers are 0 to W−1, the run's own role is W. By default 0, 1, …, W, again and again.
+        parts: the parts of the run.
+        tell: called when an environment hangs.
+        order: the role of each turn: 0 to W−1 are the workers, W is the scheme's main role. By default the roles take
+            turns in this order, again and again.
 
     Raises:
         RuntimeError: every role waits for another.
@@ -34,7 +37,7 @@ def run_roles(parts: Parts, tell: Tell = untold, *, order: Iterable[int] | None 
             playing.append(main)
         stack.enter_context(torch_threads(1))
         stack.enter_context(watched(parts.config, parts.counters, tell))
-        for role in playing:  # closed before this process has its threads again: a role leaves those it found
+        for role in playing:  # closed before the number of torch threads is restored: roles change and restore it, too
             stack.enter_context(closing(role))
         for i in order or itertools.cycle(range(len(playing))):
             try:

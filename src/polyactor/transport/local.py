@@ -1,4 +1,4 @@
-"""Each worker in a process of this machine, or in a thread; what the scheme keeps for the run itself plays here."""
+"""The local transport: each worker runs in its own process (or thread), and the scheme's main role in this process."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from polyactor.transport.threads import ThreadPool
 from polyactor.transport.watchdog import Tell, untold
 
 LOOK_EVERY = 0.05
-"""Seconds between two looks for a worker that failed."""
+"""Seconds between two checks for workers that failed."""
 DEAF = 0.2
-"""Seconds a role waits at a bell before it looks by itself."""
+"""Seconds after which a worker that waits checks its condition again, even if it was not woken."""
 
 
 def run_roles(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
-    """Start the workers, play the run's own role, stop them in the end.
+    """Start the workers, run the scheme's main role in this process, and stop the workers at the end.
 
     Args:
-        parts: of the run.
-        tell: of workers that start, are lost and are replaced.
+        parts: the parts of the run.
+        tell: called when a worker starts, is lost or is replaced.
     """
     config, state, counters = parts.config, parts.state, parts.counters
     with ExitStack() as stack:
@@ -42,7 +42,7 @@ def run_roles(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
             counters.share_()
         for worker in range(roles.workers):
             counters.heartbeats.begin(worker)
-            counters.leave(worker)  # until it enters
+            counters.leave(worker)  # a pause need not wait for a worker before its first turn
         # cloudpickle, because an environment or algorithm may be defined in the user's own script.
         part = (roles.work, config, parts.spec)
         given = (part if roles.threads else cloudpickle.dumps(part), state, counters, *roles.shared)
@@ -68,7 +68,15 @@ def run_roles(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
 
 
 def run_role(worker: int, part: Any, state: State, counters: SharedCounters, *shared: Any) -> None:
-    """A worker's life; to a process its part comes pickled."""
+    """Run the role of a worker to its end, in the worker's own process or thread.
+
+    Args:
+        worker: the number of the worker.
+        part: the role's function, the config and the environments' spec; pickled for a process.
+        state: θ and all statistics, in shared memory.
+        counters: the counters of the run, in shared memory.
+        shared: the scheme's own objects in shared memory.
+    """
     work, config, spec = cloudpickle.loads(part) if isinstance(part, bytes) else part
     failpoints.arm(worker, spared=counters.starts(worker) > 0)
     with closing(work(worker, Parts(config, spec, state, counters), *shared)) as role:

@@ -1,4 +1,4 @@
-"""Nobody changes anything for a moment: to save, or to compute with all cores."""
+"""Context managers inside which all workers wait: to save a checkpoint, or to compute with all cores."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from polyactor.config import TRANSPORTS, Config
 from polyactor.shared.counters import SharedCounters, never
 
 HEED_WITHIN = 0.75
-"""Seconds."""
+"""Seconds that `still` waits for the workers to pause."""
 
 
 def still(config: Config, counters: SharedCounters) -> AbstractContextManager[bool]:
-    """Nobody changes the state inside; gives False when a worker did not heed that in time.
+    """Keep all workers from changing the state inside; the value is False when a worker did not pause in time.
 
-    It is not waited for long: others would wait with it, and it may be one that hangs.
+    The deadline is short, because the other workers wait too, and the late one may hang.
     """
     elsewhere = TRANSPORTS[config.transport].apart and config.scheme.applies_apart
     return counters.paused(HEED_WITHIN) if elsewhere else nullcontext(True)
@@ -24,9 +24,12 @@ def still(config: Config, counters: SharedCounters) -> AbstractContextManager[bo
 def paused(
     config: Config, counters: SharedCounters, unless: Callable[[], bool] = never
 ) -> AbstractContextManager[bool]:
-    """All workers wait inside, so that all cores are free; gives False when one did not heed that in time.
+    """Pause all workers inside, so that all cores are free; the value is False when a worker did not pause in time.
 
-    They are waited for no longer when `unless` says so.
+    Args:
+        config: the config of the run.
+        counters: the counters of the run, which carry the command.
+        unless: a condition on which the workers are no longer waited for.
     """
     elsewhere = TRANSPORTS[config.transport].apart and not config.scheme.single
     return counters.paused(unless=unless) if elsewhere else nullcontext(True)

@@ -1,4 +1,4 @@
-"""Worker processes: one torch thread each, never outliving the run, never dying silently."""
+"""A pool of worker processes with one torch thread each, which end with the run and report their errors to it."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from polyactor.system.forkserver import WAYS, one_thread, start_forkserver
 from polyactor.system.machine import settle
 
 DONE = "done"
-"""A worker's last word where all is well: an environment that ends its process may do so with exit code 0, too."""
+"""The last message of a worker that succeeded. Exit code 0 is no proof: an environment may end the process with it."""
 UNKNOWN = 255
-"""What multiprocessing says of a process whose server is gone: it may be alive."""
+"""The exit code that multiprocessing gives for a process whose fork server is gone; the process may still be alive."""
 LAST_WORDS = 6_000
-"""Characters of an error's sentence and of its traceback: both fit a pipe (64 KiB) that nobody reads yet."""
+"""Most characters of an error message and of its traceback; both fit into an unread pipe (64 KiB)."""
 
 
 def die_with_run(litter: str) -> None:
-    """Kill this process when the run's own process ends, however that dies, or has ended already.
+    """Start a thread that kills this process when the run's own process ends, or if it has ended already.
 
-    What multiprocessing would have removed had the run ended by itself is removed here.
+    The kernel's parent-death signal would not do: the parent of a worker is the fork server.
 
-    From a thread, which has to wait for the interpreter's lock: the kernel's parent-death signal would not, but it is
-    about the server that workers are forked from.
+    Args:
+        litter: the temporary folder of multiprocessing, removed here because a killed run does not remove it.
     """
     run = multiprocessing.parent_process()
     assert run is not None
@@ -53,16 +53,16 @@ def die_with_run(litter: str) -> None:
 def _enter(
     target: Callable[..., None], pipe: Connection, environ: Mapping[str, str], litter: str, args: tuple[Any, ...]
 ) -> None:
-    """A worker's first and last lines."""
+    """Run the target in a new worker process, and send the run `DONE` or the error through the pipe."""
     die_with_run(litter)
-    os.environ.clear()  # what the server was started with
+    os.environ.clear()  # the fork server's
     os.environ.update(environ)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run decides what it means
     faulthandler.enable()
     settle()
     try:
         target(*args)
-        pipe.send(DONE)  # nobody hears what is said after that
+        pipe.send(DONE)  # the last message the run reads
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # skip the interpreter's teardown: an environment's own threads may never end
@@ -73,13 +73,13 @@ def _enter(
 
 
 def _shortened(text: str) -> str:
-    """Head and tail of a text that is too long: a write that blocks would leave the worker neither alive nor dead."""
+    """Return the head and tail of a long text: a message too long for the pipe would block the dying worker."""
     half = LAST_WORDS // 2
     return text if len(text) <= LAST_WORDS else f"{text[:half]} […] {text[-half:]}"
 
 
 def _started(i: int, target: Callable[..., None], args: tuple[Any, ...]) -> tuple[Any, Connection]:
-    """Worker i, and the pipe its last words come through."""
+    """Start the process of worker i, and return it and the pipe that its last message comes through."""
     failure: Exception | None = None
     for way in WAYS:
         context: Any = get_context(way)
@@ -89,7 +89,7 @@ def _started(i: int, target: Callable[..., None], args: tuple[Any, ...]) -> tupl
         try:
             start_forkserver()
             process.start()
-        except (ValueError, OSError, EOFError) as error:  # the server takes at most 250 shared tensors, or is gone
+        except (ValueError, OSError, EOFError) as error:  # the fork server takes at most 250 shared tensors, or is gone
             failure = error
             continue
         finally:
@@ -99,12 +99,12 @@ def _started(i: int, target: Callable[..., None], args: tuple[Any, ...]) -> tupl
 
 
 class ProcessPool:
-    """N processes running one function.
+    """Runs one function in N worker processes.
 
     Args:
-        target: an importable function, called as ``target(i, *args)``.
+        target: an importable function, called as ``target(i, *args)`` in worker i.
         workers: N.
-        args: the same for every worker; tensors in shared memory stay shared.
+        args: the arguments of every worker; tensors in shared memory stay shared.
     """
 
     def __init__(self, target: Callable[..., None], workers: int, args: tuple[Any, ...]) -> None:
@@ -112,7 +112,7 @@ class ProcessPool:
         self.pipes: dict[int, Connection] = {}
         self.processes: dict[int, Any] = {}
         self.done: set[int] = set()
-        """Workers that have ended well."""
+        """Workers whose function has returned."""
         self.workers = workers
         try:
             for i in range(workers):
@@ -122,16 +122,21 @@ class ProcessPool:
             raise
 
     def start(self, i: int) -> None:
-        """Start worker i, at first or in place of a process that has ended."""
+        """Start a process for worker i, which must have none."""
         with one_thread():
             self.processes[i], self.pipes[i] = _started(i, self.target, self.args)
 
     def pid(self, i: int) -> int:
-        """Of worker i while it runs, else 0."""
+        """Return the process id of worker i, or 0 if it does not run."""
         return int(self.processes[i].pid) if i in self.processes else 0
 
     def watch(self, timeout: float, wake_up: WakeUp | None = None) -> list[errors.WorkerExit]:
-        """Wait up to `timeout` seconds for news of a worker, or for a bell; gives workers lost since the last call."""
+        """Wait until a worker ends or `wake_up` is called, and return the workers that were lost since the last call.
+
+        Args:
+            timeout: seconds to wait at most.
+            wake_up: ends the wait early.
+        """
         sentinels = {process.sentinel: i for i, process in self.processes.items()}
         if wake_up is not None:
             wake_up.wait(timeout, also=list(sentinels))
@@ -140,29 +145,29 @@ class ProcessPool:
         return [loss for i in ended if (loss := self._end(i)) is not None]
 
     def wait(self, timeout: float, wake_up: WakeUp | None = None) -> bool:
-        """As `watch`, where no worker may be lost; True when all have ended well.
+        """Wait as `watch` does, and return whether the function has returned in all workers.
 
         Raises:
-            PolyactorError: the worker's own, with its traceback as a note.
-            WorkerFailed: it raised anything else, or was killed.
+            PolyactorError: a worker raised it; its traceback is a note.
+            WorkerFailed: a worker raised another exception, or was killed.
         """
         for loss in self.watch(timeout, wake_up):
             raise loss.error
         return len(self.done) == self.workers
 
     def ask(self, i: int, *, kill: bool) -> None:
-        """Terminate worker i, or kill it."""
+        """Ask worker i to end with SIGTERM, or with SIGKILL if `kill` is set."""
         process = self.processes.get(i)
         if process is not None and process.exitcode is None:
             (process.kill if kill else process.terminate)()
 
     def _end(self, i: int) -> errors.WorkerExit | None:
-        """Worker i has ended: how?"""
+        """Return how worker i, whose process has ended, was lost, or None if its function returned."""
         process, pipe = self.processes.pop(i), self.pipes.pop(i)
-        process.join(1.0)  # spawned: its files are closed, and its exit code follows a moment later
+        process.join(1.0)  # the exit code of a spawned process comes a moment after its sentinel
         code = process.exitcode or 0
         try:
-            if not pipe.poll():  # nothing was said; an environment's own process may still hold the other end open
+            if not pipe.poll():  # no message; an environment's own process may still hold the other end open
                 raise EOFError
             words = pipe.recv()
         except (EOFError, OSError):
@@ -187,7 +192,11 @@ class ProcessPool:
         return errors.WorkerExit(i, errors.WorkerFailed(f"worker {i} {reason}\n{trace}"), reason, raised=True)
 
     def stop(self, grace: float = 10.0) -> None:
-        """Join with a deadline (seconds), then terminate, then kill; each with one deadline for all."""
+        """Join all workers, then terminate those left, then kill those left.
+
+        Args:
+            grace: seconds to join before workers are terminated.
+        """
         for ask, seconds in (("", grace), ("terminate", 2.0), ("kill", 2.0)):
             left = [process for process in self.processes.values() if process.exitcode is None]
             for process in left if ask else []:

@@ -1,4 +1,4 @@
-"""Workers that die are replaced: a `Supervisor` notices, tells, starts another process, and knows when to give up."""
+"""A `Supervisor` replaces workers that die or hang, and stops the run if they keep failing."""
 
 from __future__ import annotations
 
@@ -13,46 +13,47 @@ from polyactor.shared.slot_queue import WakeUp
 from polyactor.transport.watchdog import PATIENCE, Tell
 
 WINDOW = 3600.0
-"""Seconds in which `Config.restarts` counts."""
+"""Seconds during which at most `Config.restarts` losses of a worker are accepted."""
 FRUITLESS = 3
-"""Processes of one worker in a row that end before they have done anything, after which the run stops. Before each next
-one as many seconds pass as there have been of them; a worker that had done something is replaced at once."""
+"""The run stops after so many processes of one worker in a row have ended before their first turn. After the n-th of
+them the next is started n seconds later; a worker that had taken a turn is replaced at once."""
 LIFELESS = 600.0
-"""Seconds of silence, environments aside, after which a worker counts as hanging: a gradient may be long, and its
-compilation longer."""
+"""Seconds without a heartbeat, time in environments aside, after which a worker counts as hanging. A gradient may take
+long, and its compilation longer."""
 SPARED = 10.0
-"""Seconds in which no other worker is ended for its silence: it may only have waited for a lock that this one held."""
+"""Seconds after a silent worker is ended in which no other is: others may have waited for a lock that it held."""
 OUT_OF_MEMORY = "killed by signal 9"
+"""The words in `WorkerExit.reason` that point to the kernel's out-of-memory killer."""
 
 
 class WorkerPool(Protocol):
-    """What a supervisor needs of a `ProcessPool` or of `ThreadPool`."""
+    """The interface of `ProcessPool` and `ThreadPool` that a supervisor uses."""
 
     workers: int
     done: set[int]
 
     def start(self, i: int) -> None:
-        """Worker i."""
+        """Start a process or thread for worker i."""
 
     def pid(self, i: int) -> int:
-        """Its process id."""
+        """Return the process id of worker i."""
 
     def watch(self, timeout: float, wake_up: WakeUp | None = None) -> list[WorkerExit]:
-        """Wait for news."""
+        """Wait until a worker ends, `wake_up` is called or `timeout` seconds have passed; return the lost workers."""
 
     def ask(self, i: int, *, kill: bool) -> None:
-        """To end."""
+        """Ask worker i to end, or kill it."""
 
 
 class Supervisor:
-    """Keeps W workers at work.
+    """Replaces lost workers of a pool while it runs.
 
     Args:
         pool: the workers, started.
-        config: of the run.
-        counters: their counters and signs of life.
-        roles: told of losses.
-        tell: of what happens.
+        config: the config of the run, with the number of restarts and the deadline of environments.
+        counters: the counters and heartbeats of the workers.
+        roles: the roles of the scheme; their `lost` is called for each worker lost.
+        tell: called with each event: a worker is started, lost or restarted.
     """
 
     def __init__(self, pool: WorkerPool, config: Config, counters: SharedCounters, roles: Roles, tell: Tell) -> None:
@@ -63,20 +64,24 @@ class Supervisor:
         self.losses: list[deque[float]] = [deque() for _ in workers]
         self.fruitless = [0] * pool.workers
         self.due: dict[int, float] = {}
-        """When a worker that is lost is started again."""
+        """By lost worker, the time at which it is started again."""
         self.gone: set[int] = set()
-        """Lost for good."""
+        """Workers lost for good."""
         self.hangs: dict[int, tuple[float, str]] = {}
-        """Workers asked to end: when, and what they hang in."""
+        """By worker asked to end because it hangs, the time of asking and a sentence about the cause."""
         self.looked, self.trusted, self.spared = now, now, now
         for i in workers:
             tell("worker_started", worker=i, pid=pool.pid(i))
 
     def supervise(self, timeout: float, wake_up: WakeUp | None = None) -> bool:
-        """Wait up to `timeout` seconds for news or a bell, and see to what is lost; True when all work is done.
+        """Wait for workers that end, replace those lost, and return whether all workers are done.
+
+        Args:
+            timeout: seconds to wait at most.
+            wake_up: ends the wait early.
 
         Raises:
-            PolyactorError: what ended a worker, where that would come again, or has come too often.
+            PolyactorError: the error of a lost worker, if its replacement would fail as well or losses are too many.
         """
         for loss in self.pool.watch(timeout, wake_up):
             self._lost(loss)
@@ -87,6 +92,7 @@ class Supervisor:
         return len(self.pool.done) + len(self.gone) == self.pool.workers
 
     def _lost(self, loss: WorkerExit) -> None:
+        """Report a lost worker and schedule its replacement, or raise its error if the run cannot go on."""
         i, now = loss.worker, time.monotonic()
         self.counters.leave(i)
         _, hang = self.hangs.pop(i, (0.0, ""))
@@ -95,7 +101,7 @@ class Supervisor:
         reason, error = self._words(loss, hang)
         idle = self._turns(i) == self.turns[i]
         if loss.raised and self._turns(i) == self.began[i]:
-            raise error  # it would do so again
+            raise error  # an exception before the first turn would come again
         self.tell("worker_lost", f"worker {i} {reason}", worker=i)
         self.fruitless[i] = self.fruitless[i] + 1 if idle else 0
         if self.fruitless[i] >= FRUITLESS:
@@ -118,7 +124,7 @@ class Supervisor:
         self.due[i] = now + self.fruitless[i]
 
     def _words(self, loss: WorkerExit, hang: str) -> tuple[str, PolyactorError]:
-        """Why a worker was lost, and what to raise of it; what it was asking of an environment is named."""
+        """Return why a worker was lost and the error for it; both name the environment that it was waiting for."""
         if hang:
             reason = f"was ended: {self._env}: {hang}"
             return reason, EnvironmentUnsupported(f"worker {loss.worker} {reason}")
@@ -129,7 +135,7 @@ class Supervisor:
         return f"{loss.reason}{asked}", type(loss.error)(f"{loss.error}{asked}")
 
     def _in_vain(self, error: PolyactorError, loss: WorkerExit, hang: str) -> PolyactorError:
-        """What to say of a worker none of whose processes gets anywhere."""
+        """Return the error for a worker whose last `FRUITLESS` processes ended before their first turn."""
         kind: type[PolyactorError] = EnvironmentUnsupported
         if loss.raised:
             kind = WorkerFailed
@@ -146,9 +152,10 @@ class Supervisor:
         self.tell("worker_restarted", worker=i, pid=self.pool.pid(i))
 
     def _end_what_hangs(self) -> None:
+        """Ask workers that hang or are silent to end, and kill those that do not end within `PATIENCE` seconds."""
         now = time.monotonic()
         gap, self.looked = now - self.looked, now
-        if gap > PATIENCE:  # this process was stopped or busy, and they may have been stopped with it
+        if gap > PATIENCE:  # this process was stopped or busy, and the workers may have been stopped with it
             self.trusted = max(self.trusted, now + min(gap, self.config.env_timeout))
         if now < self.trusted:
             return

@@ -1,4 +1,4 @@
-"""Workers as threads of the run's own process."""
+"""A pool of workers that are threads of the run's own process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from polyactor.shared.slot_queue import WakeUp
 
 
 class ThreadPool:
-    """As `ProcessPool`, with N threads of this process: they share its interpreter, and nothing travels."""
+    """Runs one function in N threads of this process; otherwise like `ProcessPool`.
+
+    Args:
+        target: a function, called as ``target(i, *args)`` in worker i.
+        workers: N.
+        args: the arguments of every worker, which are not copied or pickled.
+    """
 
     def __init__(self, target: Callable[..., None], workers: int, args: tuple[Any, ...]) -> None:
         self.target, self.args, self.workers = target, args, workers
@@ -30,7 +36,7 @@ class ThreadPool:
             self.start(i)
 
     def start(self, i: int) -> None:
-        """As `ProcessPool.start`."""
+        """Start a thread for worker i."""
 
         def enter() -> None:
             try:
@@ -44,11 +50,11 @@ class ThreadPool:
         self.threads[i].start()
 
     def pid(self, i: int) -> int:
-        """Of this process."""
+        """Return the id of this process, which all workers share."""
         return os.getpid()
 
     def watch(self, timeout: float, wake_up: WakeUp | None = None) -> list[errors.WorkerExit]:
-        """As `ProcessPool.watch`; an error of ours is raised as it is."""
+        """Wait until a worker ends, `wake_up` is called or `timeout` seconds have passed; return the lost workers."""
         if wake_up is not None:
             wake_up.wait(timeout)
         elif self.news.wait(timeout):
@@ -66,17 +72,17 @@ class ThreadPool:
         return losses
 
     def ask(self, i: int, *, kill: bool) -> None:
-        """A thread cannot be ended from outside.
+        """Refuse to end worker i, because a thread cannot be ended from outside.
 
         Raises:
-            EnvironmentUnsupported: always; what hangs is an environment.
+            EnvironmentUnsupported: always, because a worker is asked to end only when its environment hangs.
         """
         raise errors.EnvironmentUnsupported(
             f"worker {i} hangs, and a thread cannot be ended: use --scheme.workers-as process"
         )
 
     def stop(self, grace: float = 10.0) -> None:
-        """Join with a deadline (seconds); a thread cannot be killed, so one that never ends is left behind."""
+        """Join all threads for `grace` seconds together; threads that have not ended by then are left running."""
         end = time.monotonic() + grace
         for thread in self.threads.values():
             thread.join(max(0.0, end - time.monotonic()))

@@ -1,4 +1,4 @@
-"""Environments of the run's own process: nobody else can be ended in place of one that hangs."""
+"""A watchdog for environments that run in the run's own process: it interrupts one that hangs, or ends the process."""
 
 from __future__ import annotations
 
@@ -16,27 +16,32 @@ from polyactor.errors import EnvironmentUnsupported
 from polyactor.shared.counters import SharedCounters
 
 Tell = Callable[..., None]
-"""Called with an event's name, a reason and fields, as `MetricsLog.event` is."""
+"""A function that records events, called with an event's name, a reason and fields, as `MetricsLog.event` is."""
 PATIENCE = 2.0
-"""Seconds from asking what hangs to end, to ending its process."""
+"""Seconds between asking a hanging environment or worker to end and killing its process."""
 KNOCK = signal.SIGURG
-"""What a thread that watches sends to the one that plays: nobody else means anything by it, and it ends nothing."""
+"""The signal that interrupts the thread which steps environments. Programs ignore SIGURG unless they handle it."""
 
 
 def untold(event: str, reason: str = "", **fields: object) -> None:
-    """Nobody wants to know."""
+    """Ignore an event: the default of `tell`."""
 
 
 class Unanswered(EnvironmentUnsupported):
-    """An environment of this process was interrupted."""
+    """The watchdog interrupted an environment of this process that missed its deadline (exit code 3)."""
 
 
 @contextmanager
 def watched(config: Config, counters: SharedCounters, tell: Tell) -> Iterator[None]:
-    """Inside, an environment that does not answer in time is interrupted: it fails as one that raises.
+    """Interrupt environments that miss their deadline inside the with block, so that they fail as if they had raised.
 
-    One that computes in C cannot be interrupted; that ends this process with exit code 3. Where the run is not in the
-    main thread it is only told of.
+    An environment that hangs in C code cannot be interrupted; this process then ends with exit code 3. Only the main
+    thread can be interrupted: for a run in another thread a hanging environment is only reported.
+
+    Args:
+        config: the config of the run, with the deadline `env_timeout` in seconds.
+        counters: the counters of the run; their heartbeats tell which environment has not answered.
+        tell: called when an environment hangs.
     """
     env, over = str(getattr(config.env, "__qualname__", config.env)), threading.Event()
 
@@ -48,8 +53,8 @@ def watched(config: Config, counters: SharedCounters, tell: Tell) -> Iterator[No
         return None
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if (found := hanging()) is not None:  # asked by who plays itself, so it cannot have been answered meanwhile
-            counters.heartbeats.again(found[0])  # it is closed next, and may hang in that, too
+        if (found := hanging()) is not None:  # checked in the thread that steps, so no answer can come in between
+            counters.heartbeats.again(found[0])  # the environment is closed next, and may hang in that, too
             raise Unanswered(f"{env} gave no answer within {config.env_timeout:g} s")
 
     def watch() -> None:
@@ -57,7 +62,7 @@ def watched(config: Config, counters: SharedCounters, tell: Tell) -> Iterator[No
         looked = trusted = monotonic()
         while not over.wait(min(0.25, config.env_timeout / 4)):
             gap, looked = monotonic() - looked, monotonic()
-            if gap > PATIENCE:  # the whole process was stopped
+            if gap > PATIENCE:  # this process was stopped
                 trusted = looked + min(gap, config.env_timeout)
             found = hanging() if looked >= trusted else None
             if found is None:
@@ -83,6 +88,6 @@ def watched(config: Config, counters: SharedCounters, tell: Tell) -> Iterator[No
         yield
     finally:
         over.set()
-        watcher.join(PATIENCE)  # the interpreter may end next, and a thread that wakes in that aborts the process
+        watcher.join(PATIENCE)  # a thread that wakes while the interpreter ends would abort the process
         if mine:
             signal.signal(KNOCK, before)

@@ -1,4 +1,4 @@
-"""Actor-critic with experience replay: the loss of ACER, and its replayed batches."""
+"""Actor-critic with experience replay: the loss of ACER, and the fresh and replayed batches it learns from."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 Region = Literal["params", "probs", "linear", "natural", "average", "none"]
 
 BY_THETA = ("linear", "natural", "average")
-"""Trust regions of all parameters together, over the mean of a batch."""
+"""Trust regions that bound the mean divergence of a batch as a function of θ, not that of each row."""
 
 
 @dataclass(frozen=True)
 class ACER(Algorithm):
     """L = ⟨−z_t · φ_t + c_Q ½ (Q^ret_t − Q(x_t, a_t))² − β H⟩  (Wang et al. 2017, eq. 5, 9 and 12; Algorithm 2).
 
-    φ_t are the statistics of π(·|x_t), and z_t is the truncated, bias-corrected policy gradient by them, projected so
-    that the policy stays near the average one. The critic is Q(x, ·); V(x) = Σ_a π(a|x) Q(x, a).
+    φ_t are the statistics of π(·|x_t), and z_t is the truncated, bias-corrected policy gradient by φ_t, projected so
+    that the policy stays near that of the average network. The critic is Q(x, ·), with V(x) = Σ_a π(a|x) Q(x, a).
     """
 
     outputs: ClassVar[tuple[str, ...]] = ("policy", "q")
@@ -40,11 +40,11 @@ class ACER(Algorithm):
     needs: ClassVar[frozenset[str]] = frozenset({"behavior_params"})
 
     truncation: Annotated[float, Allowed(0)] = 10.0
-    """c: importance weights above it are truncated, and the bias of that corrected."""
+    """c: importance weights above c are truncated, and the bias of the truncation is corrected."""
     trace: Annotated[float, Allowed(0)] = 1.0
-    """Traces of Retrace are min(this, ρ); whatever c is."""
+    """Truncation of the traces of Retrace, which are min(this, ρ), independently of c."""
     trace_lambda: Annotated[float, Allowed(0, 1)] = 1.0
-    """λ of the traces."""
+    """λ, the decay of the traces of Retrace."""
     value_coef: Annotated[float, Allowed(0)] = 0.5
     """Weight c_Q of ½ (Q^ret − Q)²."""
     entropy_coef: Annotated[float, Allowed(0, 1)] = 0.01
@@ -52,59 +52,67 @@ class ACER(Algorithm):
     entropy_coef_end: Annotated[float | None, Allowed(0, 1)] = None
     """β at the end of the run, reached linearly; none keeps β constant."""
     reduction: losses.Reduction = "mean"
-    """Mean or sum over the real rows of a batch."""
+    """Whether the loss is the mean or the sum over the real rows of a batch."""
     trust_region: Region = "params"
-    """How the policy is held near the average one. By its statistics, row by row: params (logits, or mean and log σ) or
-    probs, the paper's, of discrete actions. By θ, in the mean of a batch: linear. By steps of θ along the natural
-    gradient: average, or trust_region, near the policy of the step before. none holds nothing."""
+    """How the policy is held near that of the average network. params, probs: project the gradient of each row, by the
+    parameters of the distribution (logits, or mean and log σ) or, as in the paper, by the probabilities of discrete
+    actions. linear: project the gradient of a batch by θ. average: take natural-gradient steps within a trust region
+    around the average network; natural: around the policy before the step. none: no trust region."""
     delta: Annotated[float | None, Allowed(0, above=True)] = None
-    """δ, how far a step may lead; none: 1 for the statistics of a row, 0.01 for the mean of a batch."""
+    """δ, the radius of the trust region; none is 1 for params and probs, and 0.01 for linear, average and natural."""
     hold_entropy: bool = False
-    """The trust region holds back the entropy bonus too (OpenAI Baselines)."""
+    """Include the entropy bonus in the gradient that the trust region projects (OpenAI Baselines)."""
     average_decay: Annotated[float, Allowed(0, 1)] = 0.99
-    """α of the average network."""
+    """α of the average network, θ_a ← α θ_a + (1 − α) θ after every update."""
     dueling_samples: Annotated[int, Allowed(1)] = 5
-    """n, actions that the dueling network is centred by, where they are a Box."""
+    """n, the number of sampled actions that centre the dueling network; for a Box of actions only."""
     on_policy: bool = True
-    """Learn from every fresh rollout before those remembered."""
+    """Learn from every fresh rollout too, before the replayed batches."""
     replay_ratio: Annotated[float, Allowed(0)] = 4.0
-    """Replayed batches for each fresh rollout, in the mean (Poisson)."""
+    """Mean number of replayed batches for each fresh rollout; the number is Poisson distributed."""
     replay_capacity: Annotated[int, Allowed(1)] = 50_000
-    """Steps that are remembered, by all workers together."""
+    """Steps that the replay buffers of all workers hold together."""
     replay_start: Annotated[int, Allowed(0)] = 1_000
-    """Steps in a learner's own memory before it replays; where those are more than fit, it replays when it is full."""
+    """Steps that a worker's replay buffer must hold before it is sampled; a smaller one is sampled once it is full."""
     replay_batch: Annotated[int | None, Allowed(1)] = None
-    """Rollouts of one environment in a replayed batch; none: as many as a fresh one has."""
+    """Sequences of one environment each in a replayed batch; none takes as many as a fresh rollout has environments."""
     replay_window: Annotated[int | None, Allowed(1)] = None
-    """Replay windows of so many steps that begin anywhere; none: whole rollouts as they were."""
+    """Steps of the sequences that are replayed, which may begin at any step; none replays whole rollouts."""
 
     @property
     def remembers(self) -> int:
-        """Nothing where nothing is replayed."""
+        """Capacity of the replay buffers of all workers together, in steps; 0 if the replay ratio is 0."""
         return self.replay_capacity if self.replay_ratio else 0
 
     @property
     def averaging(self) -> float | None:
-        """α, where something is to be held near the average."""
+        """α of the average network, or None for trust regions that do not use one."""
         return None if self.trust_region in ("none", "natural") else self.average_decay
 
     @property
     def radius(self) -> float:
-        """δ."""
+        """δ, the radius of the trust region, with its default."""
         return self.delta if self.delta is not None else 0.01 if self.trust_region in BY_THETA else 1.0
 
     @property
     def moves(self) -> bool:
-        """Along the natural gradient."""
+        """Whether the policy takes natural-gradient steps, which are added to θ without the optimizer."""
         return self.trust_region in ("natural", "average")
 
     @property
     def differentiate(self) -> Differentiate | None:
-        """By θ where the trust region is."""
+        """`by_theta` for trust regions over θ; None for the others, whose `loss` is differentiated."""
         return self.by_theta if self.trust_region in BY_THETA else None
 
     def fits(self, columns: int, *, memory: bool, alone: bool) -> None:
-        """A window begins where no recurrent state is stored; a natural step is one from the θ it was computed at."""
+        """Check the replay settings, and that natural-gradient steps run where no other worker changes θ.
+
+        With an LSTM only whole rollouts can be replayed, since the recurrent state is stored at their start. A
+        natural-gradient step must be added to the same θ that it was computed at.
+
+        Raises:
+            UsageError: a setting is not allowed; the sentence says what is.
+        """
         if not self.on_policy and not self.replay_ratio:
             raise UsageError(
                 "--algorithm.no-on-policy is not allowed with --algorithm.replay-ratio 0: nothing is learned"
@@ -126,18 +134,22 @@ class ACER(Algorithm):
             )
 
     def suits(self, *, continuous: bool) -> None:
-        """Probabilities are of discrete actions."""
+        """Check that the trust region over probabilities is used with discrete actions only.
+
+        Raises:
+            UsageError: the trust region is probs and actions are a Box.
+        """
         if continuous and self.trust_region == "probs":
             raise UsageError("--algorithm.trust-region probs is not allowed with a Box of actions: use params or none")
 
     def at(self, progress: float) -> Self:
-        """Itself with β annealed to this progress in [0, 1]."""
+        """Return a copy with β annealed to this progress of the run in [0, 1]."""
         return replace(self, entropy_coef=anneal(self.entropy_coef, self.entropy_coef_end, progress))
 
     def batches(
         self, model: Model, rollout: Rollout, replay: Replay | None, generator: torch.Generator
     ) -> Generator[Batch, Metrics, None]:
-        """The fresh rollout, then n ~ Poisson(ratio) times some of those remembered."""
+        """Yield the fresh rollout, then n ~ Poisson(replay ratio) batches that are sampled from the replay buffer."""
         columns = rollout.reward.shape[1]
         if self.on_policy:
             yield self.with_noise(rollout, generator)
@@ -151,49 +163,50 @@ class ACER(Algorithm):
             yield self.with_noise(replayed, generator)
 
     def with_noise(self, rollout: Rollout, generator: torch.Generator) -> Batch:
-        """The batch of a rollout; where actions are a Box, with the noise of an a' and n u for every row."""
+        """Make a batch of a rollout; for a Box of actions draw the noise of a'_t and of n actions u_t for every row."""
         if not rollout.action.is_floating_point():
             return Batch(rollout)
         shape = (1 + self.dueling_samples, *rollout.action.shape)
         return Batch(rollout, {"noise": rollout.action.new_empty(shape).normal_(generator=generator)})
 
     def critic(self, out: Outputs) -> Critic:
-        """The critic that suits the outputs: Q of listed actions, or a dueling network of a Box."""
+        """Return the critic for these outputs: Q of each discrete action, or a dueling network for a Box."""
         retrace = Retrace(self.gamma, self.truncation, self.trace, self.trace_lambda)
         return DiscreteCritic(retrace) if out.advantage is None else DuelingCritic(retrace)
 
     def loss(self, model: Model, batch: Batch, average: Model | None = None) -> tuple[Tensor, Metrics]:
-        """The equation above over fresh or replayed rollouts ``[T, B]``."""
+        """Compute the loss of the class's equation over a fresh or replayed rollout ``[T, B]``, and its metrics."""
         x, out = batch.rollout, model.unroll(batch.rollout)
         estimate = self.critic(out).estimate(model, batch, out)
         w_t = losses.weights(x.mask, self.reduction)
         pi_t, near = model.distribution(out.policy[:-1]), Metrics()
 
-        def held_t(pi_t: Policy) -> Tensor:  # [T, B], what the trust region holds back
+        def policy_loss_t(pi_t: Policy) -> Tensor:  # [T, B], the terms whose gradient the trust region projects
             bonus = self.entropy_coef * pi_t.entropy() if self.hold_entropy else 0.0
             return estimate.policy_loss(pi_t) - bonus
 
-        # Policy: −z_t · φ_t, whose gradient by φ_t is −z_t; without a trust region the policy gradient itself.
+        # Policy: ⟨−z_t · φ_t⟩, whose gradient by φ_t is −z_t; without a trust region the loss of the policy gradient.
         if average is None:
-            policy = losses.weighted(held_t(pi_t), w_t)
+            policy = losses.weighted(policy_loss_t(pi_t), w_t)
         else:
             pi_a = trust_regions.average_policy(average, x)
             probs = self.trust_region == "probs"
             phi_t = out.policy[:-1].softmax(-1) if probs else out.policy[:-1]
             policy_of = Probabilities if probs else model.distribution
-            z_t, near = trust_regions.by_statistics(phi_t.detach(), policy_of, pi_a, held_t, self.radius)
+            z_t, near = trust_regions.by_statistics(phi_t.detach(), policy_of, pi_a, policy_loss_t, self.radius)
             policy = losses.weighted(-(z_t * phi_t).sum(-1), w_t)
-        # Entropy: −β H, unless the trust region has it.
+        # Entropy: ⟨−β H⟩, unless it is part of z_t.
         if not self.hold_entropy:
             policy = policy - self.entropy_coef * losses.weighted(pi_t.entropy(), w_t)
-        # Critic: c_Q ½ (Q^ret − Q)².
+        # Critic: ⟨c_Q ½ (Q^ret_t − Q(x_t, a_t))²⟩.
         value = losses.weighted(estimate.critic_loss, w_t)
         return policy + self.value_coef * value, self.report(x, pi_t, estimate, near)
 
     def by_theta(self, model: Model, batch: Batch, average: Model | None, theta: Sequence[Tensor]) -> Direction:
-        """A step of the whole policy, held near the average policy or the one of now in the mean over the batch.
+        """Compute an update whose trust region bounds the mean divergence of the batch as a function of θ.
 
-        With natural and average the step is taken as it is, and only the critic is left to the optimizer.
+        For linear, the optimizer descends the critic's gradient minus the projected ascent direction of the policy. For
+        natural and average, it descends the critic's gradient only, and the policy's step is added to θ as it is.
         """
         from torch import no_grad
 
@@ -231,15 +244,22 @@ class ACER(Algorithm):
         return Direction(trust_region.parts(descent, theta), self.report(x, pi_t, estimate, step.metrics), taken)
 
     def report(self, x: Rollout, pi_t: Policy, estimate: Estimate, near: Metrics) -> Metrics:
-        """The metrics: means over real rows, but for losses, which are reduced as they are."""
+        """Return the metrics of a batch as means over real rows; the losses follow `reduction`.
+
+        Args:
+            x: the rollout.
+            pi_t: the policy at its rows.
+            estimate: what the critic computed of it.
+            near: metrics of the trust region, per row ``[T, B]`` or scalars.
+        """
         w_t, mean_t = losses.weights(x.mask, self.reduction), losses.weights(x.mask, "mean")
-        own = {
+        metrics = {
             "policy_loss": losses.weighted(estimate.policy_loss(pi_t).detach(), w_t),
             "value_loss": losses.weighted(estimate.critic_loss.detach(), w_t),
             "entropy": losses.weighted(pi_t.entropy().detach(), mean_t),
             "rho": losses.weighted(estimate.rho, mean_t),
         }
-        return own | {name: losses.weighted(each, mean_t) if each.dim() else each for name, each in near.items()}
+        return metrics | {name: losses.weighted(each, mean_t) if each.dim() else each for name, each in near.items()}
 
 
 def _poisson(rate: Tensor, generator: torch.Generator) -> Tensor:

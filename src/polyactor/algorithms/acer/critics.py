@@ -1,4 +1,4 @@
-"""What ACER's critics make of a rollout: targets for Q, and weights for the policy gradient."""
+"""ACER's critics, which compute targets of Q and weights of the policy gradient from a rollout."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 Policy = Distribution | Probabilities
 
 LOG_RHO = 20.0
-"""Of continuous actions log ρ is clipped to ± this: densities of many dimensions overflow."""
+"""For continuous actions log ρ is clipped to ± this, since ratios of densities in many dimensions overflow."""
 
 
 class Estimate(NamedTuple):
-    """What a critic says of K actions in every row: of all there are, or of the one taken and one of π's.
+    """A critic's estimate for K actions in every row: all discrete actions, or the action taken and one sample of π.
 
     Attributes:
-        rho: ``[T, B]`` ρ(a_t), constants.
-        critic_loss: ``[T, B]`` what the critic descends.
-        weight: ``[T, B, K]`` the truncated, bias-corrected weight of ∇ log π(a|x_t), constants.
-        log_prob: from a policy to its log π(a|x_t), ``[T, B, K]``.
+        rho: ``[T, B]`` importance weights ρ(a_t), constants.
+        critic_loss: ``[T, B]`` loss of the critic.
+        weight: ``[T, B, K]`` truncated, bias-corrected weights of ∇ log π(a|x_t), constants.
+        log_prob: a function from a policy to log π(a|x_t), ``[T, B, K]``.
     """
 
     rho: Tensor
@@ -36,30 +36,30 @@ class Estimate(NamedTuple):
     log_prob: Callable[[Policy], Tensor]
 
     def policy_loss(self, pi_t: Policy) -> Tensor:
-        """``[T, B]`` −Σ_a weight log π(a|x_t), which descends as the policy gradient ascends."""
+        """``−Σ_a weight_a log π(a|x_t)``, ``[T, B]``, whose gradient is minus the policy gradient."""
         return losses.policy_gradient(self.log_prob(pi_t), self.weight).sum(-1)
 
     def surrogate(self, pi_t: Policy, old_t: Policy) -> Tensor:
-        """``[T, B]`` −Σ_a weight π(a|x_t)/π_old(a|x_t), the same for steps that lead away from π_old."""
+        """``−Σ_a weight_a π(a|x_t)/π_old(a|x_t)``, ``[T, B]``, which has the gradient of `policy_loss` at π = π_old."""
         return losses.importance_surrogate(self.log_prob(pi_t), self.log_prob(old_t), self.weight).sum(-1)
 
 
 class Critic(Protocol):
-    """One of the two critics, for actions that can be listed or for a Box."""
+    """The interface of ACER's two critics, for discrete actions and for a Box."""
 
     def estimate(self, model: Model, batch: Batch, out: Outputs) -> Estimate:
-        """The estimate of a batch ``[T, B]``, given what the model says of its rows."""
+        """Compute the estimate of a batch ``[T, B]`` from the model's outputs for its rollout."""
 
 
 @dataclass(frozen=True)
 class Retrace:
-    """What both critics need: Q^ret and the truncation of importance weights.
+    """The settings of Retrace and of the truncation of importance weights, which both critics share.
 
     Attributes:
-        gamma: γ.
+        gamma: γ, the discount.
         truncation: c, above which importance weights are truncated.
-        trace: traces are min(this, ρ).
-        trace_lambda: λ of the traces.
+        trace: the truncation of the traces, which are min(trace, ρ).
+        trace_lambda: λ, the decay of the traces.
     """
 
     gamma: float
@@ -68,19 +68,26 @@ class Retrace:
     trace_lambda: float
 
     def returns(self, x: Rollout, v: Tensor, q_taken_t: Tensor, trace_t: Tensor) -> Tensor:
-        """``[T, B]`` Q^ret_t by traces ``[T, B]`` (Munos et al. 2016)."""
+        """Compute Q^ret_t of Retrace, ``[T, B]`` (Munos et al. 2016, eq. 4).
+
+        Args:
+            x: the rollout.
+            v: ``[T+1, B]`` V(x_t), detached.
+            q_taken_t: ``[T, B]`` Q(x_t, a_t).
+            trace_t: ``[T, B]`` traces before they are multiplied by λ.
+        """
         discount_t = x.discount(self.gamma)
         return returns.retrace(x.reward, v, q_taken_t.detach(), discount_t, x.mask, self.trace_lambda * trace_t)
 
 
 @dataclass(frozen=True)
 class DiscreteCritic:
-    """Q(x, ·) of actions that can be listed, with V(x) = Σ_a π(a|x) Q(x, a) (Wang et al. 2017, §3)."""
+    """The critic Q(x, ·) of discrete actions, with V(x) = Σ_a π(a|x) Q(x, a) (Wang et al. 2017, §3)."""
 
     retrace: Retrace
 
     def estimate(self, model: Model, batch: Batch, out: Outputs) -> Estimate:
-        """The estimate of all actions."""
+        """Compute the estimate for all A actions in every row."""
         x, taken = batch.rollout, batch.rollout.action.unsqueeze(-1)
         assert x.behavior_params is not None
         pi, mu_t = Categorical(out.policy.detach()), Categorical(x.behavior_params)
@@ -88,9 +95,9 @@ class DiscreteCritic:
         v = (pi.log_p.exp() * q).sum(-1)
         log_rho_t = pi.log_p[:-1] - mu_t.log_p
         rho_t = log_rho_t.gather(-1, taken).squeeze(-1).exp()
-        # Q^ret corrects off-policy returns by traces min(trace, ρ).
+        # Targets: Q^ret_t by Retrace with traces λ min(trace, ρ_t).
         q_ret_t = self.retrace.returns(x, v, q_taken_t, rho_t.clamp(max=self.retrace.trace))
-        # The weight of the action taken is truncated at c; that of every action makes up for what this leaves out.
+        # Weights: min(c, ρ_t) (Q^ret_t − V) of the action taken, and π(a) [1 − c/ρ(a)]₊ (Q(a) − V) of every action.
         weight_t = losses.truncated_weights(
             pi.log_p[:-1], log_rho_t, x.action, q[:-1], q_ret_t, v[:-1], self.retrace.truncation
         )
@@ -99,15 +106,19 @@ class DiscreteCritic:
 
 @dataclass(frozen=True)
 class DuelingCritic:
-    """A stochastic dueling network of continuous actions (Wang et al. 2017, §5).
+    """The critic of continuous actions, a stochastic dueling network (Wang et al. 2017, §5).
 
-    ``Q̃(x, a) = V(x) + A(x, a) − (1/n) Σ_i A(x, u_i)``, u_i ~ π; V's own target is min(1, ρ) (Q^ret − Q̃) + V.
+    ``Q̃(x, a) = V(x) + A(x, a) − (1/n) Σ_i A(x, u_i)`` with u_i ~ π (eq. 13); the target of V(x_t) is
+    ``min(1, ρ_t) (Q^ret_t − Q̃(x_t, a_t)) + V(x_t)``.
     """
 
     retrace: Retrace
 
     def estimate(self, model: Model, batch: Batch, out: Outputs) -> Estimate:
-        """The estimate of the action taken and of one a' ~ π, drawn with the batch's noise ``[1 + n, T, B, d]``."""
+        """Compute the estimate for the action taken and for one a'_t ~ π, sampled with the batch's noise.
+
+        The noise is the target ``noise [1 + n, T, B, d]`` of the batch: that of a'_t, and of n actions u_t.
+        """
         from torch import stack
 
         x, v, advantage = batch.rollout, out.value, out.advantage
@@ -115,7 +126,7 @@ class DuelingCritic:
         assert advantage is not None
         pi_t, mu_t = model.distribution(out.policy[:-1].detach()), model.distribution(x.behavior_params)
         assert isinstance(pi_t, Gaussian)
-        # Q̃ of a_t and of a', centred by n actions of π.
+        # Q̃(x_t, a_t) and Q̃(x_t, a'_t), with A centred by its mean over n actions u_t of π.
         prime_t, *u_t = pi_t.mean + pi_t.log_std.exp() * batch.targets["noise"]
         centred = v[:-1] - sum(advantage(u) for u in u_t) / len(u_t)
         q_taken_t, q_prime_t = centred + advantage(x.action), (centred + advantage(prime_t)).detach()
@@ -128,7 +139,7 @@ class DuelingCritic:
         log_rho_t = (log_prob(pi_t) - log_prob(mu_t)).clamp(-LOG_RHO, LOG_RHO)
         log_rho_taken_t, d = log_rho_t[..., 0], x.action.shape[-1]
         rho_t = log_rho_taken_t.exp()
-        # Q^ret has traces min(trace, ρ^(1/d)), Q^opc none: all 1.
+        # Targets: Q^ret_t by Retrace with traces λ min(trace, ρ_t^(1/d)), and Q^opc_t with traces λ.
         q_ret_t = self.retrace.returns(
             x, v.detach(), q_taken_t, (log_rho_taken_t / d).exp().clamp(max=self.retrace.trace)
         )
@@ -142,6 +153,6 @@ class DuelingCritic:
 
 
 def _log_probs(pi_t: Policy) -> Tensor:
-    """``[T, B, A]`` log π(·|x_t) of listed actions."""
+    """Return log π(·|x_t) of all discrete actions, ``[T, B, A]``."""
     assert isinstance(pi_t, Categorical | Probabilities)
     return pi_t.log_p

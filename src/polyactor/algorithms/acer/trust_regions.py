@@ -1,4 +1,4 @@
-"""How ACER's policy is held near another one: by its statistics, row by row, or by θ, in the mean of a batch."""
+"""ACER's trust regions: over the statistics of the policy in each row, or over θ in the mean of a batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def average_policy(average: Model, x: Rollout) -> Policy:
-    """π_average(·|x_t) of the T rows that were acted on, a constant."""
+    """Return the policy of the average network, π_average(·|x_t), at the T rows with an action, as a constant."""
     return average.distribution(average.unroll(x.acted).policy[: len(x.reward)].detach())
 
 
@@ -26,14 +26,16 @@ def by_statistics(
     loss_t: Callable[[Policy], Tensor],
     delta: float,
 ) -> tuple[Tensor, Metrics]:
-    """z_t ``[T, B, P]``: the ascent direction by φ_t, held near the average policy (Wang et al. 2017, eq. 12).
+    """Compute ``z_t [T, B, P]``, the policy gradient by φ_t projected on the trust region (Wang et al. 2017, eq. 12).
+
+    Returns z_t, and metrics ``[T, B]``: the divergence ``kl``, and ``projected``, 1 where the projection changed z_t.
 
     Args:
         phi_t: ``[T, B, P]`` statistics of π(·|x_t), constants.
-        policy_of: from statistics to the policy that has them.
-        pi_a: the average policy.
-        loss_t: from a policy to ``[T, B]``, what is descended without a trust region.
-        delta: δ of a row.
+        policy_of: a function from statistics to the policy that has them.
+        pi_a: the policy of the average network.
+        loss_t: a function from a policy to the loss of each row without a trust region, ``[T, B]``.
+        delta: δ, the radius of the trust region of a row.
     """
     from torch.autograd import grad
 
@@ -47,12 +49,12 @@ def by_statistics(
 
 
 class Step(NamedTuple):
-    """A step of all parameters, ``[θ]`` flat.
+    """A step of the policy within a trust region over θ; it is either an `ascent` or `taken`.
 
     Attributes:
-        ascent: for the optimizer to climb, or None where it is taken without one.
-        taken: taken without the optimizer, or None.
-        metrics: how far it leads, and whether it was shortened.
+        ascent: ``[θ]`` a direction that the optimizer ascends, or None.
+        taken: ``[θ]`` a change that is added to θ without the optimizer, or None.
+        metrics: the divergence ``kl``, and ``projected``, 1 if the trust region changed the step.
     """
 
     ascent: Tensor | None
@@ -61,7 +63,14 @@ class Step(NamedTuple):
 
 
 def linear(g: Tensor, k: Tensor, kl: Tensor, delta: float) -> Step:
-    """``z = g − max(0, (kᵀg − δ)/‖k‖²) k`` for the gradients g of the objective and k of the mean KL, by θ."""
+    """Project the policy gradient g on a linear trust region over θ, ``z = g − max(0, (kᵀg − δ)/‖k‖²) k``.
+
+    Args:
+        g: ``[θ]`` gradient of the objective.
+        k: ``[θ]`` gradient of the mean divergence.
+        kl: the mean divergence, for the metrics.
+        delta: δ, the bound on kᵀz.
+    """
     z = losses.trust_region(g, k, delta)
     return Step(z, None, {"kl": kl.detach(), "projected": (z != g).any().to(kl.dtype)})
 
@@ -76,16 +85,16 @@ def along_natural_gradient(
     *,
     around_average: bool,
 ) -> Step:
-    """The natural step (see `polyactor.equations.trust_region`), searched for along its line.
+    """Compute a natural-gradient step within a trust region over θ, shortened by a line search.
 
     Args:
-        objective: what is climbed, a scalar differentiable by θ.
-        kl: mean KL from the policy that is stayed near, a scalar differentiable by θ.
-        kl_from_old: mean KL from the policy of now, a scalar differentiable twice by θ.
-        evaluate: objective and divergence at θ as it is then.
-        theta: θ.
-        delta: δ of the mean.
-        around_average: the policy that is stayed near is the average one, and not that of now.
+        objective: the scalar to be increased, differentiable by θ.
+        kl: mean KL from the policy at the centre of the trust region, a scalar differentiable by θ.
+        kl_from_old: mean KL from the policy before the step, a scalar twice differentiable by θ.
+        evaluate: computes objective and divergence from the values that θ has when it is called.
+        theta: the parameters θ.
+        delta: δ, the radius of the trust region.
+        around_average: whether the centre is the average network's policy; otherwise it is the policy before the step.
     """
     g, k = slope(objective, theta), slope(kl, theta)
     product = trust_region.fisher(kl_from_old, theta)
@@ -98,7 +107,7 @@ def along_natural_gradient(
 
 
 def slope(value: Tensor, theta: Sequence[Tensor]) -> Tensor:
-    """``[θ]`` the gradient of a scalar by all parameters; its graph stays."""
+    """Compute the gradient of a scalar by all parameters, flat ``[θ]``; the graph is kept for further gradients."""
     from torch.autograd import grad
 
     return trust_region.flat(grad(value, theta, retain_graph=True, materialize_grads=True))

@@ -1,4 +1,4 @@
-"""What several test files share: the golden vectors and a made-up rollout."""
+"""What several test files share: the golden vectors, a made-up rollout, and a run that has ended."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
+import polyactor as pa
 from polyactor.data import CoreState, Rollout
 from tests.helpers.faults import Found, write
 from tests.helpers.other_sums import disturb, disturb_workers
+from tests.helpers.runs import train
 
 FOUND = pytest.StashKey[dict[str, Found]]()
 """What tests of faults have found in this session."""
@@ -58,6 +60,12 @@ def golden() -> Callable[[str], tuple[dict[str, Any], dict[str, Any]]]:
     """Inputs and outputs of a golden case, computed in float64 by independent numpy code."""
     cases = json.loads((Path(__file__).parent / "vectors.json").read_text())["cases"]
     return lambda name: (cases[name]["inputs"], cases[name]["outputs"])
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> pa.Run:
+    """A run that has ended, to be looked at; who changes it takes a copy."""
+    return train(tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture(scope="session")

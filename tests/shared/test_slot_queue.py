@@ -60,7 +60,7 @@ def test_a_wake_up_before_anybody_waits_is_heard_and_then_quiet() -> None:
 
 def test_a_wake_up_wakes_who_waits() -> None:
     wake_up = WakeUp()
-    threading.Timer(0.05, wake_up.slots).start()
+    threading.Timer(0.05, wake_up.wake).start()
     start = time.monotonic()
     wake_up.wait(10.0)
     assert time.monotonic() - start < 5.0

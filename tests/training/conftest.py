@@ -1,4 +1,4 @@
-"""A run that has ended, and a copy to change."""
+"""A copy of a run that has ended, to change."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ from pathlib import Path
 import pytest
 
 import polyactor as pa
-from tests.helpers.runs import train
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> pa.Run:
-    return train(tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture

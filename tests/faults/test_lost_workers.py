@@ -120,7 +120,7 @@ def training(config: Config) -> Iterator[Training]:
 
 
 @pytest.mark.fault("P1")
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["hogwild", "server", "learner"]))
 def test_a_killed_worker_is_replaced_and_the_others_go_on(name: str, record_property: Record) -> None:
     with training(config_of(SCHEMES[name])) as run:
         run.at_work()
@@ -147,7 +147,7 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(name: str, record_prop
 
 @pytest.mark.fault("P1", "P11")
 @pytest.mark.skipif(not workers_start.FORKS, reason="workers are spawned here")
-@pytest.mark.parametrize("name", ["hogwild", "server", "learner"])
+@pytest.mark.parametrize("name", mostly_slow(["hogwild", "server", "learner"], fast=["hogwild"]))
 def test_when_the_server_they_are_forked_from_is_killed_all_are_replaced_and_none_is_left(name: str) -> None:
     """Nobody says then how a worker ended, nor whether it has."""
     with training(config_of(SCHEMES[name])) as run:
@@ -164,7 +164,9 @@ def test_when_the_server_they_are_forked_from_is_killed_all_are_replaced_and_non
 
 @pytest.mark.fault("P1")
 @pytest.mark.parametrize("place", ["read", "rollout", "gradient", "update", "update.inside", "send"])
-@pytest.mark.parametrize("name", ["hogwild", "hogwild-locked", "server", "learner"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["hogwild", "hogwild-locked", "server", "learner"], fast=["hogwild-locked", "server"])
+)
 def test_wherever_it_is_killed(name: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     own = {"hogwild": {"read", "rollout", "gradient", "update", "update.inside"}}
     own["server"] = {"read", "rollout", "gradient", "send"}
@@ -181,7 +183,7 @@ def test_wherever_it_is_killed(name: str, place: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.fault("P1")
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["hogwild", "learner"]))
 def test_a_pause_does_not_wait_for_one_that_dies_meanwhile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pausing, "HEED_WITHIN", 30.0)
     with training(config_of(SCHEMES[name])) as run:
@@ -200,7 +202,7 @@ def test_a_pause_does_not_wait_for_one_that_dies_meanwhile(name: str, monkeypatc
 
 
 @pytest.mark.fault("P4", "P7")
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["hogwild", "server"]))
 def test_a_checkpoint_does_not_wait_for_one_that_hangs(name: str) -> None:
     with training(config_of(SCHEMES[name])) as run:
         run.at_work()
@@ -225,7 +227,7 @@ class Slow(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 @pytest.mark.slow
 @pytest.mark.fault("P1")
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["server", "learner"]))
 def test_nobody_waits_for_one_that_takes_long_to_come_back(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
@@ -254,7 +256,7 @@ def test_a_total_that_is_reached_with_a_loss_on_the_way_ends_the_run(name: str) 
 
 
 @pytest.mark.fault("P8")
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["server", "learner"]))
 def test_without_replacement_it_goes_on_with_those_that_are_left(name: str) -> None:
     with training(config_of(SCHEMES[name], restarts=None)) as run:
         run.at_work()
@@ -367,6 +369,7 @@ class Parent(Doomed):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_process_that_an_environment_has_started_holds_nobody_up() -> None:
     began = time.monotonic()
     with training(config_of(Hogwild(), env=Parent)) as run, pytest.raises(OutOfResources):

@@ -2,6 +2,7 @@
 
 * `actor`: steps environments with the policy and returns rollouts.
 * `learner`: turns a rollout into the gradients of a loss.
+* `reward_scaling`: scales and clips the rewards that a loss learns from.
 * `updater`: moves θ by a gradient, with the optimizer.
 * `replica`: a private copy of θ that a model computes with.
 * `replay_buffer`: past rollouts in memory-mapped files.

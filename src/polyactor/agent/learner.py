@@ -10,6 +10,7 @@ from torch import Tensor
 from polyactor.agent.compiled import compiled
 from polyactor.agent.replay_buffer import ReplayBuffer
 from polyactor.agent.replica import Replica
+from polyactor.agent.reward_scaling import RewardScaling
 from polyactor.algorithms.base import Algorithm
 from polyactor.data import Batch, Direction, Gradients, Metrics, Rollout
 from polyactor.models.actor_critic import ActorCritic
@@ -45,7 +46,8 @@ class Learner:
         spend: Callable[[Part, float], None] = unwatched,
     ) -> None:
         self.algorithm, self.replica, self.spend = algorithm, replica, spend
-        self.total_steps, self.clip_reward, self.generator, self.replay = total_steps, clip_reward, generator, replay
+        self.total_steps, self.generator, self.replay = total_steps, generator, replay
+        self.scaled = RewardScaling(replica.model.return_moments, clip_reward)
         vector = replica.vector
         self.gradient = torch.zeros(replica.state.layout.theta, dtype=vector.dtype, device=vector.device)
         self.places = parameter_views(replica.model, self.gradient)
@@ -67,7 +69,7 @@ class Learner:
         if self.replay is not None:
             self.replay.add(rollout)
         rollout = rollout.to(replica.device)
-        rollout = rollout.replace(reward=self._scaled(rollout.reward))
+        rollout = rollout.replace(reward=self.scaled(rollout.reward))
         if algorithm.reuses:
             rollout = model.with_images(rollout)
         batches = algorithm.batches(model, rollout, self, self.generator)
@@ -108,7 +110,7 @@ class Learner:
         """
         assert self.replay is not None, "an algorithm samples when there are steps"
         rollout = self.replay.sample(count, generator, length).to(self.replica.device)
-        return self.replica.model.with_images(rollout.replace(reward=self._scaled(rollout.reward)))
+        return self.replica.model.with_images(rollout.replace(reward=self.scaled(rollout.reward)))
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return the random stream and the counts that an exact resume needs; replayed rollouts stay in their files."""
@@ -143,13 +145,6 @@ class Learner:
         for place, part in zip(parameter_views(self.replica.model, vector), step, strict=True):
             place.copy_(part)
         return vector.cpu()
-
-    def _scaled(self, reward: Tensor) -> Tensor:
-        """Return the rewards to learn from: divided by the running deviation of the return, then clipped."""
-        moments = self.replica.model.return_moments
-        if moments is not None and moments.count > 0:
-            reward = reward / (moments.variance + 1e-8).sqrt()
-        return reward if self.clip_reward is None else reward.clamp(-self.clip_reward, self.clip_reward)
 
 
 def differentiate(algorithm: Algorithm, model: ActorCritic, batch: Batch) -> tuple[tuple[Tensor, ...], Metrics]:

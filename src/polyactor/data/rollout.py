@@ -1,10 +1,7 @@
-"""The data that pass between acting, learning and updating: rollouts, batches, model outputs and gradients.
+"""Rollouts: T steps of B environments, what is known of them, and what is done to all of their fields.
 
-Shapes are written ``[T, B, ...]``, time first: ``T`` steps of ``B`` environments. ``O`` is the shape of one
-observation, ``A`` of one action, ``P`` the number of parameters of the action distribution.
-
-This module does not import torch when it is loaded, and neither do `equations`, `optim.rules` and `algorithms`: they
-use tensor methods only, so that the command line can read flags without waiting for torch.
+Shapes are written ``[T, B, ...]``: time first, always; ``T`` steps of ``B`` environments. ``O`` is the shape of
+one observation, ``A`` of one action, ``P`` the number of parameters of the action distribution.
 """
 
 from __future__ import annotations
@@ -13,15 +10,10 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
-
-
-Metrics = dict[str, "Tensor"]
-"""Scalars of one update by name, such as the policy loss; detached."""
 
 
 CoreState = tuple["Tensor", ...]
@@ -335,78 +327,3 @@ class Batch:
 
     rollout: Rollout
     targets: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """The gradient of one batch, with everything that an update needs to apply it.
-
-    Attributes:
-        vector: ``[θ]`` the gradient, flat in the layout of `polyactor.optim.flat.State`.
-        metrics: scalars that the loss reported, by name.
-        version: the version of θ that the gradient was computed at.
-        steps: environment steps that the update consumes; 0 for a second or later batch of the same rollout.
-        moments: new samples of the running statistics, to be merged when the gradient is applied.
-        step: ``[θ]`` a change of θ that is added without the optimizer, or None.
-    """
-
-    vector: Tensor
-    metrics: Mapping[str, float | Tensor]
-    version: int
-    steps: int
-    moments: Mapping[str, Moments] = field(default_factory=dict)
-    step: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Outputs of a model for every row of a rollout.
-
-    Attributes:
-        policy: ``[T+1, B, P]`` parameters of the action distribution.
-        value: ``[T+1, B]`` V(x_t), or ``[T+1, B, A]`` Q(x_t, ·) for an algorithm with a q head and discrete actions.
-        advantage: for an algorithm with a q head and a Box of actions, a function from actions ``[..., T, B, d]`` to
-            A(x_t, a) ``[..., T, B]`` of the first T rows; otherwise None.
-    """
-
-    policy: Tensor
-    value: Tensor
-    advantage: Callable[[Tensor], Tensor] | None = None
-
-    @property
-    def q(self) -> Tensor:
-        """``[T+1, B, A]`` Q(x_t, ·) of discrete actions."""
-        return self.value
-
-
-class Direction(NamedTuple):
-    """The direction of an update, one tensor per parameter.
-
-    Attributes:
-        gradient: the gradient that the optimizer descends.
-        metrics: scalars by name.
-        step: a change of the parameters that is added without the optimizer, or None.
-    """
-
-    gradient: tuple[Tensor, ...]
-    metrics: Metrics
-    step: tuple[Tensor, ...] | None = None
-
-
-class Distribution(Protocol):
-    """The policy π(·|x) of a batch of observations with leading shape ``[...]``; actions are ``[..., *A]``."""
-
-    def sample(self, generator: torch.Generator | None) -> Tensor:
-        """Draw actions a ~ π, ``[..., *A]``; without a generator from torch's default one."""
-
-    def mode(self) -> Tensor:
-        """Return the most likely actions, ``[..., *A]``."""
-
-    def log_prob(self, action: Tensor) -> Tensor:
-        """Return log π(a|x), ``[...]``."""
-
-    def entropy(self) -> Tensor:
-        """Return the entropy H(π(·|x)) in nats, ``[...]``."""
-
-    def kl_from(self, other: Any, /) -> Tensor:
-        """Return KL(other ‖ π), ``[...]``, where `other` is a policy of the same class."""

@@ -10,14 +10,14 @@ train: setup  ## A3C on Pong, until the mean of the last 100 games is 18
 	$(BIN)/polyactor train pong-fast
 
 test: $(ORACLES)  ## the fast suite
-	$(BIN)/python -m pytest -n 2 -m "not slow and not alone"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not alone"
 	$(BIN)/python -m pytest -m "alone and not slow"
 
 test-slow: $(ORACLES)  ## learning curves and other minutes-long tests; the fast suite as other CPUs would round
-	$(BIN)/python -m pytest -n 2 -m "slow and not alone"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not alone"
 	$(BIN)/python -m pytest -m "slow and alone"
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE $(MAKE) test
-	$(BIN)/python -m pytest -n 2 -m "not slow and not alone" --other-sums
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not alone" --other-sums
 
 check: setup  ## what CI runs: format, lint, types, layers, tests
 	$(BIN)/ruff format --check

@@ -88,7 +88,12 @@ PARTS: list[tuple[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("section", "part"), PARTS, ids=repr)
+@pytest.mark.parametrize(
+    ("section", "part"),
+    # Instances in the fast suite; a name or a mapping becomes one before anything is trained.
+    [pytest.param(*each, marks=[pytest.mark.slow] * isinstance(each[1], str | dict)) for each in PARTS],
+    ids=repr,
+)
 def test_every_part_trains_as_name_mapping_and_instance(section: str, part: Any, tmp_path: Path) -> None:
     run = pa.train("a3c", transport="inline", out=tmp_path / "run", **{**CHAIN, section: part})
     assert run.status == "done"

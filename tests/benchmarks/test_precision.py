@@ -22,7 +22,7 @@ from polyactor.data import Rollout
 from polyactor.settings.presets import base_config
 from tests.helpers.fresh import fresh
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

@@ -43,6 +43,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_times_are_measured_and_a_run_that_fails_says_so(tmp_path):
     (tmp_path / "driver.py").write_text(CLIMBING)
     command = [sys.executable, "-P", "-c", HARNESS, str(BENCHMARKS), str(tmp_path)]

@@ -243,7 +243,7 @@ def test_nobody_waits_for_one_that_takes_long_to_come_back(
 
 
 @pytest.mark.fault("P1")
-@pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["server-mean", "learner"]))
+@pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["learner"]))
 def test_a_total_that_is_reached_with_a_loss_on_the_way_ends_the_run(name: str) -> None:
     with training(config_of(SCHEMES[name], steps=3_000)) as run:
         run.until(lambda: run.counters.steps > 500)
@@ -274,7 +274,7 @@ def test_without_replacement_it_goes_on_with_those_that_are_left(name: str) -> N
 
 
 @pytest.mark.fault("P8")
-@pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["hogwild", "learner-lag"]))
+@pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["learner-lag"]))
 def test_without_replacement_the_rest_reaches_the_total(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(failpoints.VARIABLE, "rollout=kill@3/0")
     with training(config_of(SCHEMES[name], restarts=None, steps=5_000)) as run:
@@ -391,6 +391,7 @@ def test_one_that_cannot_be_started_leaves_none_behind(monkeypatch: pytest.Monke
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_who_takes_the_place_of_one_whose_queue_is_full_waits_for_the_server() -> None:
     """Its gradient is held back for another that is stopped; only when it has been applied does the new one pull."""
     with training(config_of(ParamServer(max_staleness=1))) as run:
@@ -507,7 +508,7 @@ def test_a_worker_that_is_only_stopped_for_a_while_is_not_lost(name: str) -> Non
 @pytest.mark.fault("P7")
 @pytest.mark.parametrize(
     "name",
-    mostly_slow(["hogwild", "server", "server-mean", "learner", "learner-lag"], fast=["server", "learner"]),
+    mostly_slow(["hogwild", "server", "server-mean", "learner", "learner-lag"], fast=["learner"]),
 )
 def test_one_that_is_stopped_while_it_reads_the_parameters_holds_up_nobody(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -526,6 +527,7 @@ def test_one_that_is_stopped_while_it_reads_the_parameters_holds_up_nobody(
         assert not run.events("worker_lost")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("P1")
 def test_acer_loses_at_most_the_rollout_it_was_at(tmp_path: Path) -> None:
     algorithm = ACER(replay_capacity=4_000, replay_start=100)

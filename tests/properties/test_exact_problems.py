@@ -41,7 +41,7 @@ def config(env: str, algorithm: A2C, **changes: Any) -> Config:
 @pytest.mark.parametrize(
     ("reduction", "optimizer"),
     [
-        ("mean", Adam(lr=5e-3, lr_end=0.0, eps=1e-8)),
+        pytest.param("mean", Adam(lr=5e-3, lr_end=0.0, eps=1e-8), marks=pytest.mark.slow),
         # The sum of the about 40 real rows of a rollout, with the clip and ε that go with it.
         pytest.param(
             "sum",

@@ -24,6 +24,8 @@ from polyactor.equations.losses import clipped_surrogate
 from polyactor.equations.returns import Estimate, gae, vtrace
 
 GAMMA = 0.93
+pytestmark = pytest.mark.slow  # importing jax and torchrl takes longer than all that they are compared with
+
 RLAX = [(1.0, 1.0, 1.0), (0.9, 2.0, 3.0), (0.0, 1.0, 0.5), (0.95, 1.5, 1.0)]  # λ, ρ̄, ρ̄_π
 TORCHRL = [(1.0, 1.0), (2.0, 1.0), (3.0, 1.7), (0.8, 0.2)]  # ρ̄, c̄
 LAMBDAS = [0.0, 0.8, 0.95, 1.0]

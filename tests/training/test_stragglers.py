@@ -102,7 +102,7 @@ class SlowInOne(gymnasium.Wrapper[Any, Any, Any, Any]):
     ("name", "steps", "options"),
     [
         ("impala", 120, {"scheme": {"max_lag": 0}}),  # in lockstep half of the steps are the slow one's: 1.2 s
-        ("a3c", 1_200, {}),  # nearly all are the other's: 1.2 s
+        pytest.param("a3c", 1_200, {}, marks=pytest.mark.slow),  # nearly all are the other's: 1.2 s
     ],
 )
 def test_a_run_tells_of_a_slow_worker(

@@ -135,6 +135,7 @@ def ignore(worker: int, there: torch.Tensor) -> None:
 
 
 @pytest.mark.fault("P4")
+@pytest.mark.slow
 def test_many_that_do_not_end_when_asked_are_waited_for_together() -> None:
     there = torch.zeros(4).share_memory_()
     pool = ProcessPool(ignore, 4, (there,))

@@ -118,6 +118,8 @@ def test_a_row_with_values_by_worker_fits_a_scheme_that_has_none(scheme: str, wo
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_trains(name: str, tmp_path: Path) -> None:
+    if name == "paper-acer-continuous":
+        pytest.importorskip("mujoco", reason="HalfCheetah needs the mujoco extra")
     config = base_config(name)
     config = replace(config, steps=2_000, workers=min(2, config.workers), stop_at=None, quiet=True)
     run = pa.train(replace(config, max_episode_steps=200, out=str(tmp_path / "run")))  # short games for a short film

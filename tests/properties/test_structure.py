@@ -173,3 +173,10 @@ def test_every_public_name_exists_and_is_loaded_when_it_is_used() -> None:
         _ = polyactor.no_such_name
     script = "import sys, polyactor; from polyactor import A2C, Config, losses; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["losses", "returns", "types", "A2C"])
+def test_a_public_name_is_there_in_a_new_process(name: str) -> None:
+    """Whatever else has been imported before must not decide it."""
+    done = subprocess.run([sys.executable, "-c", f"from polyactor import {name}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -6,3 +6,7 @@
 * `schedules`: coefficients that change over a run.
 * `trust_region`: natural gradients and the line search along them.
 """
+
+from polyactor.equations import losses, returns
+
+__all__ = ["losses", "returns"]

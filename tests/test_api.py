@@ -297,3 +297,11 @@ def test_python_is_told_what_a_flag_would_be(values: dict[str, Any], said: str, 
     with pytest.raises(UsageError, match=re.escape(said)):
         pa.train("a2c", env="CartPole-v1", out=str(tmp_path / "run"), **values)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("needs", [frozenset({"behaviour_parms"}), frozenset({"reward"})])
+def test_an_algorithm_that_needs_no_field_there_is_is_refused(needs: frozenset[str], asked: list[Config]) -> None:
+    wishful = type("Wishful", (pa.A2C,), {"needs": needs})
+    with pytest.raises(pa.PolyactorError, match=r"its `needs` may name behavior_params"):
+        pa.train("a2c", env="CartPole-v1", algorithm=wishful())
+    assert not asked

@@ -11,6 +11,7 @@ from polyactor.data.learning import Direction, Distribution, Gradients, Metrics,
 from polyactor.data.rollout import (
     FIELDS,
     NEVER,
+    OPTIONAL,
     Along,
     Batch,
     CoreState,
@@ -27,6 +28,7 @@ from polyactor.data.rollout import (
 __all__ = [
     "FIELDS",
     "NEVER",
+    "OPTIONAL",
     "Along",
     "Batch",
     "CoreState",

@@ -321,6 +321,10 @@ FIELDS: Mapping[str, Along] = {
 """The layout of each field of a rollout but the memo, by name."""
 
 
+OPTIONAL = frozenset(each.name for each in dataclasses.fields(Rollout) if each.name in FIELDS and each.default is None)
+"""The fields that a rollout has only where an algorithm needs them."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """The input of a loss: a rollout, and targets that the algorithm computed once for it, such as advantages."""

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 
 from polyactor.config import TRANSPORTS, Config
+from polyactor.data import OPTIONAL
 from polyactor.errors import UsageError, one_line
 from polyactor.fields import fits, kind, walk
 
@@ -46,6 +47,12 @@ def check(config: Config) -> None:
     if config.per_worker and not scheme.per_worker:
         raise UsageError(
             f"--per-worker is not allowed with {flag}, where one learner serves all: use hogwild or param-server"
+        )
+    unknown = set(config.algorithm.needs) - OPTIONAL
+    if unknown:
+        raise UsageError(
+            f"the algorithm needs {one_line(sorted(unknown), most=80)}, which is no optional field of a rollout: "
+            f"its `needs` may name {', '.join(sorted(OPTIONAL))}"
         )
     TRANSPORTS[config.transport].fits(config)
     scheme.fits(config)

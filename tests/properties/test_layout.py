@@ -16,8 +16,7 @@ ELSEWHERE = {
     "errors.py": "cli/test_main.py",  # sentences and exit codes, as a person gets them
     "fields.py": "cli/test_flags.py",  # a field of a config is a flag
     "types.py": "properties/test_structure.py",  # public names alone
-    "agent/learner.py": "properties/test_hygiene.py",  # with replica and updater: what one update does and leaves
-    "agent/replica.py": "properties/test_hygiene.py",
+    "agent/replica.py": "properties/test_hygiene.py",  # with updater: what one update does and leaves
     "agent/resumables.py": "properties/test_exact_resume.py",  # what is named there is what goes on
     "agent/updater.py": "properties/test_hygiene.py",
     "cli/verbs.py": "cli/test_main.py",  # each is called through it

@@ -15,7 +15,7 @@ import polyactor as pa
 from polyactor import transport
 from polyactor.agent.parts import Parts
 from polyactor.config import Config
-from polyactor.errors import CheckpointError
+from polyactor.errors import CheckpointError, UsageError
 from polyactor.settings.presets import base_config
 from polyactor.shared.counters import Counter
 from polyactor.storage import checkpoint
@@ -160,3 +160,8 @@ def test_a_run_is_saved_drawn_and_gone_on_with(method: str, tmp_path: Path) -> N
     more = pa.resume(run.path, steps=1_200, quiet=True)
     assert more.summary["agent_steps"] >= 1_200
     assert more.summary["updates"] > run.summary["updates"]
+
+
+def test_an_algorithm_that_is_not_from_a_file_is_not_replaced(copy: Path) -> None:
+    with pytest.raises(UsageError, match="--algorithm ppo is not allowed: the run goes on with its own algorithm, a2c"):
+        pa.resume(copy, algorithm="ppo", quiet=True)

@@ -13,6 +13,7 @@ from polyactor.agent.replica import Replica
 from polyactor.agent.reward_scaling import RewardScaling
 from polyactor.algorithms.base import Algorithm
 from polyactor.data import Batch, Direction, Gradients, Metrics, Rollout
+from polyactor.errors import UsageError
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.optim.flat import parameter_views
 from polyactor.shared.timing import Part, Watch, unwatched
@@ -57,9 +58,12 @@ class Learner:
     def gradients(self, rollout: Rollout) -> Iterator[Gradients]:
         """Yield dθ, the gradient of each batch that the algorithm makes of a rollout.
 
-        The first gradient is taken at the replica's current parameters; before each later one the replica pulls the
-        newest. If all batches come from this rollout, the running statistics stay, so that all batches are scaled
-        alike. The gradients share one memory: apply each before the next is asked for.
+        The first is taken at the replica's current parameters; before the algorithm goes on to a later batch the
+        replica pulls the newest. If all batches come from this rollout, the running statistics stay, so that all
+        are scaled alike. The gradients share one memory: apply each before the next is asked for.
+
+        Raises:
+            UsageError: the algorithm has given no batch for as many steps as the whole run has.
         """
         watch = Watch(self.spend)
         replica, model = self.replica, self.replica.model
@@ -75,6 +79,9 @@ class Learner:
         batches = algorithm.batches(model, rollout, self, self.generator)
         with torch.no_grad():  # targets of a batch are not differentiated
             batch: Batch | None = next(batches, None)
+        if batch is None and steps >= self.total_steps:
+            name = type(algorithm).__name__
+            raise UsageError(f"--algorithm {name} cannot be trained: batches() gave none of the run's {steps} steps")
         while batch is not None:
             dtheta, metrics, step = self._direction(algorithm, batch)
             for place, gradient in zip(self.places, dtheta, strict=True):
@@ -86,12 +93,12 @@ class Learner:
             yield gradients
             watch = Watch(self.spend)
             steps, moments = 0, {}
+            replica.pull(running=not algorithm.reuses)
             try:
                 with torch.no_grad():
                     batch = batches.send(metrics)
             except StopIteration:
                 return
-            replica.pull(running=not algorithm.reuses)
 
     @property
     def steps(self) -> int:

@@ -109,9 +109,10 @@ class Algorithm:
         """Yield the batches that one rollout gives; each `yield` returns the metrics of the batch just applied.
 
         Args:
-            model: the network, with its current parameters.
-            rollout: a fresh rollout ``[T, B]``.
-            replay: the worker's replay buffer, which holds the fresh rollout already; None without replay.
+            model: the network, with its current parameters: after each `yield` those with the batch applied.
+            rollout: a fresh rollout ``[T, B]``, with its rewards scaled and clipped as the run's config says.
+            replay: the worker's replay buffer, which holds the fresh rollout already and whose `steps` are 0 where
+                `remembers` is 0; None where batches are made without a run.
             generator: the source of random numbers.
         """
         yield Batch(rollout)

@@ -171,7 +171,7 @@ class Rollout:
         observation: ``[T+1, B, *O]``; uint8 stays uint8 until the torso.
         is_first: ``[T+1, B]`` bool, whether the observation is the first of an episode.
         action: ``[T, B, *A]`` as sampled, before any clipping.
-        reward: ``[T, B]`` as the environment gave it.
+        reward: ``[T, B]`` as the environment gave it; a loss sees it scaled and clipped as the run's config says.
         terminated: ``[T, B]`` bool, whether the episode terminated (or a life was lost and counts as an end).
         behavior_log_prob: ``[T, B]`` log μ(a_t|x_t) of the policy that acted.
         core_state: the recurrent state before the first step, tensors ``[B, ...]``.

@@ -11,6 +11,7 @@ from polyactor.config import Config
 from polyactor.envs import EnvSpec, check_exact
 from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError, one_line
 from polyactor.evaluation.policy import model_tensors, refuse_misfit
+from polyactor.settings.registry import name_of
 from polyactor.settings.serialize import StandIn, algorithm_from, from_json
 from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.storage.checkpoint import Checkpoint
@@ -48,6 +49,11 @@ def config_of(found: Checkpoint, *, algorithm: str | None, env: Any, trust_env: 
     config = from_json(found.meta.get("config", {}), trust_env=trust_env or env is not None)
     config = config if env is None else replace(config, env=env)
     if not isinstance(config.algorithm, StandIn):
+        if algorithm is not None:
+            raise UsageError(
+                f"--algorithm {one_line(algorithm)} is not allowed: the run goes on with its own algorithm, "
+                f"{name_of('algorithm', config.algorithm)}, and only one from a file has to be named"
+            )
         return config
     options = dict(found.meta["config"]["algorithm"])
     name = options.pop("name")

@@ -114,9 +114,7 @@ class ACER(Algorithm):
             UsageError: a setting is not allowed; the sentence says what is.
         """
         if not self.on_policy and not self.replay_ratio:
-            raise UsageError(
-                "--algorithm.no-on-policy is not allowed with --algorithm.replay-ratio 0: nothing is learned"
-            )
+            raise UsageError("--algorithm.no-on-policy is not allowed with --algorithm.replay-ratio 0: no batches")
         if self.replay_start > self.replay_capacity:
             raise UsageError(
                 f"--algorithm.replay-start {self.replay_start} is not allowed: "
@@ -124,8 +122,8 @@ class ACER(Algorithm):
             )
         if memory and self.replay_window is not None:
             raise UsageError(
-                f"--algorithm.replay-window {self.replay_window} is not allowed with memory: its state is stored where "
-                "rollouts begin: use none"
+                f"--algorithm.replay-window {self.replay_window} is not allowed with memory, whose state is "
+                "stored where rollouts begin: use none"
             )
         if self.moves and not alone:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""A learner differentiates at the newest parameters, and so does an algorithm that goes on to its next batch."""
+"""A learner differentiates each batch at the newest parameters, which it pulls when the batch is given."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from tests.helpers.fresh import fresh
 
 
 class Looks(A2C):
-    """Looks at θ' before and after its batch."""
+    """Looks at θ' after each of its batches."""
 
     def batches(self, model: Any, rollout: Rollout, replay: Any, generator: Any) -> Generator[Batch, Any, None]:
+        yield Batch(rollout)
         SEEN.append(next(model.parameters()).clone())
         yield Batch(rollout)
         SEEN.append(next(model.parameters()).clone())
@@ -44,18 +45,19 @@ def config_with(algorithm: A2C, steps: int = 1_000) -> Config:
     return replace(config, algorithm=algorithm, scheme=Hogwild(), optimizer=SGD(lr=1.0), workers=1, steps=steps)
 
 
-def test_after_its_batch_an_algorithm_has_the_parameters_with_it_applied() -> None:
+def test_after_a_batch_an_algorithm_has_the_parameters_it_was_differentiated_at() -> None:
     parts = fresh(config_with(Looks()))
     replica, actor = parts.actor(0)
     learner, updater = parts.learner(0, replica), parts.updater(0)
     SEEN.clear()
+    expected = []
     for gradients in learner.gradients(actor.collect(replica.version)):
+        expected.append(next(replica.model.parameters()).clone())
         updater.apply(gradients)
     actor.envs.close()
-    before, after = SEEN
-    assert not torch.equal(before, after)
-    replica.pull()
-    assert torch.equal(after, next(replica.model.parameters()))
+    assert not torch.equal(*expected)
+    assert all(map(torch.equal, SEEN, expected))
+    assert len(SEEN) == 2
 
 
 def test_an_algorithm_that_gives_no_batch_ends_the_run_with_a_sentence() -> None:

@@ -58,9 +58,9 @@ class Learner:
     def gradients(self, rollout: Rollout) -> Iterator[Gradients]:
         """Yield dθ, the gradient of each batch that the algorithm makes of a rollout.
 
-        The first is taken at the replica's current parameters; before the algorithm goes on to a later batch the
-        replica pulls the newest. If all batches come from this rollout, the running statistics stay, so that all
-        are scaled alike. The gradients share one memory: apply each before the next is asked for.
+        The first gradient is taken at the replica's current parameters; before each later one the replica pulls the
+        newest. If all batches come from this rollout, the running statistics stay, so that all batches are scaled
+        alike. The gradients share one memory: apply each before the next is asked for.
 
         Raises:
             UsageError: the algorithm has given no batch for as many steps as the whole run has.
@@ -93,12 +93,12 @@ class Learner:
             yield gradients
             watch = Watch(self.spend)
             steps, moments = 0, {}
-            replica.pull(running=not algorithm.reuses)
             try:
                 with torch.no_grad():
                     batch = batches.send(metrics)
             except StopIteration:
                 return
+            replica.pull(running=not algorithm.reuses)
 
     @property
     def steps(self) -> int:

@@ -109,7 +109,8 @@ class Algorithm:
         """Yield the batches that one rollout gives; each `yield` returns the metrics of the batch just applied.
 
         Args:
-            model: the network, with its current parameters: after each `yield` those with the batch applied.
+            model: the network. Until the first `yield` it has its current parameters; after each `yield` those at which
+                the batch just applied was differentiated: the newest are pulled when the next batch is given.
             rollout: a fresh rollout ``[T, B]``, with its rewards scaled and clipped as the run's config says.
             replay: the worker's replay buffer, which holds the fresh rollout already and whose `steps` are 0 where
                 `remembers` is 0; None where batches are made without a run.

@@ -8,7 +8,7 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 from polyactor.algorithms.base import Algorithm
-from polyactor.config import TRANSPORTS, Config, Normalize, Scheme
+from polyactor.config import TRANSPORTS, Config, EvaluateOptions, Normalize, Scheme
 from polyactor.envs import AtariOptions, EnvFactory, EnvSpec, Specs
 from polyactor.errors import UsageError, one_line
 from polyactor.fields import AUTO, replace_at
@@ -41,6 +41,7 @@ def train(
     model: str | Mapping[str, Any] | ModelSpec | None = None,
     normalize: Mapping[str, Any] | Normalize | None = None,
     atari: Mapping[str, Any] | AtariOptions | None = None,
+    evaluate: Mapping[str, Any] | EvaluateOptions | None = None,
     **values: Any,
 ) -> Run:
     """Train a new run and return it when it has ended.
@@ -61,6 +62,7 @@ def train(
         model: a torso, such as "nature-cnn".
         normalize: which of observations and rewards are scaled or clipped.
         atari: preprocessing of Atari frames; other environments ignore it.
+        evaluate: when evaluations end, and how many environments they make.
         values: any other field of `Config`, such as ``steps=300_000, seed=1, workers=2``; ``workers`` and ``envs`` may
             be "auto".
 
@@ -73,7 +75,7 @@ def train(
     values = {name: value for name, value in values.items() if name not in auto}
     sections = {
         "algorithm": algorithm, "scheme": scheme, "optimizer": optimizer,
-        "model": model, "normalize": normalize, "atari": atari,
+        "model": model, "normalize": normalize, "atari": atari, "evaluate": evaluate,
     }  # fmt: skip
     config = configured(
         preset, env, {name: value for name, value in sections.items() if value is not None}, values, look

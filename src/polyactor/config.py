@@ -131,6 +131,22 @@ class Normalize:
     """Clip rewards to ± this value for learning; scores are not clipped."""
 
 
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """When evaluations end: those that confirm a score, those during training, and those of ``polyactor evaluate``."""
+
+    envs: Annotated[int | None, Allowed(0)] = None
+    """Most environments that an evaluation makes; none: as many as a worker has (--envs), 50 at most. 0: none are made
+    beside the run's own, and the next 100 games of training confirm a score."""
+    max_steps: Annotated[int | None, Allowed(1)] = None
+    """Agent steps after which a game is cut, and its score so far counts; none: 27,000 in Atari, else no limit."""
+    stuck_after: Annotated[int | None, Allowed(1)] = None
+    """Agent steps without a reward or a change of the observation after which a game is cut, and its score counts;
+    none: 2,000 in Atari, else no limit."""
+    timeout: Annotated[float, Allowed(0, above=True)] = 600.0
+    """Seconds after which an evaluation ends with the games played so far, which confirm no score."""
+
+
 GROUPS = tuple(map(Group, ("run", "model", "algorithm", "scheme", "optimizer", "environment", "faults")))
 
 
@@ -194,6 +210,7 @@ class Config:
     model: Annotated[ModelSpec, MODEL] = field(default_factory=ModelSpec)
     normalize: Annotated[Normalize, ENVIRONMENT] = field(default_factory=Normalize)
     atari: Annotated[AtariOptions, ENVIRONMENT] = field(default_factory=AtariOptions)
+    evaluate: Annotated[EvaluateOptions, RUN] = field(default_factory=EvaluateOptions)
     preset: Annotated[str, RUN] = ""
     """The name that this run is shown under."""
 

@@ -149,6 +149,9 @@ TRAIN = "train a2c --env CartPole-v1"
         ("resume run --stpes 5", "did you mean '--steps'?"),
         ("evaluate run --games -1", "--games -1 is not allowed"),
         ("evaluate run --games 0", "--games 0 is not allowed: it must be above 0"),
+        ("evaluate run --evaluate.max-steps 0", "--evaluate.max-steps 0 is not allowed: it must be above 0"),
+        (f"{TRAIN} --evaluate.timeout 0", "--evaluate.timeout 0.0 is not allowed: it must be a number above 0"),
+        (f"{TRAIN} --evaluate.envs 0 --evaluate-every 9", "--evaluate.envs 0 is not allowed with --evaluate-every"),
         ("bench cartpole-a2c --seconds 0", "--seconds 0 is not allowed: it must be above 0"),
         (
             "train a3c --env CartPole-v1 --per-worker algorithm.epochs=2,4",
@@ -341,3 +344,19 @@ def test_the_module_is_the_command(here: Path) -> None:
     assert found.stdout == ""
     assert found.stderr == "polyactor: --workers 0 is not allowed: it must be a number of at least 1\n"
     assert snapshot(here) == {}
+
+
+@pytest.mark.fault("S2")
+def test_evaluate_and_record_take_the_limits_of_games_as_flags(
+    finished: pa.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit = ["--evaluate.max-steps", "5", "--evaluate.envs", "2"]
+    assert cli.run(["evaluate", str(finished.path), "--games", "3", *limit]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(f"5.00 ± 0.00 over 4 games, from 5 to 5, 4 cut at the step limit ({limit[0]})" in line for line in lines)
+    film = tmp_path / "film.mp4"
+    assert cli.run(["record", str(finished.path), "--out", str(film), *limit]) == 0
+    said = capsys.readouterr().out
+    assert said == f"{film}: a game of score 5, not to its end: the game had not ended after 5 steps\n"
+    assert film.is_file()

@@ -72,6 +72,19 @@ FAULTS: dict[str, tuple[str, str]] = {
     "F6": ("two runs in one directory", "the second ends with 5 and changes nothing; a killed one holds no lock"),
     "F7": ("a checkpoint of a newer format", "exit code 4: please upgrade"),
     "F8": ("a checkpoint that was downloaded", "as F4: polyactor itself downloads nothing"),
+    "S1": (
+        "a film, curve, evaluation or confirmation fails, or what it is given to draw or read is odd",
+        "it costs only itself: an event and a line with the reason, and the run ends as it would have",
+    ),
+    "S2": (
+        "games without end, or in which nothing changes for long",
+        "they are evaluated as they are; what Atari's limits or a flag cut is said; after `--evaluate.timeout` an "
+        "evaluation ends and confirms nothing; films are bounded",
+    ),
+    "S3": (
+        "an environment of which few copies may exist at once",
+        "an evaluation makes no more than a worker has; `--evaluate.envs` sets it, 0 included",
+    ),
 }
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 import polyactor as pa
 from polyactor.settings.presets import PRESETS
-from polyactor.training.progress import Progress
+from polyactor.system import console
+from polyactor.training.progress import Progress, farewell
+from tests.helpers.policies import config_of
 from tests.helpers.runs import B, T, program
 
 
@@ -55,3 +58,41 @@ def test_lines_that_nobody_reads_are_no_error(monkeypatch: pytest.MonkeyPatch) -
         progress.show(row, new=False)
         progress.say("done")
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("skipped", "last"),
+    [
+        ({}, "curve, film, checkpoints and numbers are in runs/1"),
+        ({"video_skipped": "it is dark"}, "curve, checkpoints and numbers are in runs/1; no film: it is dark"),
+        (
+            {"curve_skipped": "no paper", "video_cut": "it is long"},
+            "film, checkpoints and numbers are in runs/1; no curve: no paper; the film is not a whole game: it is long",
+        ),
+    ],
+)
+def test_the_last_line_names_what_there_is_and_why_the_rest_is_not(skipped: dict[str, str], last: str) -> None:
+    summary = {"score_mean100": 2.0, "agent_steps": 9_000, "wall_s": 61.0, "games": 3}
+    lines = list(farewell("done", config_of("CartPole-v1"), summary, Path("runs/1"), skipped))
+    assert lines == ["done: score 2.00 after 9,000 steps in 0:01:01", last]
+
+
+@pytest.mark.fault("S2")
+def test_what_takes_long_is_announced_whatever_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "SAY_EVERY", 0.001)
+    said, heard = list[str](), threading.Event()
+
+    def say(line: str) -> None:
+        said.append(line)
+        heard.set()
+
+    with console.Announcer(say, "making an environment") as announcer:
+        assert heard.wait(10.0)
+        assert said[0] == "making an environment, after 0 s"
+        announcer.doing = "playing"
+        heard.clear()
+        assert heard.wait(10.0)
+        heard.clear()
+        assert heard.wait(10.0)  # the line before may have been on its way
+        assert said[-1].startswith("playing, ")
+    assert not announcer._thread.is_alive()

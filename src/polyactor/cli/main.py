@@ -19,7 +19,7 @@ usage: polyactor VERB ...
   train PRESET --env ID [flags]   train; `polyactor train a3c --env CartPole-v1 --help` lists the flags
   resume RUN [--steps N] [--algorithm FILE:CLASS] [--restart] [--trust-env] [--quiet]
                                   go on with a run; N is the new total
-  evaluate RUN [--games N] [--seed S] [--tag best|last] [--trust-env]
+  evaluate RUN [--games N] [--seed S] [--tag best|last] [--trust-env] [--evaluate.timeout S …]
                                   whole games with the trained policy, greedy and sampled
   record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last] [--trust-env]
                                   one game as an mp4

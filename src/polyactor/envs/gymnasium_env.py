@@ -19,9 +19,9 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from numpy.typing import NDArray
 
-from polyactor.envs import snapshot
+from polyactor.envs import pictures, snapshot
 from polyactor.envs.atari import looks_atari
-from polyactor.envs.serial_vector_env import SerialVectorEnv, first_line, shortened
+from polyactor.envs.serial_vector_env import FAILURES, SerialVectorEnv, first_line, shortened
 from polyactor.envs.vector_env import ActionSpace, Listener, Step, none_lost
 from polyactor.errors import EnvironmentUnsupported, suggestion
 
@@ -125,7 +125,7 @@ class GymnasiumEnvs:
             self._envs = SerialVectorEnv(factories, self._name, listener)
         self._lost = none_lost(num_envs)
         self.num_envs = num_envs
-        self.frames_per_second = int(self._envs.metadata.get("render_fps", 30))
+        self.frames_per_second = pictures.rate(self._envs.metadata)
         self._raw_space: spaces.Space[Any] | None = None
         first = self._envs.envs[0] if isinstance(self._envs, SerialVectorEnv) else None
         if isinstance(first, gymnasium.wrappers.FlattenObservation):
@@ -205,20 +205,23 @@ class GymnasiumEnvs:
         """Return an RGB picture ``[H, W, 3]`` of environment 0, or None if it does not draw.
 
         Raises:
-            EnvironmentUnsupported: drawing failed, for example because a graphics library is not installed.
+            EnvironmentUnsupported: drawing failed, for example because a graphics library is not installed, or what was
+                drawn is no picture.
         """
         if not self._render:
             return None
+        drawn: Any
         try:
             if isinstance(self._envs, SerialVectorEnv):
                 single = self._envs.envs[0]
-                picture = single.render() if single.render_mode == "rgb_array" else None
+                drawn = single.render() if single.render_mode in ("rgb_array", "rgb_array_list") else None
             else:
-                pictures = self._envs.render()
-                picture = None if pictures is None else pictures[0]
-        except Exception as error:  # graphics libraries raise exceptions of many classes
-            raise EnvironmentUnsupported(f"{self._name} cannot draw itself: {first_line(error)}.") from error
-        return None if picture is None else np.array(picture, np.uint8)
+                drawn = self._envs.render()
+                drawn = None if drawn is None else drawn[0]
+            return pictures.rgb(drawn)
+        except FAILURES as error:  # graphics libraries raise exceptions of many classes
+            what = "" if isinstance(error, Exception) else f"{type(error).__name__}: "
+            raise EnvironmentUnsupported(f"{self._name} cannot draw itself: {what}{first_line(error)}.") from error
 
     def _fresh(self, observation: Any) -> NDArray[Any]:
         with np.errstate(over="ignore"):
@@ -274,13 +277,11 @@ def _make(source: EnvSpec | EnvFactory, *, max_episode_steps: int | None, render
             point = source.entry_point
             creator = load_env_creator(point) if isinstance(point, str) else point
             _refuse_old_gym(creator, name)
-            draws = render and "rgb_array" in getattr(creator, "metadata", {}).get("render_modes", [])
+            draws = render and pictures.draws(getattr(creator, "metadata", {}))
             options = {"render_mode": "rgb_array"} if draws else {}
             made = gymnasium.make(source, max_episode_steps=max_episode_steps, disable_env_checker=True, **options)
-        elif render and "render_mode" in inspect.signature(source).parameters:
-            made = source(render_mode="rgb_array")  # type: ignore[call-arg]
         else:
-            made = source()
+            made = _drawing(source) if render else source()
     except EnvironmentUnsupported:
         raise
     except gymnasium.error.DependencyNotInstalled as error:
@@ -312,6 +313,20 @@ def _make(source: EnvSpec | EnvFactory, *, max_episode_steps: int | None, render
     flat = isinstance(space, spaces.Box) and space.shape
     result: gymnasium.Env[Any, Any] = made if flat else gymnasium.wrappers.FlattenObservation(made)
     return result
+
+
+def _drawing(source: EnvFactory) -> Any:
+    """Make one environment by a callable, in the mode ``rgb_array`` where the callable takes a ``render_mode``."""
+    try:
+        takes = list(inspect.signature(source).parameters.values())
+    except (TypeError, ValueError):  # a callable in C may have no signature
+        takes = []
+    if any(each.name == "render_mode" for each in takes):
+        return source(render_mode="rgb_array")  # type: ignore[call-arg]
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes):
+        with suppress(TypeError):  # it may hand its arguments on to what takes none
+            return source(render_mode="rgb_array")  # type: ignore[call-arg]
+    return source()
 
 
 def _flattenable(space: spaces.Space[Any]) -> bool:

@@ -48,6 +48,8 @@ def check(config: Config) -> None:
         raise UsageError(
             f"--per-worker is not allowed with {flag}, where one learner serves all: use hogwild or param-server"
         )
+    if config.evaluate.envs == 0 and config.evaluate_every is not None:
+        raise UsageError("--evaluate.envs 0 is not allowed with --evaluate-every, which needs an environment: use 1")
     unknown = set(config.algorithm.needs) - OPTIONAL
     if unknown:
         raise UsageError(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from polyactor.algorithms import ALGORITHMS
 from polyactor.algorithms.base import Algorithm
-from polyactor.config import Config, Normalize
+from polyactor.config import Config, EvaluateOptions, Normalize
 from polyactor.envs import AtariOptions
 from polyactor.errors import CheckpointError, UsageError, one_line
 from polyactor.fields import declared, fits, require
@@ -18,7 +18,9 @@ from polyactor.models.spec import ModelSpec
 from polyactor.settings.check import check_values
 from polyactor.settings.registry import PARTS, name_of, part
 
-SECTIONS: dict[str, type[Any]] = {"model": ModelSpec, "normalize": Normalize, "atari": AtariOptions}
+SECTIONS: dict[str, type[Any]] = {
+    "model": ModelSpec, "normalize": Normalize, "atari": AtariOptions, "evaluate": EvaluateOptions
+}  # fmt: skip
 """Sections of a config that have one type in each run."""
 
 
@@ -118,6 +120,7 @@ def _from_json(values: dict[str, Any]) -> Config:
                 f"the config names {kind} {one_line(repr(name))}, which is none of {', '.join(known)}"
             )
         values[kind] = _instance(known[name], options)
+    values.setdefault("evaluate", {})  # older runs have none
     for section, cls in SECTIONS.items():
         values[section] = _instance(cls, values[section])
     return typing.cast("Config", _instance(Config, values))

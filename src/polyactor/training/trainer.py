@@ -26,7 +26,7 @@ from polyactor.system.machine import tune_allocator
 from polyactor.training.background_eval import BackgroundEvaluation
 from polyactor.training.checkpointing import Checkpointer, advise
 from polyactor.training.events import Events
-from polyactor.training.progress import Progress, banner, clock
+from polyactor.training.progress import Progress, banner, farewell
 from polyactor.training.resume import config_of, refuse_inexact, restored
 from polyactor.training.signals import stop_signals
 from polyactor.training.stats import Stats
@@ -153,7 +153,7 @@ class _Training:
         self.checkpointer = Checkpointer(directory, self.log, self.progress.say)
         self.events = Events(config, counters, self.log, self.progress.say)
         self.background = BackgroundEvaluation(
-            config, self.checkpointer, self.events.tell, before.get("best_evaluation"), counters.steps
+            config, self.checkpointer, self.events, before.get("best_evaluation"), counters.steps
         )
         opened.callback(self.background.close)
         self.target = TargetScore(parts, self.stats, self.events)
@@ -253,9 +253,9 @@ class _Training:
         if status == "stopped":
             self.progress.say(f"stopped and saved; go on with: polyactor resume {self.directory}")
             return
-        for event, why in keepsakes(self.config, self.directory, games=bool(self.stats.scores), stopped=self.stop):
+        say, games = self.progress.say, bool(self.stats.scores)
+        skipped = dict(keepsakes(self.config, self.directory, games=games, stopped=self.stop, say=say))
+        for event, why in skipped.items():
             self.log.event(event, why)
-        mean, wall = self.stats.mean100, clock(self.stats.wall)
-        said = "–" if mean is None else f"{mean:.2f}"
-        self.progress.say(f"{status}: score {said} after {self.counters.steps:,} steps in {wall}")
-        self.progress.say(f"curve, film, checkpoints and numbers are in {self.directory}")
+        for line in farewell(status, self.config, self.stats.summary(status), self.directory, skipped):
+            say(line)

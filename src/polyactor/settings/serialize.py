@@ -118,6 +118,7 @@ def _from_json(values: dict[str, Any]) -> Config:
                 f"the config names {kind} {one_line(repr(name))}, which is none of {', '.join(known)}"
             )
         values[kind] = _instance(known[name], options)
+    values["model"] = {"channels": "last-up-to-4"} | dict(values["model"])  # of a run of before it could be set
     for section, cls in SECTIONS.items():
         values[section] = _instance(cls, values[section])
     return typing.cast("Config", _instance(Config, values))

@@ -53,7 +53,11 @@ def end_noted(begun: set[int] | None = None) -> None:
 
 
 def end_worker(pid: int) -> None:
-    """Kill a worker that has called `lead_session`, if it lives, and the processes of its session and begun by them."""
+    """Kill a worker that has called `lead_session`, if it lives, and the processes of its session and begun by them.
+
+    Args:
+        pid: the worker's process id; 0 if there is none.
+    """
     if pid > 0:
         _kill(_family({pid}, _processes()) - {pid})
         with suppress(ProcessLookupError, PermissionError):
@@ -92,14 +96,14 @@ def stopping_too(workers: Callable[[], Iterable[int]]) -> Iterator[None]:
     Outside the main thread, and where SIGTSTP (Ctrl-Z) is ignored or handled already, nothing is done.
 
     Args:
-        workers: returns the workers' process ids.
+        workers: returns the workers' process ids, and 0 for those that do not run.
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTSTP) != signal.SIG_DFL:
         yield
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        pids = list(workers())
+        pids = [pid for pid in workers() if pid > 0]  # 0 would be the group of this process
         for wanted in (signal.SIGSTOP, signal.SIGCONT):
             for pid in pids:
                 with suppress(ProcessLookupError, PermissionError):

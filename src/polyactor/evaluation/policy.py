@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -103,6 +103,15 @@ class Policy:
         self.model = make_trained(config, spec, tensors)
         self._generator = Streams.of(seed, EVALUATION_STREAM).act
         self.reset()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, at: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Do nothing: a policy holds nothing open. It is there for programs that close what they load."""
 
     def reset(self) -> None:
         """Reset the LSTM's state; call it when an episode starts. It has no effect on a policy without an LSTM."""

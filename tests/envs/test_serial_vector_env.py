@@ -19,7 +19,7 @@ from gymnasium import spaces
 from polyactor.envs import Step, VectorEnv, check_exact, make_envs
 from polyactor.envs.serial_vector_env import MOST_FAILURES, SOUND_AFTER
 from polyactor.errors import EnvironmentUnsupported
-from tests.helpers.faulty_games import BOOM, FOR_EVER, LENGTH, RAISED, WRONG, Arcade, B, Game, ends, raises
+from tests.helpers.faulty_games import BOOM, FOR_EVER, LENGTH, RAISED, WRONG, Arcade, B, Game, ends, pays, raises
 
 
 def steps(envs: VectorEnv, count: int, seed: int = 10) -> list[Step]:
@@ -136,6 +136,23 @@ def test_ends_that_are_true_or_false_are_no_fault(terminated: Any, truncated: An
     assert step.terminated.tolist() == step.done.tolist() == [False, True, False]
     (step,) = steps(make_envs(Arcade({1: {("step", 1): ends(truncated, terminated)}}), B), 1)
     assert (step.terminated.tolist(), step.done.tolist()) == ([False] * B, [False, True, False])
+
+
+class Mute(Exception):
+    """Cannot be shown, nor be a number or an end."""
+
+    def __str__(self) -> str:
+        raise TypeError("not a text")
+
+    __repr__ = __float__ = __eq__ = __hash__ = __str__  # type: ignore[assignment]
+
+
+@pytest.mark.fault("D21", "P3")
+@pytest.mark.parametrize("fault", [raises(Mute()), ends(Mute()), pays(Mute())])
+def test_what_cannot_be_shown_is_named_by_its_class(fault: Any) -> None:
+    (step,) = steps(make_envs(Arcade({1: {("step", 1): fault}}), B), 1)
+    assert step.lost.tolist() == [False, True, False]
+    assert "a Mute that cannot be shown (TypeError)" in step.why[0]
 
 
 class Whole(Game):

@@ -39,10 +39,11 @@ with noting(set()):
 print(other.pid, begun.pid, grandchild, flush=True)
 """
 STOPS = """
-import subprocess, sys
+import os, subprocess, sys
 from polyactor.system.child_processes import stopping_too
+os.setpgid(0, 0)
 worker = subprocess.Popen(["sleep", "600"], start_new_session=True)
-with stopping_too(lambda: [worker.pid, 0]):
+with stopping_too(lambda: [worker.pid, 0, os.getpid()]):
     print(worker.pid, flush=True)
     sys.stdin.read()
 """

@@ -141,7 +141,9 @@ def _refuse_strange(space: spaces.Space[Any], value: Any) -> None:
                 index = np.ravel(x).astype(np.int64) - np.ravel(space.start)
                 good = bool(((index >= 0) & (index < count)).all())
         if not good:
-            raise Unsound(f"returned the observation {shortened(repr(value))} where its space has {shortened(space)}")
+            raise Unsound(
+                f"returned the observation {shortened(value, show=repr)} where its space has {shortened(space)}"
+            )
 
 
 def _counts(space: spaces.Discrete | spaces.MultiDiscrete) -> NDArray[Any]:

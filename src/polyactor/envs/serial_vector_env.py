@@ -310,21 +310,29 @@ NOT_FINITE = "returned an observation that is not finite"
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's text, shortened to fit a sentence."""
-    lines = str(error).strip().splitlines()
+    lines = _text(error).strip().splitlines()
     return shortened(lines[0].rstrip("."), LONGEST_LINE) if lines else "no reason given"
 
 
-def shortened(value: Any, most: int = 100) -> str:
+def shortened(value: Any, most: int = 100, show: Callable[[Any], str] = str) -> str:
     """Return a value as text of one line with at most `most` characters."""
-    text = " ".join(str(value).split())
+    text = " ".join(_text(value, show).split())
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def _text(value: Any, show: Callable[[Any], str] = str) -> str:
+    """Return a user's object as text, or its class where it cannot be shown."""
+    try:
+        return show(value)
+    except Exception as error:  # whatever it raises, the sentence about it must be said
+        return f"a {type(value).__name__} that cannot be shown ({type(error).__name__})"
 
 
 def _description(error: BaseException) -> str:
     """Describe a failure as the rest of a sentence that begins with the environment's name."""
     if isinstance(error, Unsound):
         return str(error)
-    found = re.fullmatch(r"not enough values to unpack \(expected 5, got (\d)\)", str(error))
+    found = re.fullmatch(r"not enough values to unpack \(expected 5, got (\d)\)", _text(error))
     if found and _innermost(error).startswith("gymnasium."):  # a wrapper unpacked the values before they were checked
         return f"failed: step returned {found[1]} values where Gymnasium has 5"
     return f"raised {type(error).__name__}: {first_line(error)}"
@@ -351,7 +359,7 @@ def _number(reward: Any) -> float:
         pass
     except OverflowError:
         return float("inf")
-    raise Unsound(f"returned the reward {shortened(repr(reward))}, which is no number")
+    raise Unsound(f"returned the reward {shortened(reward, show=repr)}, which is no number")
 
 
 def _end(name: str, value: Any) -> bool:
@@ -363,7 +371,7 @@ def _end(name: str, value: Any) -> bool:
     with suppress(Exception):  # the user's own object may raise anything
         if _kind(value) in NUMERIC and getattr(value, "shape", ()) == () and (value == 0 or value == 1):
             return bool(value)
-    raise Unsound(f"returned {name} as {shortened(repr(value))}, which is neither true nor false")
+    raise Unsound(f"returned {name} as {shortened(value, show=repr)}, which is neither true nor false")
 
 
 NUMERIC = {"b", "i", "u", "f", None}

@@ -96,14 +96,14 @@ def stopping_too(workers: Callable[[], Iterable[int]]) -> Iterator[None]:
     Outside the main thread, and where SIGTSTP (Ctrl-Z) is ignored or handled already, nothing is done.
 
     Args:
-        workers: returns the workers' process ids, and 0 for those that do not run.
+        workers: returns the workers' process ids; 0 for those that do not run, and this process's for threads.
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTSTP) != signal.SIG_DFL:
         yield
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        pids = [pid for pid in workers() if pid > 0]  # 0 would be the group of this process
+        pids = set(workers()) - {0, os.getpid()}  # the group of this process is stopped by the terminal
         for wanted in (signal.SIGSTOP, signal.SIGCONT):
             for pid in pids:
                 with suppress(ProcessLookupError, PermissionError):

@@ -127,6 +127,9 @@ def _refuse_strange(space: spaces.Space[Any], value: Any) -> None:
     elif isinstance(space, spaces.Tuple):
         for part, each in zip(space.spaces, value, strict=True):
             _refuse_strange(part, each)
+    elif isinstance(value, int | np.integer) and isinstance(space, spaces.Discrete):  # the common case, and quick
+        if not 0 <= int(value) - int(space.start) < space.n:
+            raise Unsound(f"returned the observation {value} where its space has {space}")
     else:
         x = np.asarray(value)
         if isinstance(space, spaces.Box):

@@ -47,7 +47,7 @@ class SerialVectorEnv:
     with an observation of the space's shape and a castable dtype, finite numbers, and two ends that are true or false.
     Its row of the step is then `lost`: a new one is made and seeded anew, and the row has its first observation.
 
-    Processes that an environment begins when it is made or reset are ended where it cannot be made or closed, and
+    Processes that an environment begins when it is made or first reset are ended where it cannot be made or closed, and
     otherwise at the end of this process, if its `close` has not done so.
 
     Args:
@@ -106,7 +106,8 @@ class SerialVectorEnv:
             if self.listener is not None:
                 self.listener.asked(i, None)
             try:
-                rows[i] = self._first_observation(i, env, None if seed is None else seed + i)
+                with noting(self.begun[i]):
+                    rows[i] = self._first_observation(env, None if seed is None else seed + i)
             except FAILURES as error:
                 rows[i] = self._replacement(i, error, " in reset")
         return self._cast(rows)
@@ -127,7 +128,7 @@ class SerialVectorEnv:
                 listener.asked(i, None if over[i] else a_i)
             try:
                 if over[i]:
-                    rows[i] = self._first_observation(i, env, None)
+                    rows[i] = self._first_observation(env, None)
                     continue
                 answer = env.step(a_i)
                 if type(answer) is not tuple or len(answer) != 5:
@@ -216,7 +217,8 @@ class SerialVectorEnv:
                 broken = made = self._make(i)
                 self.why.append(f"environment {i} of {self.name} {what}: made anew")
                 where, what = " in reset", ""
-                first = self._first_observation(i, made, self._fresh_seed(i))
+                with noting(self.begun[i]):
+                    first = self._first_observation(made, self._fresh_seed(i))
             except FAILURES as again:
                 if what:
                     self.why.append(f"environment {i} of {self.name} {what}")
@@ -260,16 +262,15 @@ class SerialVectorEnv:
             end_noted(self.begun[i])
         self.begun[i] = set()
 
-    def _first_observation(self, i: int, env: gymnasium.Env[Any, Any], seed: int | None) -> NDArray[Any]:
-        """Reset environment i and return its first observation ``[*O]``, checked to be valid and finite.
+    def _first_observation(self, env: gymnasium.Env[Any, Any], seed: int | None) -> NDArray[Any]:
+        """Reset an environment and return its first observation ``[*O]``, checked to be valid and finite.
 
         Exceptions of the environment are passed on.
 
         Raises:
             Unsound: the observation is not valid.
         """
-        with noting(self.begun[i]):
-            answer = env.reset() if seed is None else env.reset(seed=seed)
+        answer = env.reset() if seed is None else env.reset(seed=seed)
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise Unsound(f"failed: reset returned {_count(answer)} where Gymnasium has 2")
         x = self._checked(answer[0])

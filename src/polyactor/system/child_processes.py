@@ -2,7 +2,7 @@
 
 A worker leads a session of its own. What it begins belongs to this session and does not get Ctrl-C, which is the run's;
 who ends the worker ends the session. In the run's own process an environment has no session: the processes are noted
-that the calling thread begins while an environment is made or reset, and no other process is ever ended.
+that the calling thread begins while an environment is made or first reset, and no other process is ever ended.
 
 Processes are found in ``/proc``, so that elsewhere than on Linux none is. A process that leads a session of its own is
 found as long as the one that began it lives.

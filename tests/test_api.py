@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
+from gymnasium import spaces
 
 import polyactor as pa
 from polyactor import envs
@@ -305,3 +308,28 @@ def test_an_algorithm_that_needs_no_field_there_is_is_refused(needs: frozenset[s
     with pytest.raises(pa.PolyactorError, match=r"its `needs` may name behavior_params"):
         pa.train("a2c", env="CartPole-v1", algorithm=wishful())
     assert not asked
+
+
+@pytest.mark.fault("D22")
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        (spaces.Box(0, 255, (84, 84), np.uint8), "observations of shape (84, 84) are read by an MLP"),
+        (
+            spaces.Dict(image=spaces.Box(0, 255, (7, 7, 3), np.uint8)),
+            "with parts of shape (7, 7, 3) are read by an MLP",
+        ),
+        (spaces.Box(0, 255, (128,), np.uint8), None),
+        (spaces.Box(0, 255, (96, 96, 24), np.uint8), None),
+    ],
+)
+def test_pictures_that_an_mlp_will_read_are_told(space: Any, said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pictured(gymnasium.Env[Any, Any]):
+        observation_space = space
+        action_space = spaces.Discrete(2)
+
+    told: list[str] = []
+    monkeypatch.setattr(trainer, "train", lambda config, spec, reasons: told.extend(reasons))
+    pa.train("a2c", env=Pictured, scheme="sync")
+    assert len(told) == (said is not None)
+    assert said is None or said in told[0]

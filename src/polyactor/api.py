@@ -93,7 +93,7 @@ class Ready:
     Attributes:
         config: the run's config, checked and without ``auto``.
         spec: what the environment looks like: spaces and limits.
-        reasons: a sentence for each number that was chosen automatically.
+        reasons: a sentence for each number that was chosen automatically, and for pictures that are read by an MLP.
     """
 
     config: Config
@@ -125,7 +125,19 @@ def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, ke
         check(config)
     if any(TRANSPORTS[config.transport].forks(config.scheme) for config in configs):
         forkserver.start_forkserver()  # imports torch in parallel with this process
-    return [Ready(config, spec, reasons) for config, spec in zip(configs, specs, strict=True)]
+    pairs = list(zip(configs, specs, strict=True))
+    return [Ready(config, spec, [*reasons, *_flattened(config, spec)]) for config, spec in pairs]
+
+
+def _flattened(config: Config, spec: EnvSpec) -> list[str]:
+    """Return a sentence where observations that may be pictures are read by an MLP."""
+    import torch  # only now that the fork server imports it, too
+
+    from polyactor.models.encoders import flattening
+
+    dtype = torch.uint8 if spec.bytes else torch.float32
+    said = flattening(spec.observation_space.shape, dtype, config.model, spec.hidden)
+    return [] if said is None else [said]
 
 
 def configured(

@@ -16,3 +16,9 @@ def test_inspection_tells_what_failed() -> None:
     assert "environment 1 of Arcade returned the reward nan, which is not finite" in str(caught.value)
     assert str(caught.value).endswith(".")
     assert "made anew" not in str(caught.value)
+
+
+def test_an_inspection_closes_what_it_has_made() -> None:
+    arcade = Arcade()
+    inspect(arcade, B)
+    assert [game.closed for game in arcade.made] == [1] * B

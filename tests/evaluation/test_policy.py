@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ import polyactor as pa
 from polyactor.agent.parts import make_model
 from polyactor.envs import env_spec
 from polyactor.models.spec import ModelSpec
+from polyactor.settings.serialize import from_json, to_json
 from polyactor.storage import checkpoint
-from tests.helpers.policies import untrained
+from tests.helpers.policies import config_of, untrained
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "polyactor/LQR-v0"])
@@ -53,3 +56,37 @@ def test_memory_lasts_until_reset() -> None:
     policy.reset()
     assert np.array_equal(policy.act(observation), first)
     assert np.array_equal(policy.act(observation), second)
+
+
+class Licensed(gymnasium.Env[Any, Any]):
+    """Only one may exist."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.MultiDiscrete([2, 3], dtype=np.int32, start=[1, 2])
+    taken = False
+
+    def __init__(self) -> None:
+        if Licensed.taken:
+            raise OSError("the licence is in use")
+        Licensed.taken = True
+
+    def close(self) -> None:
+        Licensed.taken = False
+
+
+@pytest.mark.fault("P21")
+def test_a_policy_keeps_no_environment() -> None:
+    policy, env = untrained(Licensed), Licensed()
+    with policy as same:
+        assert same is policy
+        assert env.action_space.contains(policy.act(np.zeros(2, np.float32)))
+    policy.close()
+    env.close()
+
+
+def test_a_run_of_before_reads_its_images_as_it_did() -> None:
+    """The last axis had the channels if it was at most 4, and else the first."""
+    plain = to_json(config_of("polyactor/Catch-v0"))
+    assert from_json(plain).model.channels == "auto"
+    del plain["model"]["channels"]
+    assert from_json(plain).model.channels == "last-up-to-4"

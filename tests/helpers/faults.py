@@ -44,6 +44,11 @@ FAULTS: dict[str, tuple[str, str]] = {
     "P9": ("a process is killed for its memory", "as P1, with a hint; again and again: exit code 9"),
     "P10": ("/dev/shm is too small", "exit code 9 before training, with what is there; no bus error later"),
     "P11": ("what a killed run leaves behind", "nothing: no process, no shared memory, no temporary file"),
+    "P21": (
+        "an environment has begun processes of its own, such as a simulator",
+        "who ends a worker ends them, however it ends; in the run's own process (`sync`) those that its environments "
+        "began end with it, unless it is killed by SIGKILL",
+    ),
     "D1": ("NaN or infinity in a reward or an observation", "as P3; it never reaches a rollout"),
     "D2": ("an answer of another shape or kind", "as P3, with what was expected and what came"),
     "D3": (
@@ -58,6 +63,18 @@ FAULTS: dict[str, tuple[str, str]] = {
     "D9": ("an environment of the old gym", "exit code 3, saying so"),
     "D10": ("a checkpoint of another model or environment", "exit code 4; nothing is partly loaded"),
     "D11": ("the clock jumps", "nothing but times in logs changes"),
+    "D21": (
+        "an end that is neither true nor false, such as the text False; a number that the space's dtype cannot hold",
+        "as P3, with what came",
+    ),
+    "D22": (
+        "images with channels first or last, of few pixels, with two or four axes, or in parts of an observation",
+        "a CNN on the right axis, or an MLP with a word; an axis that cannot be told is asked for (exit code 2)",
+    ),
+    "D23": (
+        "a space with an odd dtype or odd bounds, empty or huge, no space at all, odd metadata",
+        "actions in the space's own dtype; what cannot be trained in is refused in a sentence (exit code 3)",
+    ),
     "F1": ("a crash at any point of a save", "the old checkpoint or the new one, never a mix"),
     "F2": (
         "the disk is full",

@@ -7,6 +7,7 @@ import multiprocessing.util
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from polyactor.errors import Diverged
 from polyactor.system import forkserver
 from polyactor.transport.processes import ProcessPool
+from tests.helpers.living import alive
 from tests.helpers.waiting import STARTED, nap, until
 
 pytestmark = pytest.mark.alone
@@ -163,3 +165,35 @@ def test_one_wait_is_enough_to_know_that_a_worker_has_ended() -> None:
         assert pool.wait(STARTED)
     finally:
         pool.stop()
+
+
+def begin(worker: int, begun: torch.Tensor) -> None:
+    begun[worker, 0] = subprocess.Popen(["sleep", "600"]).pid
+    begun[worker, 1] = subprocess.Popen(["sleep", "600"], start_new_session=True).pid
+    if worker == 0:
+        time.sleep(600)
+
+
+@pytest.mark.fault("P21")
+@pytest.mark.skipif(not forkserver.FORKS, reason="processes are found in /proc alone")
+def test_with_a_worker_what_it_has_begun_ends() -> None:
+    begun = torch.zeros(2, 2, dtype=torch.int64).share_memory_()
+    pool = ProcessPool(begin, 2, (begun,))
+    try:
+        until(lambda: bool(begun.all()), nap)
+        until(lambda: pool.done == {1}, lambda: pool.watch(0.1))
+        until(lambda: not alive(int(begun[1, 0])), nap)
+        assert alive(int(begun[0, 0]))
+        assert os.getpgid(pool.pid(0)) == pool.pid(0) != os.getpgid(0)
+        pool.ask(0, kill=True)
+        until(lambda: not any(alive(pid) for pid in begun[0].tolist()), nap)
+        pool.watch(1.0)
+        begun[0] = 0
+        pool.start(0)
+        until(lambda: bool(begun[0].all()), nap)
+    finally:
+        pool.stop(grace=0.0)
+        left = [pid for pid in (int(begun[1, 1]), int(begun[0, 1])) if alive(pid)]  # theirs lived no more
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+    until(lambda: not alive(int(begun[0, 0])), nap)

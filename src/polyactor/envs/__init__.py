@@ -4,6 +4,7 @@ This package does not import torch, and imports ale-py only for Atari ids.
 
 * `vector_env`: `VectorEnv`, the interface of B environments.
 * `spec`: `EnvSpec`, spaces and limits of one environment.
+* `conversion`: observations and actions of Gymnasium's spaces as a policy sees and takes them, and back.
 * `gymnasium_env`, `serial_vector_env`: environments of Gymnasium, and B of them stepped one after the other.
 * `atari`, `atari_exact`: Atari games by ale-py, and Atari games whose state can be saved.
 * `diagnostic`: small environments with known optimal values.

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from polyactor.envs import snapshot
 from polyactor.envs.atari_exact import ExactAtariVectorEnv
-from polyactor.envs.vector_env import ActionSpace, Step, none_lost
+from polyactor.envs.conversion import Conversion
+from polyactor.envs.vector_env import Step, none_lost
 from polyactor.errors import EnvironmentUnsupported, UsageError
 from polyactor.fields import Allowed
 
@@ -165,8 +166,9 @@ class AtariEnvs:
         self.num_envs = num_envs
         self.frames_per_second = round(60 / options.frame_skip)
         shape = (options.stack, size, size)
-        self.observation_space: gymnasium.spaces.Box = gymnasium.spaces.Box(0, 255, shape, np.uint8)
-        self.action_space: ActionSpace = gymnasium.spaces.Discrete(len(self._emulators.ale.get_action_set()))
+        actions = gymnasium.spaces.Discrete(len(self._emulators.ale.get_action_set()))
+        self.conversion = Conversion(gymnasium.spaces.Box(0, 255, shape, np.uint8), actions, spec.id)
+        self.observation_space, self.action_space = self.conversion.observation_space, self.conversion.action_space
 
     def reset(self, seed: int | None) -> NDArray[Any]:
         """Start B games and return their first observations ``[B, stack, frame_size, frame_size]``.
@@ -198,14 +200,6 @@ class AtariEnvs:
         if self._twin is not None:
             self._picture = self._twin.step(action[:1])[0][0, -1]
         return Step(observation[:, :, self._rows], reward.astype(np.float32), terminated, done, self._lost)
-
-    def encode(self, observation: Any) -> NDArray[Any]:
-        """Return a stack of frames ``[stack, frame_size, frame_size]`` unchanged."""
-        return np.asarray(observation, np.uint8)
-
-    def decode(self, action: NDArray[Any]) -> NDArray[Any]:
-        """Return actions ``[B]``, indices of the game's action set, unchanged."""
-        return action
 
     def snapshot(self) -> bytes:
         """Return the seed of every game and its actions so far; requires ``saved=True``."""

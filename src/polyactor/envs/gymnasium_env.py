@@ -21,21 +21,19 @@ from numpy.typing import NDArray
 
 from polyactor.envs import pictures, snapshot
 from polyactor.envs.atari import looks_atari
+from polyactor.envs.conversion import Conversion, Flattened
 from polyactor.envs.serial_vector_env import FAILURES, SerialVectorEnv, first_line, shortened
-from polyactor.envs.vector_env import ActionSpace, Listener, Step, none_lost
+from polyactor.envs.vector_env import Listener, Step, none_lost
 from polyactor.errors import EnvironmentUnsupported, suggestion
 
 EnvFactory = Callable[[], "gymnasium.Env[Any, Any]"]
 """A callable without arguments that makes one environment; it is called once per environment."""
 
-OBSERVATIONS = "Box, Discrete, MultiBinary, MultiDiscrete, or Dict and Tuple of these"
-"""The supported observation spaces, in words for the sentences of errors."""
-ACTIONS = "Discrete, one-dimensional MultiDiscrete and float Box"
-"""The supported action spaces, in words for the sentences of errors."""
-
 EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d"}
 """Modules of Gymnasium whose environments need an extra of polyactor, and the extra."""
 
+FRAMES_PER_SECOND = 30
+"""Steps per second of a video of an environment that does not say it."""
 NUMPY_VECTORS = "gymnasium.envs.classic_control."
 """Package of Gymnasium's vector environments that use numpy and NEXT_STEP autoreset (the others use JAX)."""
 
@@ -72,11 +70,7 @@ class GymnasiumEnvs:
     Where Gymnasium has a vector class in numpy (CartPole), that is used; otherwise the B environments are stepped one
     after the other.
 
-    Observations of a Box stay as they are if uint8 and are cast to float32 otherwise; those of Discrete, MultiBinary,
-    MultiDiscrete, Dict and Tuple are flattened to one float32 vector (`gymnasium.spaces.flatten`).
-
-    Actions of Discrete and MultiDiscrete spaces count from 0, whatever the space's start is. In a Box, actions are
-    clipped to [-1, 1] and rescaled to [low, high] in dimensions with two bounds, and clipped at a single bound.
+    Observations and actions are converted as `Conversion` says.
 
     Args:
         source: the registered id or callable that `find` returned.
@@ -126,12 +120,10 @@ class GymnasiumEnvs:
         self._lost = none_lost(num_envs)
         self.num_envs = num_envs
         self.frames_per_second = pictures.rate(self._envs.metadata)
-        self._raw_space: spaces.Space[Any] | None = None
         first = self._envs.envs[0] if isinstance(self._envs, SerialVectorEnv) else None
-        if isinstance(first, gymnasium.wrappers.FlattenObservation):
-            self._raw_space = first.env.observation_space
-        self.observation_space = _observation_space(self._envs.single_observation_space, self._name)
-        self.action_space, self._to_environment = _action_space(self._envs.single_action_space, self._name)
+        raw = first.env.observation_space if isinstance(first, Flattened) else self._envs.single_observation_space
+        self.conversion = Conversion(raw, self._envs.single_action_space, self._name)
+        self.observation_space, self.action_space = self.conversion.observation_space, self.conversion.action_space
 
     def reset(self, seed: int | None) -> NDArray[Any]:
         """Start B episodes and return their first observations ``[B, *O]``.
@@ -143,25 +135,15 @@ class GymnasiumEnvs:
         if isinstance(self._envs, SerialVectorEnv):
             return self._envs.reset(seed)
         observation, _ = self._envs.reset(seed=seed)
-        return self._fresh(observation)
+        return self.conversion.encode(observation)
 
     def step(self, action: NDArray[Any]) -> Step:
         """Take one step in every environment; `action` is ``[B]`` or ``[B, *A]`` in `action_space`."""
         if isinstance(self._envs, SerialVectorEnv):
-            return self._envs.step(self.decode(action))
-        observation, reward, terminated, truncated, _ = self._envs.step(self.decode(action))
+            return self._envs.step(self.conversion.decode(np.asarray(action)))
+        observation, reward, terminated, truncated, _ = self._envs.step(self.conversion.decode(np.asarray(action)))
         reward, done = np.asarray(reward, np.float32), terminated | truncated
-        return Step(self._fresh(observation), reward, terminated, done, self._lost)
-
-    def encode(self, observation: Any) -> NDArray[Any]:
-        """Flatten and cast one observation of the underlying environment, as `step` does."""
-        if self._raw_space is not None:
-            observation = spaces.flatten(self._raw_space, observation)
-        return self._fresh(observation)
-
-    def decode(self, action: NDArray[Any]) -> NDArray[Any]:
-        """Convert actions ``[B]`` or ``[B, *A]`` to the environment's space by rescaling, or by adding its start."""
-        return self._to_environment(np.asarray(action))
+        return Step(self.conversion.encode(observation), reward, terminated, done, self._lost)
 
     def snapshot(self) -> bytes:
         """Return the attributes of every environment and its wrappers as JSON; after `close` the last ones.
@@ -223,46 +205,6 @@ class GymnasiumEnvs:
             what = "" if isinstance(error, Exception) else f"{type(error).__name__}: "
             raise EnvironmentUnsupported(f"{self._name} cannot draw itself: {what}{first_line(error)}.") from error
 
-    def _fresh(self, observation: Any) -> NDArray[Any]:
-        with np.errstate(over="ignore"):
-            return np.array(observation, self.observation_space.dtype, order="C")
-
-
-def _observation_space(space: spaces.Space[Any], name: str) -> spaces.Box:
-    """Return the observation space of `GymnasiumEnvs` for a Box: the Box itself if uint8, otherwise in float32."""
-    assert isinstance(space, spaces.Box), f"{name} was not flattened"
-    if space.dtype == np.uint8:
-        return space
-    with np.errstate(over="ignore"):  # a bound of float64 may be infinite in float32
-        return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
-
-
-def _action_space(space: spaces.Space[Any], name: str) -> tuple[ActionSpace, Callable[[NDArray[Any]], NDArray[Any]]]:
-    """Return the action space of the policy, and the function from its actions to those of the environment.
-
-    Raises:
-        EnvironmentUnsupported: policies do not support the environment's action space.
-    """
-    if isinstance(space, spaces.Discrete):
-        first = int(space.start)
-        return spaces.Discrete(int(space.n)), lambda action: action.astype(np.int64) + first
-    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
-        starts = space.start
-        return spaces.MultiDiscrete(space.nvec), lambda action: action.astype(np.int64) + starts
-    if isinstance(space, spaces.Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating):
-        low, high, dtype = space.low.astype(np.float64), space.high.astype(np.float64), space.dtype
-        bounded = np.isfinite(low) & np.isfinite(high)
-        # 0 in dimensions without two bounds, so that the arithmetic below stays finite.
-        bottom, width = np.where(bounded, low, 0.0), np.where(bounded, high, 0.0) - np.where(bounded, low, 0.0)
-
-        def rescale(action: NDArray[Any]) -> NDArray[Any]:
-            inside = bottom + (action + 1.0) / 2.0 * width
-            return np.clip(np.where(bounded, inside, action), low, high).astype(dtype)
-
-        ours = np.where(bounded, 1.0, np.inf).astype(np.float32)
-        return spaces.Box(-ours, ours, dtype=np.float32), rescale
-    raise EnvironmentUnsupported(f"{name} has the action space {shortened(space)}; a policy can act in {ACTIONS}.")
-
 
 def _make(source: EnvSpec | EnvFactory, *, max_episode_steps: int | None, render: bool) -> gymnasium.Env[Any, Any]:
     """Make one environment, check its spaces, and flatten its observations to a Box.
@@ -299,19 +241,13 @@ def _make(source: EnvSpec | EnvFactory, *, max_episode_steps: int | None, render
         raise EnvironmentUnsupported(f"{name} returns a {type(made).__name__}; it must return one gymnasium.Env.")
     if max_episode_steps is not None and not isinstance(source, EnvSpec):
         made = gymnasium.wrappers.TimeLimit(made, max_episode_steps)
-    space = made.observation_space
     try:
-        _action_space(made.action_space, name)
-        if not _flattenable(space):
-            raise EnvironmentUnsupported(
-                f"{name} has the observation space {shortened(space)}; what can be observed is {OBSERVATIONS}."
-            )
+        conversion = Conversion(_space(made, "observation", name), _space(made, "action", name), name)
     except EnvironmentUnsupported:
         with suppress(Exception):
             made.close()
         raise
-    flat = isinstance(space, spaces.Box) and space.shape
-    result: gymnasium.Env[Any, Any] = made if flat else gymnasium.wrappers.FlattenObservation(made)
+    result: gymnasium.Env[Any, Any] = Flattened(made) if conversion.flat else made
     return result
 
 
@@ -329,12 +265,19 @@ def _drawing(source: EnvFactory) -> Any:
     return source()
 
 
-def _flattenable(space: spaces.Space[Any]) -> bool:
-    if isinstance(space, spaces.Dict):
-        return all(_flattenable(part) for part in space.spaces.values())
-    if isinstance(space, spaces.Tuple):
-        return all(_flattenable(part) for part in space.spaces)
-    return isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete)
+def _space(env: gymnasium.Env[Any, Any], kind: str, name: str) -> spaces.Space[Any]:
+    """Return the observation or action space of an environment.
+
+    Raises:
+        EnvironmentUnsupported: the environment has none, or something else in its place.
+    """
+    try:
+        space = getattr(env, f"{kind}_space")
+    except Exception as error:  # a property of the user's may raise anything
+        raise EnvironmentUnsupported(f"{name} has no {kind} space: {first_line(error)}.") from error
+    if not isinstance(space, spaces.Space):
+        raise EnvironmentUnsupported(f"{name} has the {kind} space {shortened(space)}, which is none of Gymnasium's.")
+    return space
 
 
 def _refuse_old_gym(made: Any, name: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -87,6 +88,7 @@ class Policy:
     """A trained policy that acts in one environment.
 
     An observation is a stack of frames, such as ``[4, 84, 84]``, for Atari, and else that of the Gymnasium environment.
+    One environment is made to learn its spaces, and closed again.
 
     Args:
         config: the run's config.
@@ -96,10 +98,20 @@ class Policy:
 
     def __init__(self, config: Config, tensors: Mapping[str, Tensor], seed: int = 0) -> None:
         self.config = config
-        self._envs = make_envs(config.env, 1, atari=config.atari)
-        self.model = make_trained(config, EnvSpec.of(self._envs), tensors)
+        with closing(make_envs(config.env, 1, atari=config.atari)) as envs:
+            spec, self._conversion = EnvSpec.of(envs), envs.conversion
+        self.model = make_trained(config, spec, tensors)
         self._generator = Streams.of(seed, EVALUATION_STREAM).act
         self.reset()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, at: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Do nothing: a policy holds nothing open. It is there for programs that close what they load."""
 
     def reset(self) -> None:
         """Reset the LSTM's state; call it when an episode starts. It has no effect on a policy without an LSTM."""
@@ -113,12 +125,12 @@ class Policy:
             observation: one observation, without a batch axis.
             deterministic: return the most likely action; otherwise a sample.
         """
-        x = torch.as_tensor(self._envs.encode(observation)).unsqueeze(0)
+        x = torch.as_tensor(self._conversion.encode(observation)).unsqueeze(0)
         params, self._state = self.model.step(x, self._state, torch.tensor([self._first]))
         self._first = False
         pi = self.model.distribution(params)
         action = pi.mode() if deterministic else pi.sample(self._generator)
-        return self._envs.decode(action.numpy())[0]
+        return self._conversion.decode(action.numpy())[0]
 
 
 def load(path: str | Path, *, tag: str | None = None, env: Any = None, trust_env: bool = False) -> Policy:

@@ -121,6 +121,7 @@ def _from_json(values: dict[str, Any]) -> Config:
             )
         values[kind] = _instance(known[name], options)
     values.setdefault("evaluate", {})  # older runs have none
+    values["model"] = {"channels": "last-up-to-4"} | dict(values["model"])  # of a run of before it could be set
     for section, cls in SECTIONS.items():
         values[section] = _instance(cls, values[section])
     return typing.cast("Config", _instance(Config, values))

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from polyactor.system.child_processes import end_noted
+
 
 @dataclass
 class Stop:
@@ -35,6 +37,7 @@ def stop_signals() -> Iterator[Stop]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.asked:
+            end_noted()
             os._exit(128 + number)
         stop.asked = True
 

@@ -3,61 +3,38 @@
 from __future__ import annotations
 
 import faulthandler
-import multiprocessing
 import multiprocessing.util
 import os
-import shutil
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from polyactor import errors
 from polyactor.shared.slot_queue import WakeUp
+from polyactor.system.child_processes import die_with_run, end_worker, lead_group
 from polyactor.system.forkserver import WAYS, one_thread, start_forkserver
 from polyactor.system.machine import settle
 
 DONE = "done"
 """The last message of a worker that succeeded. Exit code 0 is no proof: an environment may end the process with it."""
-UNKNOWN = 255
-"""The exit code that multiprocessing gives for a process whose fork server is gone; the process may still be alive."""
 LAST_WORDS = 6_000
 """Most characters of an error message and of its traceback; both fit into an unread pipe (64 KiB)."""
-
-
-def die_with_run(litter: str) -> None:
-    """Start a thread that kills this process when the run's own process ends, or if it has ended already.
-
-    The kernel's parent-death signal would not do: the parent of a worker is the fork server.
-
-    Args:
-        litter: the temporary folder of multiprocessing, removed here because a killed run does not remove it.
-    """
-    run = multiprocessing.parent_process()
-    assert run is not None
-
-    def watch() -> None:
-        run.join()
-        shutil.rmtree(litter, ignore_errors=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, name="die-with-run", daemon=True).start()
 
 
 def _enter(
     target: Callable[..., None], pipe: Connection, environ: Mapping[str, str], litter: str, args: tuple[Any, ...]
 ) -> None:
     """Run the target in a new worker process, and send the run `DONE` or the error through the pipe."""
+    lead_group()
     die_with_run(litter)
     os.environ.clear()  # the fork server's
     os.environ.update(environ)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run decides what Ctrl-C means
     faulthandler.enable()
     settle()
     try:
@@ -159,21 +136,21 @@ class ProcessPool:
         """Ask worker i to end with SIGTERM, or with SIGKILL if `kill` is set."""
         process = self.processes.get(i)
         if process is not None and process.exitcode is None:
+            if kill:
+                end_worker(process.pid)
             (process.kill if kill else process.terminate)()
 
     def _end(self, i: int) -> errors.WorkerExit | None:
         """Return how worker i, whose process has ended, was lost, or None if its function returned."""
         process, pipe = self.processes.pop(i), self.pipes.pop(i)
         process.join(1.0)  # the exit code of a spawned process comes a moment after its sentinel
+        end_worker(process.pid)
         code = process.exitcode or 0
         try:
             if not pipe.poll():  # no message; an environment's own process may still hold the other end open
                 raise EOFError
             words = pipe.recv()
         except (EOFError, OSError):
-            if code == UNKNOWN:
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
             killed = f"was killed by signal {-code}" + " (out of memory?)" * (code == -signal.SIGKILL)
             reason = killed if code < 0 else f"ended with code {code}"
             return errors.WorkerExit(i, errors.WorkerFailed(f"worker {i} {reason} before its work was done"), reason)
@@ -204,5 +181,6 @@ class ProcessPool:
             end = time.monotonic() + seconds
             for process in left:
                 process.join(max(0.0, end - time.monotonic()))
-        for pipe in self.pipes.values():
+        for i, pipe in self.pipes.items():
+            end_worker(self.pid(i))
             pipe.close()

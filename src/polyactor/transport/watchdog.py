@@ -14,6 +14,7 @@ from types import FrameType
 from polyactor.config import Config
 from polyactor.errors import EnvironmentUnsupported
 from polyactor.shared.counters import SharedCounters
+from polyactor.system.child_processes import end_noted
 
 Tell = Callable[..., None]
 """A function that records events, called with an event's name, a reason and fields, as `MetricsLog.event` is."""
@@ -77,6 +78,7 @@ def watched(config: Config, counters: SharedCounters, tell: Tell) -> Iterator[No
                 tell("failed", str(found[1]))
                 sentence = f"polyactor: {found[1]}; it cannot be interrupted, so this process has ended"
                 print(sentence, file=sys.stderr, flush=True)
+                end_noted()
                 os._exit(EnvironmentUnsupported.exit_code)
 
     player = threading.get_ident()

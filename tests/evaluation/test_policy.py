@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 import polyactor as pa
 from polyactor.agent.parts import make_model
 from polyactor.envs import env_spec
+from polyactor.errors import UsageError
 from polyactor.models.spec import ModelSpec
 from polyactor.storage import checkpoint
 from tests.helpers.policies import untrained
@@ -53,3 +57,30 @@ def test_memory_lasts_until_reset() -> None:
     policy.reset()
     assert np.array_equal(policy.act(observation), first)
     assert np.array_equal(policy.act(observation), second)
+
+
+@pytest.mark.fault("D31")
+@pytest.mark.parametrize(
+    ("observation", "words"),
+    [
+        (np.zeros(4), "an observation of the shape (4,) is not allowed: the policy sees the shape (3,)"),
+        (np.zeros((1, 3)), "the policy sees the shape (3,); act takes one observation, without a batch axis"),
+        ([0.0, 1.0], "an observation of a list is not allowed: the policy sees the shape (3,)"),
+        ((np.zeros(3), {}), "an observation of a tuple is not allowed: the policy sees the shape (3,): "),
+        (None, "an observation of a NoneType is not allowed: the policy sees the shape (3,)"),
+    ],
+)
+def test_an_observation_of_another_shape_is_refused_naming_both(observation: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        untrained("Pendulum-v1").act(observation)
+
+
+@pytest.mark.fault("D31")
+def test_floats_are_no_pixels() -> None:
+    policy = untrained("polyactor/Catch-v0")
+    frame, _ = gymnasium.make("polyactor/Catch-v0").reset(seed=0)
+    assert policy.act(frame) == policy.act(frame.astype(np.int64))
+    with pytest.raises(
+        UsageError, match="an observation of floats is not allowed: the policy sees bytes from 0 to 255"
+    ):
+        policy.act(frame / 255)

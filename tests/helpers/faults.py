@@ -58,6 +58,15 @@ FAULTS: dict[str, tuple[str, str]] = {
     "D9": ("an environment of the old gym", "exit code 3, saying so"),
     "D10": ("a checkpoint of another model or environment", "exit code 4; nothing is partly loaded"),
     "D11": ("the clock jumps", "nothing but times in logs changes"),
+    "D31": (
+        "a value of another kind: 1e4, a number of NumPy or torch, a list, a path, a text",
+        "made what its setting is, or refused in a sentence before anything exists; what is written can be read",
+    ),
+    "D32": (
+        "an environment handed over as an object, a lambda, a callable that cannot be copied",
+        "trained in as it is, or refused in a sentence that says what to hand over; names that can be typed",
+    ),
+    "D33": ("numbers whose squares float32 cannot hold", "exit code 6, naming them, their size and the way out"),
     "F1": ("a crash at any point of a save", "the old checkpoint or the new one, never a mix"),
     "F2": (
         "the disk is full",
@@ -71,6 +80,18 @@ FAULTS: dict[str, tuple[str, str]] = {
     "F5": ("a run directory that cannot be written", "exit code 5 before any process"),
     "F6": ("two runs in one directory", "the second ends with 5 and changes nothing; a killed one holds no lock"),
     "F7": ("a checkpoint of a newer format", "exit code 4: please upgrade"),
+    "F31": (
+        "an environment, or its module, that changes the working directory",
+        "every file lies where --out says; the directory is put back",
+    ),
+    "F32": (
+        "an environment in a file, or in a module called like an installed one",
+        "found by its path, or in this directory first; else the sentence says which module was imported",
+    ),
+    "F33": (
+        "a run that is to go on to a total it has reached, with other settings, or with a longer schedule",
+        "refused with the way out (exit code 2); a coefficient that jumps is said",
+    ),
     "F8": ("a checkpoint that was downloaded", "as F4: polyactor itself downloads nothing"),
 }
 

@@ -18,6 +18,7 @@ from polyactor.config import Config
 from polyactor.envs import EnvSpec, VectorEnv, make_envs
 from polyactor.errors import EnvironmentUnsupported
 from polyactor.evaluation.policy import make_trained
+from polyactor.files import same_directory
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.shared.counters import SharedCounters, never, nothing
 from polyactor.shared.heartbeat import ALL
@@ -154,7 +155,7 @@ def fresh_envs(
     counters = SharedCounters(1)
     heartbeat = counters.heartbeats.heartbeat(0)
     heartbeat.asked(ALL, None)
-    with watched(config, counters, tell):
+    with same_directory(), watched(config, counters, tell):
         envs = make_envs(
             config.env,
             count,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from polyactor.agent.streams import EVALUATION_STREAM, Streams
 from polyactor.config import Config
-from polyactor.envs import EnvSpec
+from polyactor.envs import EnvSpec, name_of
 from polyactor.errors import CheckpointError, EnvironmentUnsupported
 from polyactor.evaluation.evaluate import MAX_GAME_STEPS, STUCK_AFTER, fresh_envs
 from polyactor.evaluation.policy import make_trained, read
@@ -56,6 +56,7 @@ def record(
     except ImportError:
         raise EnvironmentUnsupported('a video needs an encoder: pip install "polyactor[video]"') from None
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # Gymnasium draws with SDL: open no window
+    out = out.absolute()  # an environment may change the working directory
     temporary = out.with_name(f".{out.stem}.part{out.suffix}")
     writer = None
     with fresh_envs(config, 1, render=True) as (envs, answered):
@@ -71,7 +72,9 @@ def record(
                     raise RuntimeError("a signal asked for the end")
                 frame = envs.render()
                 if frame is None:
-                    raise EnvironmentUnsupported(f"{config.env} draws no pictures, so there is nothing to record")
+                    raise EnvironmentUnsupported(
+                        f"{name_of(config.env)} draws no pictures, so there is nothing to record"
+                    )
                 if writer is None:
                     height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2  # H.264 wants even sizes
                     factor = max(1, -(-MIN_SIZE // height))
@@ -99,7 +102,7 @@ def record(
                 elif step.done[0] or unchanged >= STUCK_AFTER:
                     break
             if writer is None:
-                raise EnvironmentUnsupported(f"no game of {config.env} was played to its end: {step.why[-1]}")
+                raise EnvironmentUnsupported(f"no game of {name_of(config.env)} was played to its end: {step.why[-1]}")
             writer.close()
             writer = None
             os.replace(temporary, out)

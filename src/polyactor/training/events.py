@@ -61,7 +61,9 @@ class Events:
         """
         skipped = self._skipped()
         if skipped > self.skipped:
-            self.log.event("update_skipped", "the gradient was not finite", updates=skipped - self.skipped)
+            self.log.event(
+                "update_skipped", "a gradient or a running statistic was not finite", updates=skipped - self.skipped
+            )
             self.skipped = skipped
         self.rows += 1
         there = memory_mb()

@@ -192,6 +192,7 @@ def test_a_missing_compiler_is_named(refuse: Refuse, monkeypatch: pytest.MonkeyP
         ("odd_envs:Textuall", "did you mean 'Textual'?"),
         ("odd_envs.py:Textual", "has the action space Text"),
         ("nowhere.py:Textual", "there is no file "),
+        ("odd_envs.py", "name what is in the file, too, as FILE.py:NAME"),
         ("CartPole-v1?length=3", "is said in a function of your own: --env FILE.py:FUNCTION"),
     ],
 )

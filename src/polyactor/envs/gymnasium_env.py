@@ -422,6 +422,7 @@ def _registered(env_id: str, asked: str, others: Iterable[str], where: str = "")
         )
     near = suggestion(env_id, [*others, *gymnasium.registry])
     options = f"; {OPTIONS}" if re.search(r"[?(=]", env_id) else ""
+    options += "; name what is in the file, too, as FILE.py:NAME" * env_id.endswith(".py")
     raise EnvironmentUnsupported(f"there is no environment {one_line(asked)}{where}{near}{options}.")
 
 

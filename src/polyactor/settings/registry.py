@@ -54,7 +54,10 @@ def _from_file(name: str) -> type[Algorithm]:
     file = Path(path)
     if not file.is_file():
         raise UsageError(f"algorithm {name} does not exist: there is no file {path}")
-    module = load_file(file)
+    try:
+        module = load_file(file)
+    except SystemExit as end:  # a script that parses arguments, or ends, where it is imported
+        raise UsageError(f"algorithm {name} does not exist: {path} ended with {end} when it was imported") from end
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, Algorithm) and is_dataclass(found)):
         known = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Algorithm)]

@@ -150,6 +150,7 @@ def test_everything_lies_where_it_should_whatever_an_environment_does_to_the_wor
     run = pa.train("a2c", env="goes.py:make", out="run", checkpoint_every=0.0, **values, **more)
     assert (run.path, Path.cwd(), run.status) == (here / "run", here, "done")
     pa.resume("run", steps=800, trust_env=True, quiet=True)
+    pa.load("run", trust_env=True)
     assert Path.cwd() == here
     assert not [path for path in elsewhere.rglob("*") if path.is_file()]
     assert json.loads((here / "run" / "config.json").read_text())["env"] == f"{here}/goes.py:make"

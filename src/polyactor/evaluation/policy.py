@@ -18,6 +18,7 @@ from polyactor.config import Config
 from polyactor.envs import EnvSpec, VectorEnv, make_envs
 from polyactor.errors import CheckpointError, UsageError, one_line
 from polyactor.fields import expect
+from polyactor.files import same_directory
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.optim.flat import State
 from polyactor.settings.serialize import from_json
@@ -99,7 +100,8 @@ class Policy:
 
     def __init__(self, config: Config, tensors: Mapping[str, Tensor], seed: int = 0) -> None:
         self.config = config
-        self._envs = make_envs(config.env, 1, atari=config.atari)
+        with same_directory():
+            self._envs = make_envs(config.env, 1, atari=config.atari)
         self.model = make_trained(config, EnvSpec.of(self._envs), tensors)
         self._generator = Streams.of(seed, EVALUATION_STREAM).act
         self.reset()
@@ -160,7 +162,7 @@ def load(path: str | Path, *, tag: str | None = None, env: Any = None, trust_env
         CheckpointError: there is no checkpoint, or it is damaged, not of polyactor, or of another model.
     """
     trust_env = expect("trust_env", trust_env, bool) or env is not None
-    config, tensors = read(Path(expect("path", path, str)), tag, trust_env=trust_env)
+    config, tensors = read(Path(expect("path", path, str | Path)), tag, trust_env=trust_env)
     return Policy(config if env is None else replace(config, env=env), tensors)
 
 

@@ -72,7 +72,7 @@ def curve(runs: str | Path | Sequence[str | Path], out: str | Path) -> Path:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     runs = [runs] if isinstance(runs, str | Path) else runs
-    paths, out = [Path(expect("runs", run, str)) for run in runs], Path(expect("out", out, str))
+    paths, out = [Path(expect("runs", run, str | Path)) for run in runs], Path(expect("out", out, str | Path))
     if not paths:
         raise UsageError("there is nothing to plot: name at least one run directory")
     found = _label([_read(path) for path in paths], paths)

@@ -111,7 +111,7 @@ def resume(
         CheckpointError: there is no checkpoint, or it is damaged or does not fit.
         RunDirectoryError: another process trains in the run directory.
     """
-    path = Path(expect("path", path, str))
+    path = Path(expect("path", path, str | Path))
     if not checkpoint.exists(path):
         checkpoint.load(path)  # raises, before a directory that is no run is locked
     asked, path = path.absolute(), run_of(path.absolute())

@@ -174,14 +174,12 @@ def test_a_total_that_is_reached_is_refused_and_a_longer_schedule_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = {"optimizer": {"lr": 0.5, "lr_end": 0.0}, "algorithm": {"entropy_coef": 0.25, "entropy_coef_end": 0.0}}
-    run = train(tmp_path / "run", env="polyactor/Chain-v0", steps=400, **given)
+    run = train(tmp_path / "run", env="polyactor/Chain-v0", steps=400, model={"hidden": (4,)}, **given)
     before = digest(run.path)
     for steps in (100, 399):
         with pytest.raises(UsageError, match=rf"--steps {steps} is not allowed: 4\d\d steps are done already"):
             pa.resume(run.path, steps=steps)
     assert digest(run.path) == before
-    pa.resume(run.path)
-    assert "all 400 steps are done already: --steps N gives a larger total" in " ".join(capsys.readouterr().out.split())
     pa.resume(run.path, steps=np.int64(800))
     said = " ".join(capsys.readouterr().out.split())
     assert "goes on with --optimizer.lr 0.2" in said

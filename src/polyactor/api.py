@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 from polyactor.algorithms.base import Algorithm
 from polyactor.config import TRANSPORTS, Config, EvaluateOptions, Normalize, Scheme
-from polyactor.envs import AtariOptions, EnvFactory, EnvSpec, Specs
+from polyactor.envs import AtariOptions, EnvFactory, EnvSpec, Specs, resolved
 from polyactor.errors import UsageError, one_line
 from polyactor.fields import AUTO, replace_at
+from polyactor.files import same_directory
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Rule
 from polyactor.settings.autotune import chosen
-from polyactor.settings.check import check, check_values
+from polyactor.settings.check import check, settled
 from polyactor.settings.presets import base_config
 from polyactor.settings.registry import PARTS, name_of, part
-from polyactor.settings.serialize import SECTIONS
+from polyactor.settings.serialize import SECTIONS, refuse_unwritable
 from polyactor.storage.run_directory import run_directory
 from polyactor.system import forkserver
 
@@ -55,7 +55,7 @@ def train(
 
     Args:
         preset: a method ("a2c", "a3c", "appo", …), a preset, an algorithm ``file.py:Class``, or a config.
-        env: a Gymnasium id, ``module:Env-v0``, or a callable that returns an environment.
+        env: a Gymnasium id, ``module:name``, ``file.py:name``, or a callable that returns one environment.
         algorithm: "a2c", "ppo", "vtrace", "acer" or ``file.py:Class``.
         scheme: "sync", "hogwild", "param-server" or "actor-learner".
         optimizer: "sgd", "rmsprop" or "adam".
@@ -71,7 +71,7 @@ def train(
         PolyactorError: any other error that kept the run from starting, or stopped it.
     """
     look = Specs()
-    auto = [name for name in AUTO if values.get(name) == "auto"]
+    auto = [name for name in AUTO if isinstance(values.get(name), str) and values[name] == "auto"]
     values = {name: value for name, value in values.items() if name not in auto}
     sections = {
         "algorithm": algorithm, "scheme": scheme, "optimizer": optimizer,
@@ -115,14 +115,18 @@ def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, ke
         EnvironmentUnsupported: the environment cannot be trained in.
         RunDirectoryError: a run directory is taken or cannot be written.
     """
-    for config in configs:
-        check_values(config)
+    configs = [
+        replace(config, env=resolved(config.env)) if isinstance(config.env, str) else config for config in configs
+    ]
+    configs = [settled(config) for config in configs]
     specs = [look(config.env, atari=config.atari) for config in configs]
     for config in configs if kept else ():
         run_directory(config)
-    configs, reasons = chosen(configs, auto)
+    with same_directory():
+        configs, reasons = chosen(configs, auto)
     for config in configs:
         check(config)
+        refuse_unwritable(config)
     if any(TRANSPORTS[config.transport].forks(config.scheme) for config in configs):
         forkserver.start_forkserver()  # imports torch in parallel with this process
     pairs = list(zip(configs, specs, strict=True))
@@ -186,6 +190,5 @@ def configured(
     else:
         raise UsageError(f"preset {one_line(preset, most=80)} is not allowed: it must be a name or a Config")
     for path, value in {**parts, **settings, **values}.items():
-        plain = fspath(value) if isinstance(value, PathLike) else tuple(value) if isinstance(value, list) else value
-        config = replace_at(config, path, plain)
+        config = replace_at(config, path, value)
     return config

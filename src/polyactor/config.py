@@ -159,7 +159,7 @@ class Config:
     """The settings of a run."""
 
     env: Annotated[str | Callable[[], gymnasium.Env[Any, Any]], ENVIRONMENT]
-    """Any Gymnasium id, or module:Env-vN."""
+    """Any Gymnasium id, module:name or file.py:name."""
     algorithm: Annotated[Algorithm, ALGORITHM]
     scheme: Annotated[Scheme, SCHEME]
     optimizer: Annotated[Rule, OPTIMIZER]

@@ -32,7 +32,7 @@ def same(one: Step, other: Step, rows: Any) -> None:
         np.testing.assert_array_equal(getattr(one, name)[rows], getattr(other, name)[rows])
 
 
-@pytest.mark.fault("P3", "D1", "D2", "D21")
+@pytest.mark.fault("P3", "D1", "D2", "D12")
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_fault_in_a_step_costs_one_game(kind: str) -> None:
     fault, why = WRONG[kind]
@@ -147,7 +147,7 @@ class Mute(Exception):
     __repr__ = __float__ = __eq__ = __hash__ = __str__  # type: ignore[assignment]
 
 
-@pytest.mark.fault("D21", "P3")
+@pytest.mark.fault("D12", "P3")
 @pytest.mark.parametrize("fault", [raises(Mute()), ends(Mute()), pays(Mute())])
 def test_what_cannot_be_shown_is_named_by_its_class(fault: Any) -> None:
     (step,) = steps(make_envs(Arcade({1: {("step", 1): fault}}), B), 1)
@@ -167,7 +167,7 @@ class Whole(Game):
         return self.shown if self.time == 2 else np.zeros(2, self.shown.dtype)
 
 
-@pytest.mark.fault("D21")
+@pytest.mark.fault("D12")
 @pytest.mark.parametrize(
     ("dtype", "shown"),
     [(np.uint8, np.array([0, 300], np.uint16)), (np.int32, np.array([0, 2**40])), (np.int8, np.array([-129, 1]))],
@@ -195,7 +195,7 @@ class Simulated(Game):
         self.simulators[0].kill()
 
 
-@pytest.mark.fault("P21")
+@pytest.mark.fault("P14")
 @pytest.mark.skipif(not Path("/proc/thread-self/children").exists(), reason="the kernel does not list children")
 def test_what_an_environment_that_cannot_be_closed_or_made_has_begun_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     class Unmade(Simulated):

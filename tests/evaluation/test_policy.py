@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import gymnasium
@@ -12,6 +13,7 @@ import torch
 import polyactor as pa
 from polyactor.agent.parts import make_model
 from polyactor.envs import env_spec
+from polyactor.errors import UsageError
 from polyactor.models.spec import ModelSpec
 from polyactor.settings.serialize import from_json, to_json
 from polyactor.storage import checkpoint
@@ -74,7 +76,7 @@ class Licensed(gymnasium.Env[Any, Any]):
         Licensed.taken = False
 
 
-@pytest.mark.fault("P21")
+@pytest.mark.fault("P14")
 def test_a_policy_keeps_no_environment() -> None:
     policy, env = untrained(Licensed), Licensed()
     with policy as same:
@@ -90,3 +92,30 @@ def test_a_run_of_before_reads_its_images_as_it_did() -> None:
     assert from_json(plain).model.channels == "auto"
     del plain["model"]["channels"]
     assert from_json(plain).model.channels == "last-up-to-4"
+
+
+@pytest.mark.fault("D15")
+@pytest.mark.parametrize(
+    ("observation", "words"),
+    [
+        (np.zeros(4), "an observation of the shape (4,) is not allowed: the policy sees the shape (3,)"),
+        (np.zeros((1, 3)), "the policy sees the shape (3,); act takes one observation, without a batch axis"),
+        ([0.0, 1.0], "an observation of a list is not allowed: the policy sees the shape (3,)"),
+        ((np.zeros(3), {}), "an observation of a tuple is not allowed: the policy sees the shape (3,): "),
+        (None, "an observation of a NoneType is not allowed: the policy sees the shape (3,)"),
+    ],
+)
+def test_an_observation_of_another_shape_is_refused_naming_both(observation: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        untrained("Pendulum-v1").act(observation)
+
+
+@pytest.mark.fault("D15")
+def test_floats_are_no_pixels() -> None:
+    policy = untrained("polyactor/Catch-v0")
+    frame, _ = gymnasium.make("polyactor/Catch-v0").reset(seed=0)
+    assert policy.act(frame) == policy.act(frame.astype(np.int64))
+    with pytest.raises(
+        UsageError, match="an observation of floats is not allowed: the policy sees bytes from 0 to 255"
+    ):
+        policy.act(frame / 255)

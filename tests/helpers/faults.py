@@ -44,7 +44,7 @@ FAULTS: dict[str, tuple[str, str]] = {
     "P9": ("a process is killed for its memory", "as P1, with a hint; again and again: exit code 9"),
     "P10": ("/dev/shm is too small", "exit code 9 before training, with what is there; no bus error later"),
     "P11": ("what a killed run leaves behind", "nothing: no process, no shared memory, no temporary file"),
-    "P21": (
+    "P14": (
         "an environment has begun processes of its own, such as a simulator",
         "who ends a worker ends them, however it ends; in the run's own process (`sync`) those that its environments "
         "began end with it, unless it is killed by SIGKILL",
@@ -63,18 +63,27 @@ FAULTS: dict[str, tuple[str, str]] = {
     "D9": ("an environment of the old gym", "exit code 3, saying so"),
     "D10": ("a checkpoint of another model or environment", "exit code 4; nothing is partly loaded"),
     "D11": ("the clock jumps", "nothing but times in logs changes"),
-    "D21": (
+    "D12": (
         "an end that is neither true nor false, such as the text False; a number that the space's dtype cannot hold",
         "as P3, with what came",
     ),
-    "D22": (
+    "D13": (
         "images with channels first or last, of few pixels, with two or four axes, or in parts of an observation",
         "a CNN on the right axis, or an MLP with a word; an axis that cannot be told is asked for (exit code 2)",
     ),
-    "D23": (
+    "D14": (
         "a space with an odd dtype or odd bounds, empty or huge, no space at all, odd metadata",
         "actions in the space's own dtype; what cannot be trained in is refused in a sentence (exit code 3)",
     ),
+    "D15": (
+        "a value of another kind: 1e4, a number of NumPy or torch, a list, a path, a text",
+        "made what its setting is, or refused in a sentence before anything exists; what is written can be read",
+    ),
+    "D16": (
+        "an environment handed over as an object, a lambda, a callable that cannot be copied",
+        "trained in as it is, or refused in a sentence that says what to hand over; names that can be typed",
+    ),
+    "D17": ("numbers whose squares float32 cannot hold", "exit code 6, naming them, their size and the way out"),
     "F1": ("a crash at any point of a save", "the old checkpoint or the new one, never a mix"),
     "F2": (
         "the disk is full",
@@ -89,6 +98,18 @@ FAULTS: dict[str, tuple[str, str]] = {
     "F6": ("two runs in one directory", "the second ends with 5 and changes nothing; a killed one holds no lock"),
     "F7": ("a checkpoint of a newer format", "exit code 4: please upgrade"),
     "F8": ("a checkpoint that was downloaded", "as F4: polyactor itself downloads nothing"),
+    "F9": (
+        "an environment, or its module, that changes the working directory",
+        "every file lies where --out says; the directory is put back",
+    ),
+    "F10": (
+        "an environment in a file, or in a module called like an installed one",
+        "found by its path, or in this directory first; else the sentence says which module was imported",
+    ),
+    "F11": (
+        "a run that is to go on to a total it has reached, with other settings, or with a longer schedule",
+        "refused with the way out (exit code 2); a coefficient that jumps is said",
+    ),
     "S1": (
         "a film, curve, evaluation or confirmation fails, or what it is given to draw or read is odd",
         "it costs only itself: an event and a line with the reason, and the run ends as it would have",

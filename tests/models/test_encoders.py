@@ -43,7 +43,7 @@ def test_relu_of_bf16_takes_no_memory_of_its_own() -> None:
 IMAGE = torch.uint8
 
 
-@pytest.mark.fault("D22")
+@pytest.mark.fault("D13")
 @pytest.mark.parametrize(
     ("shape", "channels"),
     [
@@ -70,7 +70,7 @@ def test_channels_are_the_smaller_of_the_first_and_the_last_axis(shape: tuple[in
     torch.testing.assert_close(model.prepared(images), by_hand / 255)
 
 
-@pytest.mark.fault("D22")
+@pytest.mark.fault("D13")
 def test_channels_that_cannot_be_told_are_asked_for() -> None:
     shape = (36, 84, 40)
     with pytest.raises(UsageError, match=r"--model.channels auto is not allowed .*\(36, 84, 40\).* use first or last"):
@@ -91,7 +91,7 @@ def test_the_smallest_image_of_a_cnn_is_the_smallest(name: Any) -> None:
             make_torso((3, side, side - 1), IMAGE, spec)
 
 
-@pytest.mark.fault("D22")
+@pytest.mark.fault("D13")
 @pytest.mark.parametrize(
     ("shape", "dtype", "hidden", "words"),
     [

@@ -60,7 +60,7 @@ def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-@pytest.mark.fault("P21")
+@pytest.mark.fault("P14")
 @pytest.mark.parametrize("killed_before", [False, True])
 def test_with_a_worker_its_group_ends(killed_before: bool, tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     with program(tmp_path / "worker.py", GROUP) as worker:
@@ -87,7 +87,7 @@ def test_a_process_that_leads_no_group_is_no_worker(sleeper: subprocess.Popen[by
     assert sleeper.poll() is None
 
 
-@pytest.mark.fault("P21")
+@pytest.mark.fault("P14")
 def test_what_an_environment_has_begun_ends_with_the_program(tmp_path: Path) -> None:
     with program(tmp_path / "run.py", EXITS) as run:
         assert run.stdout is not None
@@ -100,7 +100,7 @@ def test_what_an_environment_has_begun_ends_with_the_program(tmp_path: Path) -> 
             os.kill(other, signal.SIGKILL)
 
 
-@pytest.mark.fault("P21")
+@pytest.mark.fault("P14")
 def test_what_fails_ends_what_it_has_begun_and_nothing_else(sleeper: subprocess.Popen[bytes]) -> None:
     begun, kept = [], set[int]()
 

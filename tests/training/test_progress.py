@@ -6,14 +6,15 @@ import json
 import os
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import polyactor as pa
-from polyactor.settings.presets import PRESETS
+from polyactor.settings.presets import PRESETS, base_config
 from polyactor.system import console
-from polyactor.training.progress import Progress, farewell
+from polyactor.training.progress import Progress, banner, farewell
 from tests.helpers.policies import config_of
 from tests.helpers.runs import B, T, program
 
@@ -32,6 +33,15 @@ def test_the_banner_says_what_to_expect_of_a_preset(
     pa.train("cartpole-a2c", env=env, steps=200, out=str(tmp_path / "run"))
     said = capsys.readouterr().out
     assert (f"to expect, as measured on two cores: {PRESETS['cartpole-a2c'].measured}" in said) == known
+
+
+@pytest.mark.fault("F11")
+def test_the_banner_says_that_a_total_is_reached() -> None:
+    config = replace(base_config("a2c", env="CartPole-v1"), steps=400)
+    done, left = (list(banner(config, Path("run"), "fp32", steps)) for steps in (424, 399))
+    assert [*left[:1], "goes on from 424 steps: environments and random streams begin anew"] == done[:2]
+    assert done[2:] == ["all 400 steps are done already: --steps N gives a larger total"]
+    assert len(left) == 2
 
 
 def test_a_run_outlives_whoever_read_its_output(tmp_path: Path) -> None:

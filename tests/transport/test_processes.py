@@ -174,7 +174,7 @@ def begin(worker: int, begun: torch.Tensor) -> None:
         time.sleep(600)
 
 
-@pytest.mark.fault("P21")
+@pytest.mark.fault("P14")
 @pytest.mark.skipif(not forkserver.FORKS, reason="processes are found in /proc alone")
 def test_with_a_worker_what_it_has_begun_ends() -> None:
     begun = torch.zeros(2, 2, dtype=torch.int64).share_memory_()

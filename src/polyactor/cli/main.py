@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from polyactor.cli.flags import read_config, small_flags, take_auto
+from polyactor.cli.flags import KEEPS, read_config, small_flags, take_auto
 from polyactor.cli.verbs import LOOKING, the_run
 from polyactor.errors import PolyactorError, UsageError, WorkerFailed, one_line, suggestion
 
@@ -93,7 +93,7 @@ def _resume(args: list[str]) -> int:
     """Resume a run: ``polyactor resume``."""
     kinds = {"steps": int, "algorithm": str, "restart": bool, "trust-env": bool, "quiet": bool}
     usage = "resume RUN [--steps N] [--algorithm FILE:CLASS] [--restart] [--trust-env] [--quiet]"
-    options = small_flags(args, kinds, usage)
+    options = small_flags(args, kinds, usage, others=KEEPS)
     from polyactor.training.trainer import resume
 
     path = the_run(options)

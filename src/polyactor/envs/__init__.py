@@ -1,4 +1,4 @@
-"""Environments: any Gymnasium id, `module:Env-v0`, `module:callable` or Python callable, as one `VectorEnv`.
+"""Environments: any Gymnasium id, `module:name`, `file.py:name` or Python callable, as one `VectorEnv`.
 
 This package does not import torch, and imports ale-py only for Atari ids.
 
@@ -22,10 +22,11 @@ from gymnasium.envs.registration import EnvSpec as Registered
 from polyactor.envs import atari as _atari
 from polyactor.envs import diagnostic, gymnasium_env
 from polyactor.envs.atari import AtariOptions
-from polyactor.envs.gymnasium_env import EnvFactory
+from polyactor.envs.gymnasium_env import EnvFactory, name_of, resolved
 from polyactor.envs.spec import EnvSpec
 from polyactor.envs.vector_env import ActionSpace, Listener, Step, VectorEnv
 from polyactor.errors import EnvironmentUnsupported
+from polyactor.files import same_directory
 
 __all__ = [
     "ActionSpace",
@@ -40,6 +41,8 @@ __all__ = [
     "env_spec",
     "is_atari",
     "make_envs",
+    "name_of",
+    "resolved",
 ]
 
 diagnostic.register()
@@ -59,7 +62,8 @@ def make_envs(
     """Make B copies of one environment.
 
     Args:
-        env: a Gymnasium id, ``module:Env-v0``, ``module:callable`` or a callable that returns one `gymnasium.Env`.
+        env: a Gymnasium id, ``module:Env-v0``, ``module:callable``, the same in a file, as ``file.py:callable``, or a
+            callable that returns one `gymnasium.Env`.
         num_envs: B.
         atari: preprocessing of Atari games; other environments ignore it.
         max_episode_steps: truncate an episode after this many agent steps. This replaces the limit of an id; an
@@ -102,7 +106,7 @@ def env_spec(env: str | EnvFactory, *, atari: AtariOptions = AtariOptions()) -> 
     source = gymnasium_env.find(env)
     stack = atari.stack if isinstance(source, Registered) and _atari.is_atari(source) else 1
     limit = source.max_episode_steps if isinstance(source, Registered) else None
-    with closing(make_envs(env, 1, atari=atari)) as envs:
+    with same_directory(), closing(make_envs(env, 1, atari=atari)) as envs:
         return EnvSpec.of(envs, stack=stack, max_episode_steps=limit)
 
 
@@ -148,9 +152,9 @@ def check_exact(
         for action in actions[PROOF_STEPS:]:
             for ours, theirs in zip(first.step(action)[:-1], second.step(action)[:-1], strict=True):
                 if ours.tobytes() != theirs.tobytes():
-                    name = getattr(env, "__qualname__", env)
                     raise EnvironmentUnsupported(
-                        f"{name} does not go on from its saved state as it did: part of it is not in its attributes."
+                        f"{name_of(env)} does not go on from its saved state as it did: "
+                        "part of it is not in its attributes."
                     )
 
 

@@ -6,10 +6,12 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
@@ -24,7 +26,8 @@ from polyactor.envs.atari import looks_atari
 from polyactor.envs.conversion import Conversion, Flattened
 from polyactor.envs.serial_vector_env import FAILURES, SerialVectorEnv, first_line, shortened
 from polyactor.envs.vector_env import Listener, Step, none_lost
-from polyactor.errors import EnvironmentUnsupported, suggestion
+from polyactor.errors import EnvironmentUnsupported, one_line, suggestion
+from polyactor.files import load_file, same_directory
 
 EnvFactory = Callable[[], "gymnasium.Env[Any, Any]"]
 """A callable without arguments that makes one environment; it is called once per environment."""
@@ -32,8 +35,9 @@ EnvFactory = Callable[[], "gymnasium.Env[Any, Any]"]
 EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d"}
 """Modules of Gymnasium whose environments need an extra of polyactor, and the extra."""
 
-FRAMES_PER_SECOND = 30
-"""Steps per second of a video of an environment that does not say it."""
+OPTIONS = "what an environment is made with is said in a function of your own: --env FILE.py:FUNCTION"
+"""How an environment is given arguments, for the sentences of errors."""
+
 NUMPY_VECTORS = "gymnasium.envs.classic_control."
 """Package of Gymnasium's vector environments that use numpy and NEXT_STEP autoreset (the others use JAX)."""
 
@@ -42,26 +46,60 @@ def find(env: str | EnvFactory) -> EnvSpec | EnvFactory:
     """Return the registered id or the callable that an environment's name stands for.
 
     Args:
-        env: a Gymnasium id, ``module:Env-v0``, ``module:callable`` or a callable, which is returned as it is.
+        env: a Gymnasium id, ``module:Env-v0``, ``module:callable``, the same in a file, as ``file.py:callable``, or a
+            callable, which is returned as it is.
 
     Raises:
-        EnvironmentUnsupported: the id or module is unknown, or ale-py is missing.
+        EnvironmentUnsupported: the id, module or file is unknown, ale-py is missing, or an object is no callable.
     """
     if not isinstance(env, str):
+        _refuse_no_factory(env)
         return env
-    module_name, _, name = env.rpartition(":")
+    module_name, _, name = resolved(env).rpartition(":")
     if module_name:
         module = _import(module_name, env)
         found = getattr(module, name, None)
         if name not in gymnasium.registry and callable(found):
             return found  # type: ignore[no-any-return]
         own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        return _registered(name, env, own)
+        imported = "" if "-v" in name else f", which was imported from {getattr(module, '__file__', 'Python itself')}"
+        return _registered(name, env, own, where=f" in {module_name}{imported}" if imported else "")
     if env not in gymnasium.registry and importlib.util.find_spec("ale_py") is not None:
         import ale_py
 
         gymnasium.register_envs(ale_py)
     return _registered(env, env, [])
+
+
+def resolved(env: str) -> str:
+    """Return the name of an environment such that it means the same in every working directory.
+
+    The path of ``file.py:name`` becomes absolute. So does ``module:name`` become a file where this directory has a file
+    of the module's name, and an installed module of that name would be imported in its place.
+    """
+    module_name, _, name = env.rpartition(":")
+    file = Path(module_name if module_name.endswith(".py") else f"{module_name}.py")
+    hidden = module_name.isidentifier() and file.is_file() and not _is_of(module_name, file)
+    return f"{file.absolute()}:{name}" if hidden or module_name.endswith(".py") else env
+
+
+def _is_of(module_name: str, file: Path) -> bool:
+    """Return whether a module is, or would be, imported from a file; True also where there is no such module yet."""
+    if module_name in sys.modules:
+        origin = getattr(sys.modules[module_name], "__file__", None)
+    else:
+        spec = importlib.util.find_spec(module_name)
+        if spec is None:
+            return True
+        origin = spec.origin
+    return origin is not None and os.path.exists(origin) and file.samefile(origin)
+
+
+def name_of(env: str | EnvFactory) -> str:
+    """Return an environment's name for people: that of a callable is the name of its function or class."""
+    while isinstance(env, partial):
+        env = env.func
+    return env if isinstance(env, str) else str(getattr(env, "__qualname__", type(env).__qualname__))
 
 
 class GymnasiumEnvs:
@@ -299,13 +337,32 @@ def _refuse_old_gym(made: Any, name: str) -> None:
             )
 
 
-def _registered(env_id: str, asked: str, others: Iterable[str]) -> EnvSpec:
+def _refuse_no_factory(env: object) -> None:
+    """Raise an error for an object in place of an environment's name that cannot be called without arguments.
+
+    Raises:
+        EnvironmentUnsupported: it is an environment, a list, or a callable that needs arguments.
+    """
+    wanted = "hand over an id, or a function without arguments that returns one new gymnasium.Env at each call"
+    if isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv) or not callable(env):
+        kind = type(env).__name__
+        raise EnvironmentUnsupported(f"an environment cannot be given as an object of type {kind}: {wanted}.")
+    with suppress(ValueError):  # of a callable written in C, whose arguments nobody knows
+        signature = inspect.signature(env)
+        try:
+            signature.bind()
+        except TypeError:
+            raise EnvironmentUnsupported(f"{name_of(env)} cannot be called without arguments: {wanted}.") from None
+
+
+def _registered(env_id: str, asked: str, others: Iterable[str], where: str = "") -> EnvSpec:
     """Return the registered spec of an id.
 
     Args:
         env_id: the id, without a module.
         asked: the name that the user gave, for the sentence of an error.
         others: further names that may be suggested.
+        where: the module that has no such name, for the sentence of an error.
 
     Raises:
         EnvironmentUnsupported: the id is unknown.
@@ -320,7 +377,9 @@ def _registered(env_id: str, asked: str, others: Iterable[str]) -> EnvSpec:
             f"{asked} is registered with the old gym only; polyactor runs those registered with gymnasium."
         )
     near = suggestion(env_id, [*others, *gymnasium.registry])
-    raise EnvironmentUnsupported(f"there is no environment {asked}{near}.")
+    options = f"; {OPTIONS}" if re.search(r"[?(=]", env_id) else ""
+    options += "; name what is in the file, too, as FILE.py:NAME" * env_id.endswith(".py")
+    raise EnvironmentUnsupported(f"there is no environment {one_line(asked)}{where}{near}{options}.")
 
 
 def _old_gym_ids() -> Iterable[str]:
@@ -330,24 +389,38 @@ def _old_gym_ids() -> Iterable[str]:
 
 
 def _import(module_name: str, asked: str) -> ModuleType:
-    # A console script has no entry of sys.path for the current directory, where users keep their modules.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
+    """Import a module by its name, or a file by its path; the working directory stays as it is.
+
+    Raises:
+        EnvironmentUnsupported: there is none, or it raises an exception.
+    """
+    asked = one_line(asked)
+    if module_name.endswith(".py") and not Path(module_name).is_file():
+        raise EnvironmentUnsupported(f"there is no file {one_line(module_name)} for {asked}.")
+    if not module_name.endswith(".py") and (module_name.startswith(".") or "/" in module_name):
+        raise EnvironmentUnsupported(f"there is no module {one_line(module_name)} for {asked}; a file ends with .py.")
     try:
-        return importlib.import_module(module_name)
+        with same_directory():
+            if module_name.endswith(".py"):
+                return load_file(Path(module_name))
+            # A console script has no entry of sys.path for the current directory, where users keep their modules.
+            if os.getcwd() not in sys.path and "" not in sys.path:
+                sys.path.append(os.getcwd())
+            return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise EnvironmentUnsupported(
                 f"there is no module {module_name} for {asked}; it must be installed or in this directory."
             ) from error
         _refuse_import(module_name, asked, error)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may parse arguments, or end, where it is imported
         _refuse_import(module_name, asked, error)
 
 
-def _refuse_import(module_name: str, asked: str, error: Exception) -> NoReturn:
+def _refuse_import(module_name: str, asked: str, error: BaseException) -> NoReturn:
     raise EnvironmentUnsupported(
-        f"the module {module_name} of {asked} could not be imported: {type(error).__name__}: {first_line(error)}."
+        f"the module {one_line(module_name)} of {asked} could not be imported: "
+        f"{type(error).__name__}: {first_line(error)}."
     ) from error
 
 
@@ -360,6 +433,4 @@ def _extra(source: EnvSpec | EnvFactory) -> str | None:
 
 
 def _name(source: EnvSpec | EnvFactory) -> str:
-    if isinstance(source, EnvSpec):
-        return source.id
-    return str(getattr(source, "__qualname__", type(source).__qualname__))
+    return source.id if isinstance(source, EnvSpec) else name_of(source)

@@ -247,6 +247,8 @@ class SerialVectorEnv:
             raise Unsound(f"could not be made: {type(cause).__name__}: {first_line(cause)}") from cause
         except FAILURES as error:
             raise Unsound(f"could not be made: {type(error).__name__}: {first_line(error)}") from error
+        if any(made.unwrapped is other.unwrapped for j, other in enumerate(self.envs) if j != i):
+            raise Unsound("is the same object twice, but its function must return a new environment at each call")
         for kind in ("observation", "action"):
             space, first = getattr(made, f"{kind}_space"), getattr(self, f"single_{kind}_space")
             if space != first:

@@ -22,6 +22,7 @@ from polyactor.envs import EnvSpec, VectorEnv, is_atari, make_envs
 from polyactor.envs.atari import MAX_FRAMES
 from polyactor.errors import EnvironmentUnsupported
 from polyactor.evaluation.policy import make_trained
+from polyactor.files import same_directory
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.shared.counters import SharedCounters, never, nothing
 from polyactor.shared.heartbeat import ALL, Heartbeat
@@ -194,7 +195,7 @@ def fresh_envs(
     counters = SharedCounters(1)
     heartbeat = counters.heartbeats.heartbeat(0)
     heartbeat.asked(ALL, None)
-    with watched(config, counters, tell):
+    with same_directory(), watched(config, counters, tell):
         envs = make_envs(
             config.env,
             count,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from polyactor.agent.streams import EVALUATION_STREAM, Streams
 from polyactor.config import Config
-from polyactor.envs import EnvSpec, VectorEnv
+from polyactor.envs import EnvSpec, VectorEnv, name_of
 from polyactor.envs.serial_vector_env import FAILURES
 from polyactor.errors import EnvironmentUnsupported, one_line
 from polyactor.evaluation.evaluate import fresh_envs, limits
@@ -133,6 +133,7 @@ def record(
     """
     _encoder()
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # Gymnasium draws with SDL: open no window
+    out = out.absolute()  # an environment may change the working directory
     temporary = out.with_name(f".{out.stem}.part{out.suffix}")
     most, timeout = limits(config), config.evaluate.timeout if timeout is None else timeout
     with (
@@ -185,7 +186,7 @@ def record(
                 if cut:
                     break
             if encoder.size is None:
-                raise EnvironmentUnsupported(f"{config.env} {why}")
+                raise EnvironmentUnsupported(f"{name_of(config.env)} {why}")
             encoder.close()
             os.replace(temporary, out)
             return Film(score, cut)

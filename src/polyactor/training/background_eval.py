@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +16,7 @@ from polyactor.config import Config
 from polyactor.errors import EnvironmentUnsupported, one_line
 from polyactor.evaluation.evaluate import Evaluation, evaluate
 from polyactor.evaluation.policy import read
+from polyactor.files import same_directory
 from polyactor.storage.atomic import replace_file, writing
 from polyactor.system.console import Announcer
 from polyactor.training.checkpointing import Checkpointer
@@ -33,7 +35,9 @@ class Evaluator:
     def __init__(self, config: Config, games: int) -> None:
         self.config, self.games = config, games
         self._pool: ProcessPool | None = None
-        self._result = Path()
+        self._result, self._home = Path(), os.curdir
+        with suppress(FileNotFoundError):
+            self._home = os.getcwd()
         self.steps = 0
 
     @property
@@ -57,7 +61,9 @@ class Evaluator:
             pickled = cloudpickle.dumps(self.config)  # a checkpoint names the user's own code and does not hold it
         except Exception as error:  # the user's own object may raise anything
             raise EnvironmentUnsupported(f"it cannot be sent to a process of its own: {error}") from error
-        self._pool = ProcessPool(_evaluate_checkpoint, 1, (pickled, str(saved), str(self._result), self.games))
+        with same_directory():  # an environment of this process may have left the directory that a worker begins in
+            os.chdir(self._home)
+            self._pool = ProcessPool(_evaluate_checkpoint, 1, (pickled, str(saved), str(self._result), self.games))
 
     def poll(self, timeout: float = 0.0) -> Evaluation | None:
         """Return the result of the evaluation once it has finished, else None; wait at most `timeout` seconds.

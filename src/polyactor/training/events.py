@@ -64,7 +64,9 @@ class Events:
         """
         skipped = self._skipped()
         if skipped > self.skipped:
-            self.log.event("update_skipped", "the gradient was not finite", updates=skipped - self.skipped)
+            self.log.event(
+                "update_skipped", "a gradient or a running statistic was not finite", updates=skipped - self.skipped
+            )
             self.skipped = skipped
         self.rows += 1
         waited = self.counters.steps // (self.config.workers * self.config.envs)

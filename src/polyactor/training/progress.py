@@ -123,6 +123,8 @@ def banner(config: Config, directory: Path, precision: str, done: int | None) ->
     if done is not None:
         how = "to the bit" if config.exact_resume else "environments and random streams begin anew"
         yield f"goes on from {done:,} steps: {how}"
+        if done >= config.steps:
+            yield f"all {config.steps:,} steps are done already: --steps N gives a larger total"
     preset = PRESETS.get(config.preset)
     if preset is not None and preset.measured and config.env == preset.env:
         yield f"to expect, as measured on two cores: {preset.measured}"

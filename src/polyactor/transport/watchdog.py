@@ -12,6 +12,7 @@ from time import monotonic
 from types import FrameType
 
 from polyactor.config import Config
+from polyactor.envs import name_of
 from polyactor.errors import EnvironmentUnsupported
 from polyactor.shared.counters import SharedCounters
 from polyactor.system.child_processes import end_noted
@@ -44,7 +45,7 @@ def watched(config: Config, counters: SharedCounters, tell: Tell) -> Iterator[No
         counters: the counters of the run; their heartbeats tell which environment has not answered.
         tell: called when an environment hangs.
     """
-    env, over = str(getattr(config.env, "__qualname__", config.env)), threading.Event()
+    env, over = name_of(config.env), threading.Event()
 
     def hanging() -> tuple[int, EnvironmentUnsupported] | None:
         for worker in range(counters.workers):

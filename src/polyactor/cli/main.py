@@ -36,12 +36,11 @@ usage: polyactor VERB ...
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a verb, print its error if it has one, and exit with the documented code."""
-    args = list(sys.argv[1:] if argv is None else argv)
     # Set before torch is loaded: its idle threads must not spin on cores that the emulators need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with standard_streams():
         try:
-            code = run(args)
+            code = run(list(sys.argv[1:] if argv is None else argv))
         except PolyactorError as error:
             for note in getattr(error, "__notes__", ()):  # traceback of a worker
                 print(note, file=sys.stderr)

@@ -33,6 +33,8 @@ OBSERVATIONS = "Box, Discrete, MultiBinary, MultiDiscrete, or Dict and Tuple of 
 ACTIONS = "Discrete, one-dimensional MultiDiscrete and float Box"
 """The supported action spaces, in words for the sentences of errors."""
 
+OWN = "hand over its class (in Python), or register it in a module and name both:"
+"""The way out for an id that is registered in a script, in words for the sentence of an error."""
 EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d"}
 """Modules of Gymnasium whose environments need an extra of polyactor, and the extra."""
 
@@ -362,7 +364,10 @@ def _registered(env_id: str, asked: str, others: Iterable[str]) -> EnvSpec:
             f"{asked} is registered with the old gym only; polyactor runs those registered with gymnasium."
         )
     near = suggestion(env_id, [*others, *gymnasium.registry])
-    raise EnvironmentUnsupported(f"there is no environment {asked}{near}.")
+    own = (
+        "" if ":" in asked else f"; one that a script of yours registers is known there alone: {OWN} my_module:{asked}"
+    )
+    raise EnvironmentUnsupported(f"there is no environment {asked}{near}{own}.")
 
 
 def _old_gym_ids() -> Iterable[str]:

@@ -14,8 +14,11 @@ from contextlib import contextmanager
 from multiprocessing import spawn
 from typing import Any
 
+from polyactor.errors import UsageError
+
 _hiding = threading.Lock()
 _importing = False
+_process: int | None = None  # the one in which runs have begun
 
 
 class RunAgain(BaseException):
@@ -23,13 +26,21 @@ class RunAgain(BaseException):
 
 
 def refuse_run() -> None:
-    """Return, except in a worker that imports the script.
+    """Return where a run may begin.
 
     Raises:
-        RunAgain: this process is such a worker.
+        RunAgain: this process is a worker that imports the script.
+        UsageError: this process was forked from one that has trained; torch would wait for threads it no longer has.
     """
+    global _process
     if _importing:
         raise RunAgain
+    if _process not in (None, os.getpid()):
+        raise UsageError(
+            "this process was forked from one that has trained, and torch cannot compute in it: start it by spawn or "
+            "forkserver, as with multiprocessing.get_context('spawn')"
+        )
+    _process = os.getpid()
 
 
 def whereabouts() -> dict[str, Any]:

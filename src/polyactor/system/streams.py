@@ -13,38 +13,42 @@ STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 
 class Replacing:
-    """A text stream whose writes never fail: for output that a run can do without.
+    """A text stream whose writes do not fail: for output that a program can do without.
 
     Args:
-        stream: the stream to write to; it is silenced when a write fails.
+        stream: the stream to write to; it is silenced when a write fails, as where its terminal is gone.
+        passing: exceptions of the stream that are passed on.
     """
 
-    def __init__(self, stream: IO[str]) -> None:
-        self.stream = stream
+    def __init__(self, stream: IO[str], passing: tuple[type[Exception], ...] = ()) -> None:
+        self.stream, self.passing = stream, passing
+        self.failure = ""
+        """Why the first write failed that did."""
 
     def write(self, text: str) -> int:
         """Write a text, with ``?`` for each character that the stream's encoding lacks."""
         encoding = getattr(self.stream, "encoding", None) or "utf-8"
-        with lasting(self.stream):
+        with self._failing():
             self.stream.write(text.encode(encoding, "replace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:
         """Flush the stream."""
-        with lasting(self.stream):
+        with self._failing():
             self.stream.flush()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except self.passing:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: somebody has closed it
+            self.failure = self.failure or getattr(error, "strerror", "") or str(error)
+            silence(self.stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
-
-
-@contextmanager
-def lasting(stream: IO[str]) -> Iterator[None]:
-    """Silence a stream when a write in the with block fails: its reader or terminal is gone, or its disk is full."""
-    try:
-        yield
-    except (OSError, ValueError):  # ValueError: somebody has closed it
-        silence(stream)
 
 
 def silence(stream: IO[str]) -> None:
@@ -71,21 +75,23 @@ def occupy_descriptors() -> None:
 def standard_streams() -> Iterator[None]:
     """Let a program print in the with block without a thought for its streams; flush them at the end.
 
-    Streams that are closed are replaced by the null device, and characters that an encoding lacks by ``?``.
+    Streams that are closed are replaced by the null device. A write fails only where the reader of a pipe has left.
     """
     occupy_descriptors()
+    before = [getattr(sys, name) for name in STREAMS]
     for descriptor, (name, mode) in enumerate(STREAMS.items()):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
-        if hasattr(getattr(sys, name), "reconfigure"):
-            getattr(sys, name).reconfigure(errors="replace")
+        stream = before[descriptor] or os.fdopen(descriptor, mode, closefd=False)
+        setattr(sys, name, stream if mode == "r" else Replacing(stream, passing=(BrokenPipeError,)))
+    printed: Any = sys.stdout
     try:
         yield
     finally:
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except OSError as error:
+            except BrokenPipeError:
                 silence(stream)
-                if not isinstance(error, BrokenPipeError):
-                    print(f"polyactor: what was printed could not be written: {error.strerror}", file=sys.stderr)
+        if printed.failure:
+            print(f"polyactor: what was printed could not be written: {printed.failure}", file=sys.stderr)
+        for name, stream in zip(STREAMS, before, strict=True):
+            setattr(sys, name, stream)

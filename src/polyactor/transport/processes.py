@@ -94,7 +94,7 @@ def _started(i: int, target: Callable[..., None], args: tuple[Any, ...]) -> tupl
         # The fork server takes at most 250 shared tensors, is gone, or has no room for the path of its socket.
         except (ValueError, OSError, EOFError, AssertionError) as error:
             failure = error
-    raise errors.WorkerFailed(f"worker {i} could not be started: {failure}") from failure
+    raise errors.WorkerFailed(f"worker {i} could not be started: {failure or type(failure).__name__}") from failure
 
 
 class ProcessPool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import polyactor as pa
-from polyactor.settings.presets import PRESETS
-from polyactor.training.progress import Progress
+from polyactor.settings.presets import PRESETS, base_config
+from polyactor.training.progress import Progress, banner
 from tests.helpers.runs import B, T, program
 
 
@@ -55,3 +57,24 @@ def test_lines_that_nobody_reads_are_no_error(monkeypatch: pytest.MonkeyPatch) -
         progress.show(row, new=False)
         progress.say("done")
         monkeypatch.undo()
+
+
+@pytest.mark.fault("P13")
+@pytest.mark.parametrize("stream", ["ascii", "none", "closed"])
+def test_lines_need_no_terminal_that_can_show_them(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    shown = io.TextIOWrapper(raw, "ascii")
+    monkeypatch.setattr(sys, "stdout", None if stream == "none" else shown)
+    if stream == "closed":
+        shown.close()
+    with Progress("2 × 4", 10, quiet=False) as progress:
+        progress.say("2 × 4 – done")
+    if stream == "ascii":
+        assert raw.getvalue() == b"2 ? 4 ? done\n"
+
+
+@pytest.mark.parametrize(("envs", "said"), [(50, True), (4, False)])
+def test_many_environments_are_announced_before_they_are_made(envs: int, said: bool) -> None:
+    config = replace(base_config("pong-a3c-threads-9"), envs=envs, workers=4)
+    lines = list(banner(config, Path("run"), "fp32", None))
+    assert any("making 200 environments in this process" in line for line in lines) == said

@@ -140,7 +140,7 @@ def test_a_closed_terminal_costs_a_run_no_worker(preset: str, tmp_path: Path) ->
     """All processes of the terminal get the signal, and printing fails from then on."""
     pid, terminal = pty.fork()
     if pid == 0:
-        flags = "--env polyactor/Chain-v0 --workers 2 --steps 100000000 --out run"
+        flags = "--env polyactor/Chain-v0 --workers 2 --steps 100000000 --checkpoint-every 1 --out run"
         os.chdir(tmp_path)
         os.environ["PYTHONPATH"] = str(SOURCE)
         os.execv(sys.executable, [sys.executable, "-m", "polyactor", "train", preset, *flags.split()])
@@ -162,8 +162,12 @@ def test_a_signal_is_heeded_while_threads_make_many_emulators(tmp_path: Path) ->
     """ale-py's constructor holds the interpreter; each of the other threads was about to call it, too."""
     pytest.importorskip("ale_py")
     events_file = tmp_path / "run" / "events.jsonl"
+
+    def started() -> bool:
+        return events_file.exists() and bool(events_file.stat().st_size)
+
     with program("-m", "polyactor", "train", "pong-a3c-threads-9", "--out", str(tmp_path / "run")) as process:
-        until(events_file.exists, process)
+        until(started, process)
         start = time.monotonic()
         make = "from polyactor.envs import make_envs; make_envs('ALE/Pong-v5', 50)"
         process.send_signal(signal.SIGINT)

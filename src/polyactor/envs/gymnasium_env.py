@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -364,9 +365,9 @@ def _registered(env_id: str, asked: str, others: Iterable[str]) -> EnvSpec:
             f"{asked} is registered with the old gym only; polyactor runs those registered with gymnasium."
         )
     near = suggestion(env_id, [*others, *gymnasium.registry])
-    own = (
-        "" if ":" in asked else f"; one that a script of yours registers is known there alone: {OWN} my_module:{asked}"
-    )
+    mistyped = difflib.get_close_matches(env_id, gymnasium.registry, n=1, cutoff=0.8)
+    known_there = f"; one that a script of yours registers is known there alone: {OWN} my_module:{asked}"
+    own = "" if mistyped or ":" in asked else known_there
     raise EnvironmentUnsupported(f"there is no environment {asked}{near}{own}.")
 
 

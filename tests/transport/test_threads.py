@@ -88,7 +88,11 @@ def test_threads_that_shall_end_make_no_more_emulators() -> None:
     assert first.wait(STARTED)
     with long_calls_until(lambda: True):  # as from the moment of a signal
         go_on.set()
+        for thread in pool.threads.values():
+            thread.join(STARTED)
+        losses = pool.watch(0.0)
         pool.stop()
+    assert losses == []  # the run has not failed of it
     assert len(made) == 1
     assert not any(thread.is_alive() for thread in pool.threads.values())
 

@@ -12,7 +12,7 @@ import torch
 
 from polyactor import errors
 from polyactor.shared.slot_queue import WakeUp
-from polyactor.system.interpreter import long_calls_until
+from polyactor.system.interpreter import Refused, long_calls_until
 
 SLICE = 0.05
 """Seconds for which a thread is joined at a time."""
@@ -45,6 +45,8 @@ class ThreadPool:
             try:
                 self.target(i, *self.args)
                 self.done.add(i)
+            except Refused:
+                return  # the run is about to stop, and not for this thread
             except BaseException as error:
                 self.raised[i] = error
             self.news.set()

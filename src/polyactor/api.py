@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,10 @@ from polyactor.settings.presets import base_config
 from polyactor.settings.registry import PARTS, name_of, part
 from polyactor.settings.serialize import SECTIONS, refuse_unwritable
 from polyactor.storage.run_directory import run_directory
-from polyactor.system import forkserver
+from polyactor.system.descriptors import require_descriptors
+from polyactor.system.forkserver import start_forkserver
+from polyactor.system.script import refuse_run
+from polyactor.system.streams import occupy_descriptors
 
 if TYPE_CHECKING:
     from polyactor.training.trainer import Run
@@ -51,7 +55,8 @@ def train(
     name in it, of another part (``scheme={"name": "actor-learner", "max_lag": 2}``). An instance replaces the section
     (``scheme=pa.Hogwild(lock="both")``).
 
-    In a script call it under ``if __name__ == "__main__":``, since workers import the script.
+    In a script call it under ``if __name__ == "__main__":``. Without, it works, too, but every worker process imports
+    the script as far as the first call.
 
     Args:
         preset: a method ("a2c", "a3c", "appo", …), a preset, an algorithm ``file.py:Class``, or a config.
@@ -70,6 +75,7 @@ def train(
         UsageError: a setting does not exist or is not allowed; no file has been written.
         PolyactorError: any other error that kept the run from starting, or stopped it.
     """
+    refuse_run()
     look = Specs()
     auto = [name for name in AUTO if isinstance(values.get(name), str) and values[name] == "auto"]
     values = {name: value for name, value in values.items() if name not in auto}
@@ -115,6 +121,7 @@ def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, ke
         EnvironmentUnsupported: the environment cannot be trained in.
         RunDirectoryError: a run directory is taken or cannot be written.
     """
+    occupy_descriptors()
     configs = [
         replace(config, env=resolved(config.env)) if isinstance(config.env, str) else config for config in configs
     ]
@@ -127,8 +134,11 @@ def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, ke
     for config in configs:
         check(config)
         refuse_unwritable(config)
-    if any(TRANSPORTS[config.transport].forks(config.scheme) for config in configs):
-        forkserver.start_forkserver()  # imports torch in parallel with this process
+    workers = [config.workers for config in configs if TRANSPORTS[config.transport].forks(config.scheme)]
+    if workers:
+        require_descriptors(max(workers))
+        with suppress(OSError):  # workers are then started in another way
+            start_forkserver()  # imports torch in parallel with this process
     pairs = list(zip(configs, specs, strict=True))
     return [Ready(config, spec, [*reasons, *_flattened(config, spec)]) for config, spec in pairs]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -101,14 +102,21 @@ class Transport:
 
     def forks(self, scheme: Scheme) -> bool:
         """Return whether this transport starts worker processes, so that a fork server pays."""
-        return self.apart and not scheme.single
+        return self.apart and not scheme.single and not scheme.in_threads
 
     def fits(self, config: Config) -> None:
         """Refuse a run that this transport cannot place.
 
         Raises:
-            UsageError: the scheme wants threads, and this transport runs roles in turn.
+            UsageError: the scheme wants threads, and this transport runs roles in turn; or it starts processes, and
+                this process may start none.
         """
+        if self.forks(config.scheme) and multiprocessing.current_process().daemon:
+            raise UsageError(
+                f"--transport {config.transport} is not allowed here: this is a daemonic process, as those of "
+                "multiprocessing.Pool are, which may start no workers: use --transport inline "
+                "(in Python: transport='inline')"
+            )
         if config.scheme.in_threads and not self.apart:
             raise UsageError(
                 "--scheme.workers-as thread is not allowed with "

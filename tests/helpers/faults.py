@@ -38,12 +38,23 @@ FAULTS: dict[str, tuple[str, str]] = {
         "its workers are gone within 1 s; what is resumed is at most one checkpoint interval back; first update "
         "within 15 s",
     ),
-    "P6": ("SIGTERM or SIGINT", "the run is saved and ends with 75; a second one ends it at once (143, 130)"),
+    "P6": (
+        "SIGTERM, SIGINT or SIGHUP",
+        "the run is saved and ends with 75; a second SIGTERM or SIGINT ends it at once (143, 130)",
+    ),
     "P7": ("a worker is stopped for a while, or slow", "it is not taken for dead; the others go on (not in lockstep)"),
     "P8": ("a worker joins or leaves a run", "who comes back plays games of its own; who is gone is not waited for"),
     "P9": ("a process is killed for its memory", "as P1, with a hint; again and again: exit code 9"),
     "P10": ("/dev/shm is too small", "exit code 9 before training, with what is there; no bus error later"),
     "P11": ("what a killed run leaves behind", "nothing: no process, no shared memory, no temporary file"),
+    "P12": (
+        "workers cannot be started as usual: a script without a guard or a file, a long TMPDIR, a daemonic process",
+        "they are started in another way, or a sentence names the way out before there is a file",
+    ),
+    "P13": (
+        "standard streams are closed, full, gone or not UTF-8",
+        "the exit code is that of the work, and no line is written into a file of the run",
+    ),
     "P14": (
         "an environment has begun processes of its own, such as a simulator",
         "who ends a worker ends them, however it ends; in the run's own process (`sync`) those that its environments "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -106,3 +107,24 @@ def test_what_takes_long_is_announced_whatever_it_waits_for(monkeypatch: pytest.
         assert heard.wait(10.0)  # the line before may have been on its way
         assert said[-1].startswith("playing, ")
     assert not announcer._thread.is_alive()
+
+
+@pytest.mark.fault("P13")
+@pytest.mark.parametrize("stream", ["ascii", "none", "closed"])
+def test_lines_need_no_terminal_that_can_show_them(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    shown = io.TextIOWrapper(raw, "ascii")
+    monkeypatch.setattr(sys, "stdout", None if stream == "none" else shown)
+    if stream == "closed":
+        shown.close()
+    with Progress("2 × 4", 10, quiet=False) as progress:
+        progress.say("2 × 4 – done")
+    if stream == "ascii":
+        assert raw.getvalue() == b"2 ? 4 ? done\n"
+
+
+@pytest.mark.parametrize(("envs", "said"), [(50, True), (4, False)])
+def test_many_environments_are_announced_before_they_are_made(envs: int, said: bool) -> None:
+    config = replace(base_config("pong-a3c-threads-9"), envs=envs, workers=4)
+    lines = list(banner(config, Path("run"), "fp32", None))
+    assert any("making 200 environments in this process" in line for line in lines) == said

@@ -17,6 +17,7 @@ from polyactor.envs.conversion import Conversion
 from polyactor.envs.vector_env import Step, none_lost
 from polyactor.errors import EnvironmentUnsupported, UsageError
 from polyactor.fields import Allowed
+from polyactor.system.interpreter import holding_interpreter, may_begin_long_call
 
 MAX_FRAMES = 108_000
 """Emulator frames after which a game is truncated, which is 30 minutes at 60 frames per second."""
@@ -146,10 +147,12 @@ class AtariEnvs:
             "img_height": height, "img_width": size, "stack_num": options.stack, "grayscale": True
         }  # fmt: skip
         self._emulators: Any
-        if saved:
-            self._emulators = ExactAtariVectorEnv(num_envs, **screen, **game)
-        else:
-            self._emulators = AtariVectorEnv(num_envs=num_envs, num_threads=min(threads, num_envs), **screen, **game)
+        with holding_interpreter():
+            if saved:
+                self._emulators = ExactAtariVectorEnv(num_envs, **screen, **game)
+            else:
+                many: dict[str, Any] = {"num_envs": num_envs, "num_threads": min(threads, num_envs)}
+                self._emulators = AtariVectorEnv(**many, **screen, **game)
         self._rows = slice(top, top + size)
         # An emulator is gray or in colour: a twin of environment 0 with the same seed and actions gives the pictures.
         self._twin = None
@@ -176,6 +179,7 @@ class AtariEnvs:
         Args:
             seed: environment i is seeded with ``seed + i``; None draws a seed.
         """
+        may_begin_long_call()
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         seed = int(seed) % (2**31 - self.num_envs)  # ale-py takes Python ints of 31 bits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -32,6 +33,8 @@ from polyactor.files import load_file, same_directory
 EnvFactory = Callable[[], "gymnasium.Env[Any, Any]"]
 """A callable without arguments that makes one environment; it is called once per environment."""
 
+OWN = "hand over its class (in Python), or register it in a module and name both:"
+"""The way out for an id that is registered in a script, in words for the sentence of an error."""
 EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d"}
 """Modules of Gymnasium whose environments need an extra of polyactor, and the extra."""
 
@@ -379,7 +382,10 @@ def _registered(env_id: str, asked: str, others: Iterable[str], where: str = "")
     near = suggestion(env_id, [*others, *gymnasium.registry])
     options = f"; {OPTIONS}" if re.search(r"[?(=]", env_id) else ""
     options += "; name what is in the file, too, as FILE.py:NAME" * env_id.endswith(".py")
-    raise EnvironmentUnsupported(f"there is no environment {one_line(asked)}{where}{near}{options}.")
+    mistyped = difflib.get_close_matches(env_id, gymnasium.registry, n=1, cutoff=0.8)
+    known_there = f"; one that a script of yours registers is known there alone: {OWN} my_module:{one_line(asked)}"
+    own = "" if options or mistyped or ":" in asked else known_there
+    raise EnvironmentUnsupported(f"there is no environment {one_line(asked)}{where}{near}{options}{own}.")
 
 
 def _old_gym_ids() -> Iterable[str]:

@@ -19,6 +19,7 @@ from polyactor.envs import name_of
 from polyactor.errors import RunDirectoryError, one_line
 from polyactor.storage.atomic import replace_file, writing
 from polyactor.storage.checkpoint import FOLDER
+from polyactor.system.script import refuse_run
 
 LOCK = "run.lock"
 """The lock file of a run directory. It names the process that trains there, which removes it at its end."""
@@ -109,6 +110,7 @@ def claimed(directory: Path) -> Iterator[None]:
     Raises:
         RunDirectoryError: another process holds the lock, or the directory cannot be written; then nothing is changed.
     """
+    refuse_run()
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
     descriptor = _locked(directory)

@@ -21,6 +21,8 @@ from polyactor.training.stats import TROUBLES
 
 LINE_EVERY = 9.0
 """Seconds between two progress lines where the output is no terminal."""
+MANY = 32
+"""Environments whose making in the run's own process is announced, since it may take long and cannot be cut short."""
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -120,6 +122,9 @@ def banner(config: Config, directory: Path, precision: str, done: int | None) ->
     """
     workers = f"{config.workers} worker{'s' * (config.workers > 1)} × {config.envs} environments"
     yield f"{directory}: {workers}, rollout {config.rollout}, {precision}, seed {config.seed}"
+    total, here = config.workers * config.envs, config.scheme.in_threads or config.scheme.single
+    if here and total >= MANY:
+        yield f"making {total} environments in this process; Ctrl-C is heeded between two calls of them"
     if done is not None:
         how = "to the bit" if config.exact_resume else "environments and random streams begin anew"
         yield f"goes on from {done:,} steps: {how}"

@@ -1,4 +1,4 @@
-"""Stopping a run by signal: the first SIGINT or SIGTERM asks it to stop, the second ends the process at once."""
+"""Stopping a run by signal: the first one asks it to stop, and a second SIGINT or SIGTERM ends the process at once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from polyactor.system.child_processes import end_noted
+from polyactor.system.interpreter import long_calls_until
 
 
 @dataclass
@@ -26,9 +27,11 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Handle SIGINT and SIGTERM inside the context: the first sets `asked`, the second ends the process at once.
+    """Handle SIGINT, SIGTERM and SIGHUP inside the context: each sets `asked`.
 
-    The exit code is then 128 + the signal's number. Outside the main thread signals are left alone.
+    If it is set already, SIGINT and SIGTERM end the process at once, with the exit code 128 + the signal's number.
+    SIGHUP does not: a terminal that is closed sends it twice, by the shell and by the kernel. A SIGHUP that was ignored
+    before, as under nohup, stays ignored. Outside the main thread signals are left alone.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -36,14 +39,18 @@ def stop_signals() -> Iterator[Stop]:
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.asked:
+        if stop.asked and number != signal.SIGHUP:
             end_noted()
             os._exit(128 + number)
         stop.asked = True
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        handled.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in handled}
     try:
-        yield stop
+        with long_calls_until(stop):  # from now on, and not only once the workers have been told
+            yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

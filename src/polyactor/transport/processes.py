@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import faulthandler
-import multiprocessing.util
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -17,8 +16,10 @@ from typing import Any
 from polyactor import errors
 from polyactor.shared.slot_queue import WakeUp
 from polyactor.system.child_processes import die_with_run, end_worker, lead_group
+from polyactor.system.descriptors import few_descriptors, require_descriptors
 from polyactor.system.forkserver import WAYS, one_thread, start_forkserver
-from polyactor.system.machine import settle
+from polyactor.system.script import hidden_script
+from polyactor.transport.surroundings import Surroundings
 
 DONE = "done"
 """The last message of a worker that succeeded. Exit code 0 is no proof: an environment may end the process with it."""
@@ -26,26 +27,23 @@ LAST_WORDS = 6_000
 """Most characters of an error message and of its traceback; both fit into an unread pipe (64 KiB)."""
 
 
-def _enter(
-    target: Callable[..., None], pipe: Connection, environ: Mapping[str, str], litter: str, args: tuple[Any, ...]
-) -> None:
+def _enter(target: Callable[..., None], pipe: Connection, surroundings: Surroundings, args: tuple[Any, ...]) -> None:
     """Run the target in a new worker process, and send the run `DONE` or the error through the pipe."""
     lead_group()
-    die_with_run(litter)
-    os.environ.clear()  # the fork server's
-    os.environ.update(environ)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run decides what Ctrl-C means
-    faulthandler.enable()
-    settle()
+    die_with_run(surroundings.litter)
+    note = ""
     try:
+        note = surroundings.take_over()
         target(*args)
         pipe.send(DONE)  # the last message the run reads
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # skip the interpreter's teardown: an environment's own threads may never end
     except BaseException as error:
+        if note:
+            error.add_note(note)
         kind = type(error).__name__ if isinstance(error, errors.PolyactorError) else ""
-        pipe.send((kind, _shortened(str(error)), _shortened(traceback.format_exc())))
+        pipe.send((kind, _shortened(str(error)), _shortened(traceback.format_exc().rstrip())))
         os._exit(1)
 
 
@@ -59,20 +57,23 @@ def _started(i: int, target: Callable[..., None], args: tuple[Any, ...]) -> tupl
     """Start the process of worker i, and return it and the pipe that its last message comes through."""
     failure: Exception | None = None
     for way in WAYS:
-        context: Any = get_context(way)
-        ours, theirs = context.Pipe(duplex=False)
-        own = (target, theirs, dict(os.environ), multiprocessing.util.get_temp_dir(), (i, *args))
-        process = context.Process(target=_enter, args=own, name=f"polyactor-worker-{i}")
         try:
-            start_forkserver()
-            process.start()
-        except (ValueError, OSError, EOFError) as error:  # the fork server takes at most 250 shared tensors, or is gone
+            with few_descriptors(), ExitStack() as opened:
+                context: Any = get_context(way)
+                ours, theirs = map(opened.enter_context, context.Pipe(duplex=False))
+                own = (target, theirs, Surroundings(), (i, *args))
+                process = context.Process(target=_enter, args=own, name=f"polyactor-worker-{i}")
+                if way == "forkserver":
+                    start_forkserver()
+                with hidden_script():
+                    process.start()
+                theirs.close()
+                opened.pop_all()
+                return process, ours
+        # The fork server takes at most 250 shared tensors, is gone, or has no room for the path of its socket.
+        except (ValueError, OSError, EOFError, AssertionError) as error:
             failure = error
-            continue
-        finally:
-            theirs.close()
-        return process, ours
-    raise errors.WorkerFailed(f"worker {i} could not be started: {failure}") from failure
+    raise errors.WorkerFailed(f"worker {i} could not be started: {failure or type(failure).__name__}") from failure
 
 
 class ProcessPool:
@@ -91,6 +92,7 @@ class ProcessPool:
         self.done: set[int] = set()
         """Workers whose function has returned."""
         self.workers = workers
+        require_descriptors(workers, others=4)
         try:
             for i in range(workers):
                 self.start(i)

@@ -21,6 +21,7 @@ from polyactor.settings.registry import PARTS, name_of, part
 from polyactor.settings.serialize import SECTIONS
 from polyactor.storage.run_directory import run_directory
 from polyactor.system import forkserver
+from polyactor.system.process_state import kept_streams
 
 if TYPE_CHECKING:
     from polyactor.training.trainer import Run
@@ -31,6 +32,7 @@ NAMED = {"model": "torso"}
 """Sections of one class for which a name may stand, and the field that the name sets."""
 
 
+@kept_streams()
 def train(
     preset: str | Config = "a3c",
     *,
@@ -68,7 +70,7 @@ def train(
         UsageError: a setting does not exist or is not allowed; no file has been written.
         PolyactorError: any other error that kept the run from starting, or stopped it.
     """
-    look = Specs()
+    look = Specs(seconds) if isinstance(seconds := values.get("env_timeout"), float | int) and seconds > 0 else Specs()
     auto = [name for name in AUTO if values.get(name) == "auto"]
     values = {name: value for name, value in values.items() if name not in auto}
     sections = {

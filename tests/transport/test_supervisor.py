@@ -13,9 +13,9 @@ from polyactor.errors import EnvironmentUnsupported, WorkerExit, WorkerFailed
 from polyactor.settings.presets import base_config
 from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.shared.slot_queue import WakeUp
+from polyactor.system.deadline import PATIENCE
 from polyactor.transport import supervisor as module
 from polyactor.transport.supervisor import LIFELESS, SPARED, WINDOW, Supervisor
-from polyactor.transport.watchdog import PATIENCE
 
 
 class Played:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from polyactor.cli.flags import HELP, read_config, small_flags, take, take_auto
+from polyactor.cli.flags import HELP, env_timeout, read_config, small_flags, take, take_auto
 from polyactor.errors import UsageError
+from polyactor.system.notices import noticing, to_stderr
 
 
 def _evaluate(args: list[str]) -> int:
@@ -74,12 +75,13 @@ def _presets(args: list[str]) -> int:
 
 def _check(args: list[str]) -> int:
     """Check whether an environment is fit for training, and print the result: ``polyactor check``."""
-    options = small_flags(args, {"env": str}, "check --env ID", runs=False)
+    kinds = {"env": str, "env-timeout": float}
+    options = small_flags(args, kinds, "check --env ID [--env-timeout SECONDS]", runs=False)
     if "env" not in options:
         raise UsageError("check needs --env, such as: polyactor check --env CartPole-v1")
-    from polyactor.envs.check import inspect
+    from polyactor.envs.check import DEADLINE, inspect
 
-    print(inspect(options["env"]))
+    print(inspect(options["env"], seconds=options.get("env-timeout", DEADLINE)))
     return 0
 
 
@@ -91,7 +93,7 @@ def _bench(args: list[str]) -> int:
 
     if HELP.intersection(args):
         print("usage: polyactor bench [PRESET] [--env ID] [--seconds S] [--schemes A,B,…], and flags of train:\n")
-    look, (auto, args) = Specs(), take_auto(args)
+    look, (auto, args) = Specs(env_timeout(args)), take_auto(args)
     seconds, args = take(args, "seconds")
     schemes, args = take(args, "schemes")
     if not args or args[0].startswith("-"):
@@ -110,6 +112,12 @@ def _bench(args: list[str]) -> int:
         print(reason)
     bench([run.config for run in ready], seconds=options["seconds"])
     return 0
+
+
+def noticed(verb: Callable[[list[str]], int], args: list[str]) -> int:
+    """Run a verb and return its exit code; meanwhile, but with ``--quiet``, it is never silent for long."""
+    with noticing(None if "--quiet" in args else to_stderr):
+        return verb(args)
 
 
 def the_run(options: dict[str, Any]) -> Path:

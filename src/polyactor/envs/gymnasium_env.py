@@ -24,6 +24,7 @@ from polyactor.envs.atari import looks_atari
 from polyactor.envs.serial_vector_env import SerialVectorEnv, first_line, shortened
 from polyactor.envs.vector_env import ActionSpace, Listener, Step, none_lost
 from polyactor.errors import EnvironmentUnsupported, suggestion
+from polyactor.system.deadline import Call
 
 EnvFactory = Callable[[], "gymnasium.Env[Any, Any]"]
 """A callable without arguments that makes one environment; it is called once per environment."""
@@ -84,7 +85,7 @@ class GymnasiumEnvs:
         max_episode_steps: truncate episodes after this many steps; None leaves the limit of the environment.
         saved: whether `snapshot` will be taken, possibly after `close`.
         render: whether environment 0 shall draw pictures.
-        listener: told before each call of an environment; not used with Gymnasium's vector class.
+        listener: told before each call of an environment; with Gymnasium's vector class only of drawing.
 
     Raises:
         EnvironmentUnsupported: the environment cannot be made, or polyactor does not support its spaces.
@@ -101,7 +102,7 @@ class GymnasiumEnvs:
         listener: Listener | None = None,
     ) -> None:
         self._name = _name(source)
-        self._saved, self._render = saved, render
+        self._saved, self._render, self._listener = saved, render, listener
         self._last: bytes | None = None
         self._envs: gymnasium.vector.VectorEnv[Any, Any, Any] | SerialVectorEnv
         if (
@@ -209,6 +210,8 @@ class GymnasiumEnvs:
         """
         if not self._render:
             return None
+        if self._listener is not None:
+            self._listener.asked(0, None, Call.RENDER)
         try:
             if isinstance(self._envs, SerialVectorEnv):
                 single = self._envs.envs[0]
@@ -218,10 +221,13 @@ class GymnasiumEnvs:
                 picture = None if pictures is None else pictures[0]
         except Exception as error:  # graphics libraries raise exceptions of many classes
             raise EnvironmentUnsupported(f"{self._name} cannot draw itself: {first_line(error)}.") from error
+        finally:
+            if self._listener is not None:
+                self._listener.answered()
         return None if picture is None else np.array(picture, np.uint8)
 
     def _fresh(self, observation: Any) -> NDArray[Any]:
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             return np.array(observation, self.observation_space.dtype, order="C")
 
 
@@ -254,7 +260,8 @@ def _action_space(space: spaces.Space[Any], name: str) -> tuple[ActionSpace, Cal
 
         def rescale(action: NDArray[Any]) -> NDArray[Any]:
             inside = bottom + (action + 1.0) / 2.0 * width
-            return np.clip(np.where(bounded, inside, action), low, high).astype(dtype)
+            with np.errstate(all="ignore"):
+                return np.clip(np.where(bounded, inside, action), low, high).astype(dtype)
 
         ours = np.where(bounded, 1.0, np.inf).astype(np.float32)
         return spaces.Box(-ours, ours, dtype=np.float32), rescale

@@ -8,6 +8,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from polyactor.system.deadline import Call
+
 ActionSpace = gymnasium.spaces.Discrete | gymnasium.spaces.MultiDiscrete | gymnasium.spaces.Box
 """The action spaces that policies support."""
 
@@ -44,8 +46,11 @@ def none_lost(num_envs: int) -> NDArray[np.bool_]:
 class Listener(Protocol):
     """An object that is told before each call of an environment, so that one that hangs can be named."""
 
-    def asked(self, env: int, action: Any) -> None:
-        """Record that environment number `env` is about to take an action, or to be made or reset (None)."""
+    def asked(self, env: int, action: Any, call: Call = Call.RESET) -> None:
+        """Record that environment number `env` is about to take an action, or another `call` if the action is None."""
+
+    def answered(self) -> None:
+        """Record that all environments asked have answered."""
 
 
 class VectorEnv(Protocol):

@@ -13,15 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyactor.agent.streams import EVALUATION_STREAM, Streams
+from polyactor.agent.streams import EVALUATION_STREAM, GLOBAL_STREAM, Streams
 from polyactor.config import Config
 from polyactor.envs import EnvSpec, VectorEnv, make_envs
 from polyactor.errors import EnvironmentUnsupported
 from polyactor.evaluation.policy import make_trained
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.shared.counters import SharedCounters, never, nothing
-from polyactor.shared.heartbeat import ALL
+from polyactor.shared.heartbeat import ALL, Call
+from polyactor.system.deadline import Halted
 from polyactor.system.machine import torch_threads
+from polyactor.system.notices import waiting
+from polyactor.system.process_state import attention, kept_switches, seeded
 from polyactor.transport.watchdog import Tell, untold, watched
 
 MAX_GAME_STEPS = 27_000
@@ -112,7 +115,10 @@ def play(
         pi = model.distribution(params)
         action = pi.mode() if deterministic else pi.sample(streams.act)
         before = observation
-        step = envs.step(action.numpy())
+        try:
+            step = envs.step(action.numpy())
+        except Halted:
+            break
         answered()
         observation, reward, done = step.observation, step.reward, step.done
         score, length = score + reward, length + ~ended
@@ -139,22 +145,41 @@ def play(
 
 @contextmanager
 def fresh_envs(
-    config: Config, count: int, tell: Tell = untold, **options: Any
+    config: Config,
+    count: int,
+    tell: Tell = untold,
+    *,
+    seed: int,
+    stopped: Callable[[], bool] = never,
+    **options: Any,
 ) -> Iterator[tuple[VectorEnv, Callable[[], object]]]:
     """Yield new environments for whole games, and a function to call whenever the environments have returned.
 
-    The environments run in this process. One that hangs is interrupted by a watchdog, as `watched` says.
+    The environments run in this process. One that hangs is interrupted by a watchdog, as `watched` says. The global
+    random streams are seeded for them, and put back after the games, as are handlers of signals and switches.
 
     Args:
         config: the run's config.
         count: the number of environments.
         tell: logs an event, as `MetricsLog.event` does.
+        seed: of the global random streams.
+        stopped: returns True to end; the environments are then not asked for another step.
         options: further arguments of `make_envs`.
+
+    Raises:
+        Halted: `stopped` returned True.
     """
     counters = SharedCounters(1)
     heartbeat = counters.heartbeats.heartbeat(0)
-    heartbeat.asked(ALL, None)
-    with watched(config, counters, tell):
+    env = str(getattr(config.env, "__qualname__", config.env))
+
+    def what() -> str:
+        return f"{env}: {counters.heartbeats.asked(0) or 'whole games are played'}"
+
+    stream = Streams.of(seed, GLOBAL_STREAM).env
+    with kept_switches(), seeded(stream), watched(config, counters, tell), waiting(what):
+        heartbeat.attend = attention(stopped)
+        heartbeat.asked(ALL, None, Call.CONSTRUCTOR)
         envs = make_envs(
             config.env,
             count,
@@ -167,7 +192,7 @@ def fresh_envs(
         try:
             yield envs, heartbeat.answered
         finally:
-            heartbeat.asked(ALL, None)
+            heartbeat.asked(ALL, None, Call.CLOSE)
             envs.close()
             heartbeat.answered()
 
@@ -197,7 +222,7 @@ def evaluate(
         stopped: returns True to end with the games finished so far.
         tell: logs an event, as `MetricsLog.event` does.
     """
-    with fresh_envs(config, min(games, 50), tell, threads=threads) as (envs, answered):
+    with fresh_envs(config, min(games, 50), tell, seed=seed, stopped=stopped, threads=threads) as (envs, answered):
         model = make_trained(config, EnvSpec.of(envs), tensors)
         how: dict[str, Any] = {"deterministic": deterministic, "seed": seed, "stopped": stopped, "answered": answered}
         return play(model, envs, games=games, **how)

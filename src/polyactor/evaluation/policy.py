@@ -19,6 +19,7 @@ from polyactor.models.actor_critic import ActorCritic
 from polyactor.optim.flat import State
 from polyactor.settings.serialize import from_json
 from polyactor.storage import checkpoint
+from polyactor.system.machine import torch_threads
 
 
 def make_trained(config: Config, spec: EnvSpec, tensors: Mapping[str, Tensor]) -> ActorCritic:
@@ -114,7 +115,8 @@ class Policy:
             deterministic: return the most likely action; otherwise a sample.
         """
         x = torch.as_tensor(self._envs.encode(observation)).unsqueeze(0)
-        params, self._state = self.model.step(x, self._state, torch.tensor([self._first]))
+        with torch_threads(1):  # others would have to be waited for, and one row is soon done
+            params, self._state = self.model.step(x, self._state, torch.tensor([self._first]))
         self._first = False
         pi = self.model.distribution(params)
         action = pi.mode() if deterministic else pi.sample(self._generator)

@@ -17,6 +17,8 @@ from polyactor.evaluation.evaluate import MAX_GAME_STEPS, STUCK_AFTER, fresh_env
 from polyactor.evaluation.policy import make_trained, read
 from polyactor.report.curves import curve
 from polyactor.shared.counters import never
+from polyactor.system.machine import torch_threads
+from polyactor.system.process_state import environment_variables
 
 MIN_SIZE = 320
 """Least height of a video in pixels; smaller frames are enlarged by a whole factor, so that players show them sharp."""
@@ -55,10 +57,14 @@ def record(
         import imageio_ffmpeg
     except ImportError:
         raise EnvironmentUnsupported('a video needs an encoder: pip install "polyactor[video]"') from None
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # Gymnasium draws with SDL: open no window
     temporary = out.with_name(f".{out.stem}.part{out.suffix}")
     writer = None
-    with fresh_envs(config, 1, render=True) as (envs, answered):
+    driver = os.environ.get("SDL_VIDEODRIVER", "dummy")  # Gymnasium draws with SDL: open no window
+    with (
+        environment_variables(SDL_VIDEODRIVER=driver),
+        torch_threads(1),
+        fresh_envs(config, 1, seed=seed, stopped=stopped, render=True) as (envs, answered),
+    ):
         try:
             model = make_trained(config, EnvSpec.of(envs), tensors)
             temporary.unlink(missing_ok=True)  # perhaps a planted link

@@ -17,9 +17,10 @@ from rich.text import Text
 from polyactor.config import Config
 from polyactor.settings.presets import PRESETS
 from polyactor.system.console import Lasting
+from polyactor.system.notices import heard
 from polyactor.training.stats import TROUBLES
 
-LINE_EVERY = 15.0
+LINE_EVERY = 8.0
 """Seconds between two progress lines where the output is no terminal."""
 SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -57,6 +58,7 @@ class Progress:
         if not self.quiet:
             self.console.print(message)
             self.console.file.flush()
+            heard()
 
     def show(self, row: Mapping[str, Any], *, new: bool) -> None:
         """Display a metrics row.
@@ -69,9 +71,11 @@ class Progress:
             self.curve.append(row["score_mean100"])
         if self.live is not None:
             self.live.update(self._panel(row))
+            heard()
         elif not self.quiet and time.monotonic() >= self.next_line:
             self.next_line = time.monotonic() + LINE_EVERY
             self.console.out(self._line(row))
+            heard()
 
     def _line(self, row: Mapping[str, Any]) -> str:
         return (

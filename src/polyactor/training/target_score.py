@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from polyactor import transport
 from polyactor.agent.parts import Parts
 from polyactor.evaluation.evaluate import evaluate_on_all_cores
+from polyactor.system.deadline import Halted
 from polyactor.training.events import Events
 from polyactor.training.stats import GAMES, Stats
 
@@ -41,7 +43,7 @@ class TargetScore:
             return False
         steps, wall = self.counters.steps, stats.wall
         say(f"mean of the last {GAMES} games is {mean:.2f}: playing {GAMES} fresh ones to confirm it")
-        with transport.paused(self.config, self.counters, unless=stopped):
+        with suppress(Halted), transport.paused(self.config, self.counters, unless=stopped):
             played = evaluate_on_all_cores(
                 self.config,
                 self.state.views(),

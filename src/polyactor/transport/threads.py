@@ -9,10 +9,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from polyactor import errors
 from polyactor.shared.slot_queue import WakeUp
+from polyactor.system.machine import torch_threads
 
 
 class ThreadPool:
@@ -30,8 +29,6 @@ class ThreadPool:
         self.done: set[int] = set()
         self.news = threading.Event()
         self.threads: dict[int, threading.Thread] = {}
-        self.before = torch.get_num_threads()
-        torch.set_num_threads(1)
         for i in range(workers):
             self.start(i)
 
@@ -40,7 +37,8 @@ class ThreadPool:
 
         def enter() -> None:
             try:
-                self.target(i, *self.args)
+                with torch_threads(1):
+                    self.target(i, *self.args)
                 self.done.add(i)
             except BaseException as error:
                 self.raised[i] = error
@@ -86,4 +84,3 @@ class ThreadPool:
         end = time.monotonic() + grace
         for thread in self.threads.values():
             thread.join(max(0.0, end - time.monotonic()))
-        torch.set_num_threads(self.before)

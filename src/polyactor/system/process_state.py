@@ -1,0 +1,176 @@
+"""Global state of this process that an environment or a run may change: kept as it was, and put back.
+
+Random streams, signal handlers, environment variables, and the switches of NumPy and torch. This module does not import
+torch, and touches torch's state only where torch has been imported.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found] # what `signal` wraps, at 40 times the cost
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from polyactor.system.deadline import Halted
+
+GUARDED = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGURG", "SIGCHLD") if hasattr(signal, name)
+)
+"""Signals by which a run is stopped, its workers are ended and its environments interrupted."""
+
+
+class Handlers:
+    """The handlers of `GUARDED` as they are now, which `put_back` installs again.
+
+    Python can install handlers in the main thread only, so that in other threads this does nothing. `changed`
+    does not see a handler that a library's C code installed; `put_back` replaces it all the same.
+    """
+
+    def __init__(self) -> None:
+        here = threading.current_thread() is threading.main_thread()
+        found = {int(number): _signal.getsignal(number) for number in (GUARDED if here else ())}
+        self.kept = {number: handler for number, handler in found.items() if handler is not None}
+
+    def changed(self) -> bool:
+        """Return whether Python code has installed another handler since."""
+        return any(_signal.getsignal(number) != handler for number, handler in self.kept.items())
+
+    def put_back(self) -> None:
+        """Install the handlers again."""
+        for number, handler in self.kept.items():
+            _signal.signal(number, handler)
+
+
+LOOK_EVERY = 0.05
+"""Seconds after which handlers are installed again even if Python has not seen others: a library's C code may have."""
+
+
+def attention(stopped: Callable[[], bool]) -> Callable[[], None]:
+    """Return a function to call after each answer of an environment; it puts back the handlers that are installed now.
+
+    Args:
+        stopped: whether the run is asked to stop; the function then raises `Halted`.
+    """
+    handlers, due = Handlers(), 0.0
+
+    def attend() -> None:
+        nonlocal due
+        if handlers.changed() or monotonic() > due:
+            handlers.put_back()
+            due = monotonic() + LOOK_EVERY
+        if stopped():
+            raise Halted
+
+    return attend
+
+
+def streams() -> dict[str, Any]:
+    """Return the states of the global random streams, by the names under which code draws from them."""
+    states = {"random": random.getstate(), "numpy.random": np.random.get_state(legacy=False)}
+    torch = sys.modules.get("torch")
+    return states if torch is None else states | {"torch": torch.get_rng_state()}
+
+
+def moved(before: Mapping[str, Any]) -> list[str]:
+    """Return the names of the global random streams that have been drawn from or seeded since `before`."""
+    now = streams()
+    return [name for name, state in before.items() if repr(_plain(now[name])) != repr(_plain(state))]
+
+
+def _plain(state: Any) -> Any:
+    """Return the state of a stream as values whose `repr` is the whole of them."""
+    if isinstance(state, dict):
+        return {name: _plain(value) for name, value in state.items()}
+    return state.tolist() if hasattr(state, "tolist") else state
+
+
+def _set(states: Mapping[str, Any]) -> None:
+    random.setstate(states["random"])
+    np.random.set_state(states["numpy.random"])
+    if "torch" in states:
+        sys.modules["torch"].set_rng_state(states["torch"])
+
+
+class _Seeded:
+    """The global random streams as they were before the first of the `seeded` blocks that are open in this process."""
+
+    def __init__(self) -> None:
+        self.lock, self.open, self.before = threading.Lock(), 0, dict[str, Any]()
+
+
+_seeded = _Seeded()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global random streams for the environments inside the with block, and put them back after it.
+
+    Threads share the streams: of several blocks that are open at once, the last to end puts back what was before all.
+
+    Args:
+        seed: a number of 32 bits.
+    """
+    with _seeded.lock:
+        if not _seeded.open:
+            _seeded.before = streams()
+        _seeded.open += 1
+        random.seed(seed)
+        np.random.seed(seed)
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.random.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed GPUs, too
+    try:
+        yield
+    finally:
+        with _seeded.lock:
+            _seeded.open -= 1
+            if not _seeded.open:
+                _set(_seeded.before)
+
+
+@contextmanager
+def kept_streams() -> Iterator[None]:
+    """Put the global random streams back after the with block, unless a `seeded` block owns them."""
+    before = streams()
+    try:
+        yield
+    finally:
+        with _seeded.lock:
+            if not _seeded.open:
+                _set(before)
+
+
+@contextmanager
+def kept_switches() -> Iterator[None]:
+    """Put handlers of signals, NumPy's error handling and torch's grad mode and dtype back after the with block."""
+    handlers, errors, torch = Handlers(), np.geterr(), sys.modules.get("torch")
+    switches: list[tuple[Callable[[Any], object], Any]] = [(lambda kept: np.seterr(**kept), errors)]
+    if torch is not None:
+        switches.append((torch.set_default_dtype, torch.get_default_dtype()))
+        if not torch.is_inference_mode_enabled():
+            switches.append((torch.set_grad_enabled, torch.is_grad_enabled()))
+    try:
+        yield
+    finally:
+        handlers.put_back()
+        for switch, before in switches:
+            switch(before)
+
+
+@contextmanager
+def environment_variables(**values: str) -> Iterator[None]:
+    """Set environment variables of this process inside the with block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})

@@ -18,7 +18,6 @@ from polyactor.system.process_state import (
     kept_streams,
     kept_switches,
     moved,
-    seeded,
     streams,
 )
 
@@ -31,11 +30,18 @@ def draw() -> tuple[float, float, float]:
 def test_seeded_streams_give_the_same_numbers_and_are_put_back() -> None:
     before, drawn = streams(), []
     for _ in range(2):
-        with seeded(5):
+        with kept_streams(5):
             drawn.append(draw())
         assert not moved(before)
-    with seeded(6):
+    with kept_streams(6):
         drawn.append(draw())
+    with kept_streams(5):  # as a score is confirmed in the midst of a run
+        first = draw()
+        with kept_streams(6):
+            draw()
+        second = draw()
+    with kept_streams(5):
+        assert (first, second) == (draw(), draw())
     assert drawn[0] == drawn[1]
     assert drawn[0] != drawn[2]
 
@@ -44,7 +50,7 @@ def test_seeded_streams_give_the_same_numbers_and_are_put_back() -> None:
 def test_of_blocks_that_overlap_the_last_puts_back_what_was_before_all() -> None:
     """Runs in threads end in any order."""
     before = streams()
-    first, second = seeded(1), seeded(2)
+    first, second = kept_streams(1), kept_streams(2)
     for block in (first, second):
         block.__enter__()
     for block in (first, second):

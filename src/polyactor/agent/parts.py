@@ -135,7 +135,7 @@ class Parts:
         streams = self._streams(worker)
         heartbeat = counters.heartbeats.heartbeat(worker)
         with ExitStack() as made:  # closes the environments if the rest of the actor cannot be made
-            heartbeat.attend = attention(never if config.exact_resume else counters.stopped)
+            heartbeat.attend = attention(never if config.exact_resume else counters.stopped())
             heartbeat.asked(ALL, None, Call.CONSTRUCTOR)
             with kept_switches():
                 envs = make_envs(

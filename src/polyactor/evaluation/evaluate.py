@@ -24,7 +24,7 @@ from polyactor.shared.heartbeat import ALL, Call
 from polyactor.system.deadline import Halted
 from polyactor.system.machine import torch_threads
 from polyactor.system.notices import waiting
-from polyactor.system.process_state import attention, kept_switches, seeded
+from polyactor.system.process_state import attention, kept_streams, kept_switches
 from polyactor.transport.watchdog import Tell, untold, watched
 
 MAX_GAME_STEPS = 27_000
@@ -177,7 +177,7 @@ def fresh_envs(
         return f"{env}: {counters.heartbeats.asked(0) or 'whole games are played'}"
 
     stream = Streams.of(seed, GLOBAL_STREAM).env
-    with kept_switches(), seeded(stream), watched(config, counters, tell), waiting(what):
+    with kept_switches(), kept_streams(stream), watched(config, counters, tell), waiting(what):
         heartbeat.attend = attention(stopped)
         heartbeat.asked(ALL, None, Call.CONSTRUCTOR)
         envs = make_envs(

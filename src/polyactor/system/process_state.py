@@ -30,18 +30,13 @@ GUARDED = tuple(
 class Handlers:
     """The handlers of `GUARDED` as they are now, which `put_back` installs again.
 
-    Python can install handlers in the main thread only, so that in other threads this does nothing. `changed`
-    does not see a handler that a library's C code installed; `put_back` replaces it all the same.
+    Python can install handlers in the main thread only, so that in other threads this does nothing.
     """
 
     def __init__(self) -> None:
         here = threading.current_thread() is threading.main_thread()
         found = {int(number): _signal.getsignal(number) for number in (GUARDED if here else ())}
         self.kept = {number: handler for number, handler in found.items() if handler is not None}
-
-    def changed(self) -> bool:
-        """Return whether Python code has installed another handler since."""
-        return any(_signal.getsignal(number) != handler for number, handler in self.kept.items())
 
     def put_back(self) -> None:
         """Install the handlers again."""
@@ -60,10 +55,14 @@ def attention(stopped: Callable[[], bool]) -> Callable[[], None]:
         stopped: whether the run is asked to stop; the function then raises `Halted`.
     """
     handlers, due = Handlers(), 0.0
+    installed = _signal.getsignal  # does not see what a library's C code has installed
+    interrupt, terminate = int(signal.SIGINT), int(signal.SIGTERM)
+    first, second = handlers.kept.get(interrupt), handlers.kept.get(terminate)
+    mine = bool(handlers.kept)
 
-    def attend() -> None:
+    def attend() -> None:  # called at each step of a run
         nonlocal due
-        if handlers.changed() or monotonic() > due:
+        if mine and (monotonic() > due or installed(interrupt) is not first or installed(terminate) is not second):
             handlers.put_back()
             due = monotonic() + LOOK_EVERY
         if stopped():
@@ -99,52 +98,43 @@ def _set(states: Mapping[str, Any]) -> None:
         sys.modules["torch"].set_rng_state(states["torch"])
 
 
-class _Seeded:
-    """The global random streams as they were before the first of the `seeded` blocks that are open in this process."""
+class _Block:
+    """An open `kept_streams` block, and what it will put back."""
 
     def __init__(self) -> None:
-        self.lock, self.open, self.before = threading.Lock(), 0, dict[str, Any]()
+        self.before = streams()
 
 
-_seeded = _Seeded()
+_blocks: list[_Block] = []
+_lock = threading.Lock()
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the global random streams for the environments inside the with block, and put them back after it.
+def kept_streams(seed: int | None = None) -> Iterator[None]:
+    """Put the global random streams back after the with block, and seed them for what is inside.
 
-    Threads share the streams: of several blocks that are open at once, the last to end puts back what was before all.
+    Threads share the streams. Of blocks that overlap, the last to end puts back what was before all of them.
 
     Args:
-        seed: a number of 32 bits.
+        seed: a number of 32 bits; None leaves the streams as they are.
     """
-    with _seeded.lock:
-        if not _seeded.open:
-            _seeded.before = streams()
-        _seeded.open += 1
-        random.seed(seed)
-        np.random.seed(seed)
-        if (torch := sys.modules.get("torch")) is not None:
-            torch.random.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed GPUs, too
+    with _lock:
+        _blocks.append(block := _Block())
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed)
+            if (torch := sys.modules.get("torch")) is not None:
+                torch.random.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed GPUs, too
     try:
         yield
     finally:
-        with _seeded.lock:
-            _seeded.open -= 1
-            if not _seeded.open:
-                _set(_seeded.before)
-
-
-@contextmanager
-def kept_streams() -> Iterator[None]:
-    """Put the global random streams back after the with block, unless a `seeded` block owns them."""
-    before = streams()
-    try:
-        yield
-    finally:
-        with _seeded.lock:
-            if not _seeded.open:
-                _set(before)
+        with _lock:
+            i = _blocks.index(block)
+            if i == len(_blocks) - 1:
+                _set(block.before)
+            else:
+                _blocks[i + 1].before = block.before
+            del _blocks[i]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from polyactor.agent.streams import GLOBAL_STREAM, Streams
 from polyactor.config import Role
 from polyactor.system.deadline import Halted
 from polyactor.system.machine import shared_memory, torch_threads
-from polyactor.system.process_state import seeded
+from polyactor.system.process_state import kept_streams
 from polyactor.transport.watchdog import Tell, untold, watched
 
 
@@ -41,7 +41,7 @@ def run_roles(parts: Parts, tell: Tell = untold, *, order: Iterable[int] | None 
             playing.append(main)
         stack.enter_context(torch_threads(1))
         config, version = parts.config, parts.counters.version
-        stack.enter_context(seeded(Streams.of(config.seed, GLOBAL_STREAM, version).env))
+        stack.enter_context(kept_streams(Streams.of(config.seed, GLOBAL_STREAM, version).env))
         stack.enter_context(watched(parts.config, parts.counters, tell))
         for role in playing:  # closed before the number of torch threads is restored: roles change and restore it, too
             stack.enter_context(closing(role))

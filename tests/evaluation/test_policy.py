@@ -59,7 +59,7 @@ def test_memory_lasts_until_reset() -> None:
     assert np.array_equal(policy.act(observation), second)
 
 
-@pytest.mark.fault("S2")
+@pytest.mark.fault("P22")
 def test_one_prediction_uses_one_thread_and_puts_the_number_back(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, threads, step = untrained("CartPole-v1"), list[int](), ActorCritic.step
 

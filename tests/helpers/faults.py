@@ -44,12 +44,12 @@ FAULTS: dict[str, tuple[str, str]] = {
     "P9": ("a process is killed for its memory", "as P1, with a hint; again and again: exit code 9"),
     "P10": ("/dev/shm is too small", "exit code 9 before training, with what is there; no bus error later"),
     "P11": ("what a killed run leaves behind", "nothing: no process, no shared memory, no temporary file"),
-    "S1": (
+    "P21": (
         "an environment or a caller changes the process: random streams, handlers, switches of NumPy and torch",
         "the run trains and stops as without it, and after it all is as before",
     ),
-    "S2": ("something else computes while one prediction is made", "one thread, and the number is put back"),
-    "S3": (
+    "P22": ("something else computes while one prediction is made", "one thread, and the number is put back"),
+    "P23": (
         "a constructor, a reset, a step, a picture or a close hangs, or is slow",
         "one limit for all, named in a sentence; Ctrl-C waits for one step; the run is saved before anything is "
         "closed; no command is silent for 10 s",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from polyactor.system.process_state import moved, streams
 from tests.helpers.fresh import fresh
 from tests.helpers.runs import B, Quiet, events, train
 
-SHORT = 2_000
+SHORT = 600
 CLOCKED = {"wall_s", "steps_per_s", "rss_mb"}
 
 
@@ -38,7 +37,7 @@ def rows(run: pa.Run) -> list[dict[str, Any]]:
 
 
 class Careless(Quiet):
-    """Draws from the global streams, as many do."""
+    """Draws from the global streams, as many do; no game ends, so that a run draws no curve."""
 
     def reset(self, **given: Any) -> Any:
         super().reset(**given)
@@ -46,7 +45,13 @@ class Careless(Quiet):
 
     def step(self, action: Any) -> Any:
         self.left -= 1
-        return torch.rand(3).numpy(), random.random(), self.left <= 0, False, {}
+        return torch.rand(3).numpy(), random.random(), False, False, {}
+
+
+class CarelessGames(Careless):
+    def step(self, action: Any) -> Any:
+        observation, reward, *_ = super().step(action)
+        return observation, reward, self.left <= 0, False, {}
 
 
 class CarelessOfNumPy(Careless):
@@ -54,7 +59,7 @@ class CarelessOfNumPy(Careless):
         return np.random.rand(3).astype(np.float32), 1.0, False, False, {}
 
 
-@pytest.mark.fault("S1")
+@pytest.mark.fault("P21")
 def test_an_environment_that_draws_from_global_streams_is_reproducible_in_one_process(tmp_path: Path) -> None:
     before = streams()
     first = train(tmp_path / "first", env=Careless, steps=SHORT)
@@ -67,9 +72,9 @@ def test_an_environment_that_draws_from_global_streams_is_reproducible_in_one_pr
     assert rows(first) != rows(train(tmp_path / "third", env=Careless, steps=SHORT, seed=6))
 
 
-@pytest.mark.fault("S1")
+@pytest.mark.fault("P21")
 def test_an_evaluation_of_such_an_environment_is_reproducible() -> None:
-    config = base_config("a2c", env=Careless)
+    config = base_config("a2c", env=CarelessGames)
     tensors = fresh(config).state.views()
     before = streams()
     first, second = (evaluate(config, tensors, games=4, seed=1).scores for _ in range(2))
@@ -77,7 +82,7 @@ def test_an_evaluation_of_such_an_environment_is_reproducible() -> None:
     assert not moved(before)
 
 
-@pytest.mark.fault("S1")
+@pytest.mark.fault("P21")
 @pytest.mark.parametrize(("env", "where"), [(Careless, "random"), (CarelessOfNumPy, "numpy.random")])
 def test_an_exact_resume_of_such_an_environment_is_refused(env: type[Quiet], where: str, tmp_path: Path) -> None:
     with pytest.raises(
@@ -86,22 +91,6 @@ def test_an_exact_resume_of_such_an_environment_is_refused(env: type[Quiet], whe
         check_exact(env)
     with pytest.raises(UsageError, match=r"--exact-resume is not allowed: .* which are not saved"):
         train(tmp_path / "run", env=env, exact_resume=True)
-
-
-@pytest.mark.fault("S1")
-def test_two_runs_in_threads_are_each_as_one_alone(tmp_path: Path) -> None:
-    alone = rows(train(tmp_path / "alone", env=Quiet, steps=SHORT))
-    found = dict[str, pa.Run]()
-
-    def one(name: str) -> None:
-        found[name] = train(tmp_path / name, env=Quiet, steps=SHORT)
-
-    threads = [threading.Thread(target=one, args=(name,)) for name in ("one", "two")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [rows(run) for run in found.values()] == [alone, alone]
 
 
 class TakesSignals(Quiet):
@@ -125,7 +114,7 @@ class TakesSignals(Quiet):
         return super().step(action)
 
 
-@pytest.mark.fault("S1")
+@pytest.mark.fault("P21")
 @pytest.mark.fault("P6")
 def test_a_signal_stops_a_run_whose_environments_take_signals_and_waits_for_one_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -148,18 +137,18 @@ class ClosesLate(Quiet):
 
     def step(self, action: Any) -> Any:
         self.steps += 1
-        return super().step(action)
+        return self._observation(), 1.0, False, False, {}
 
     def close(self) -> None:
         if self.steps:
             self.saved.append(checkpoint.exists(self.run))
 
 
-@pytest.mark.fault("S3")
+@pytest.mark.fault("P23")
 def test_a_run_is_saved_before_its_environments_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ClosesLate, "run", tmp_path / "run")
     monkeypatch.setattr(ClosesLate, "saved", [])
-    train(tmp_path / "run", env=ClosesLate, steps=500)
+    train(tmp_path / "run", env=ClosesLate, steps=100)
     assert ClosesLate.saved == [True] * B
 
 
@@ -183,10 +172,10 @@ class Tiny(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> Any:
         self.steps += 1
-        return np.full(2, 1e-60), np.float64(1e-60), self.steps >= 10, False, {}
+        return np.full(2, 1e-60), np.float64(1e-60), False, False, {}
 
 
-@pytest.mark.fault("S1")
+@pytest.mark.fault("P21")
 def test_switches_of_environment_and_caller_do_not_reach_what_is_learned(tmp_path: Path) -> None:
     with torch.inference_mode(), np.errstate(all="raise"):
         run = train(tmp_path / "run", env=Tiny, steps=SHORT)
@@ -205,10 +194,3 @@ def test_looking_at_an_environment_leaves_the_caller_alone() -> None:
     assert np.geterr() == errors
     assert torch.is_grad_enabled()
     assert not moved(before)
-
-
-@pytest.mark.fault("S1")
-def test_a_film_leaves_no_display_driver_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
-    train(tmp_path / "run", steps=200)
-    assert "SDL_VIDEODRIVER" not in os.environ

@@ -39,13 +39,23 @@ class Env(gymnasium.Env):
 
     def render(self):
         return np.zeros((64, 64, 3), np.uint8)
+
+class Less(Env):
+    def __init__(self):
+        self.render_mode = None
+        time.sleep(0.1)
+
+    def reset(self, **given):
+        time.sleep(0.1)
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
 """
 SMALL = "--envs 3 --rollout 20"
 
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.fault("S3")
+@pytest.mark.fault("P23")
 def test_no_verb_is_silent_while_its_environment_is_slow(tmp_path: Path) -> None:
     (tmp_path / "slow_env.py").write_text(SLOW)
     for arguments in (
@@ -56,6 +66,8 @@ def test_no_verb_is_silent_while_its_environment_is_slow(tmp_path: Path) -> None
         "evaluate run --games 3 --trust-env",
         "record run --trust-env",
         "compare run other",
+        "plot run",
+        "bench a2c --env slow_env:Less --seconds 1 --envs 3",
     ):
         silence = longest_silence(arguments, tmp_path)
         print(f"{silence:.1f} s: {arguments}")

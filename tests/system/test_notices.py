@@ -26,7 +26,7 @@ def heard_by(what: str | None) -> list[str]:
     return said
 
 
-@pytest.mark.fault("S3")
+@pytest.mark.fault("P23")
 @pytest.mark.usefixtures("impatient")
 def test_what_is_waited_for_is_said() -> None:
     assert heard_by("the environments are made")[0] == "the environments are made"

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import polyactor as pa
 from polyactor.evaluation.policy import make_trained
-from polyactor.shared.counters import Counter
+from polyactor.settings.presets import base_config
+from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.storage import checkpoint
 from polyactor.storage.metrics_log import read_rows
+from polyactor.training.signals import stop_signals
 from tests.helpers.marks import mostly_slow
 from tests.helpers.runs import B, T, events, program, train, until
 
@@ -99,3 +103,22 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, second: signal.Signals,
         until(lambda: beat() > seen + 5, process)  # the first was taken note of, and did not end it
         process.send_signal(second)
         assert process.wait(10) == code
+
+
+@pytest.mark.fault("P23")
+def test_what_a_stopping_run_waits_for_is_said_at_once() -> None:
+    config, counters = base_config("a2c", env="CartPole-v1"), SharedCounters(1)
+    counters.heartbeats.heartbeat(0).asked(3, np.int64(1))
+    said, spoken = list[str](), threading.Event()
+
+    def say(sentence: str) -> None:
+        said.append(sentence)
+        spoken.set()
+
+    with stop_signals(config, counters, say) as stop:
+        assert not stop.asked
+        os.kill(os.getpid(), signal.SIGINT)
+        assert spoken.wait(5)
+    assert stop.asked
+    assert counters.stopped()()
+    assert said == ["stopping after this step; environment 3 has not answered, in step 0, after the action 1"]

@@ -115,6 +115,7 @@ class Parts:
     resumables: Resumables = field(default_factory=Resumables)
 
     @classmethod
+    @torch.inference_mode(False)  # as tensors that can be learned, whatever the caller has set
     def fresh(cls, config: Config, spec: EnvSpec) -> Self:
         """Return the parts of a new run, with a new state and counters at zero.
 

@@ -68,7 +68,8 @@ def run(args: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise UsageError(f"there is no verb '{verb}'{suggestion(verb, VERBS)}: choose from {', '.join(VERBS)}")
-    return noticed(VERBS[verb], rest)
+    with noticed(rest):
+        return VERBS[verb](rest)
 
 
 def _train(args: list[str]) -> int:

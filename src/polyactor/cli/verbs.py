@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,9 @@ def _bench(args: list[str]) -> int:
     return 0
 
 
-def noticed(verb: Callable[[list[str]], int], args: list[str]) -> int:
-    """Run a verb and return its exit code; meanwhile, but with ``--quiet``, it is never silent for long."""
-    with noticing(None if "--quiet" in args else to_stderr):
-        return verb(args)
+def noticed(args: list[str]) -> AbstractContextManager[None]:
+    """Return a context in which a verb with these arguments is never silent for long, but with ``--quiet``."""
+    return noticing(None if "--quiet" in args else to_stderr)
 
 
 def the_run(options: dict[str, Any]) -> Path:

@@ -133,7 +133,7 @@ class SerialVectorEnv:
                     r_i = _number(r_i)
                 if not -LARGEST <= r_i <= LARGEST:
                     raise Unsound(f"returned the reward {r_i}, which is not finite as float32")
-                if type(x_i) is not np.ndarray or x_i.dtype != dtype or x_i.shape != shape:
+                if type(x_i) is not np.ndarray or x_i.dtype is not dtype or x_i.shape != shape:
                     x_i = self._checked(x_i)
                 rows[i] = x_i
                 if terminated_i:

@@ -86,6 +86,13 @@ _threads = _Threads()
 
 
 @contextmanager
+def computing(threads: int) -> Iterator[None]:
+    """Set the number of torch threads and allow gradients inside the with block, whatever the caller has set."""
+    with torch_threads(threads), torch.inference_mode(False):
+        yield
+
+
+@contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Set the number of torch threads inside the with block, in this thread, and put back what was before it.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
 
-SILENT_FOR = 9.0
+SILENT_FOR = 8.0
 """Seconds after the last line at which a notice is printed."""
 
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from polyactor import transport
 from polyactor.agent.parts import Parts, precision
 from polyactor.config import Config
@@ -53,7 +51,6 @@ class Run:
     summary: Mapping[str, Any]
 
 
-@torch.inference_mode(False)  # and with gradients, whatever the caller has set
 def train(config: Config, spec: EnvSpec, reasons: Sequence[str] = ()) -> Run:
     """Train a new run and return it when it has ended.
 
@@ -81,7 +78,6 @@ def train(config: Config, spec: EnvSpec, reasons: Sequence[str] = ()) -> Run:
         return _Training(parts, directory, {}, opened).run(reasons)
 
 
-@torch.inference_mode(False)
 def resume(
     path: str | Path,
     *,
@@ -193,11 +189,10 @@ class _Training:
         for _ in scheme:
             if self._take_in():
                 return "reached"
-            if self.stop.asked:
-                return "stopped"
-            if self.config.scheme.single and self.counters.steps >= self.config.steps:
-                return "done"
-        self._take_in()
+            if self.stop.asked or (self.config.scheme.single and self.counters.steps >= self.config.steps):
+                break
+        else:
+            self._take_in()
         return "stopped" if self.stop.asked else "done"
 
     def _take_in(self) -> bool:

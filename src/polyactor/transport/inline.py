@@ -10,7 +10,7 @@ from polyactor.agent.parts import Parts
 from polyactor.agent.streams import GLOBAL_STREAM, Streams
 from polyactor.config import Role
 from polyactor.system.deadline import Halted
-from polyactor.system.machine import shared_memory, torch_threads
+from polyactor.system.machine import computing, shared_memory
 from polyactor.system.process_state import kept_streams
 from polyactor.transport.watchdog import Tell, untold, watched
 
@@ -39,7 +39,7 @@ def run_roles(parts: Parts, tell: Tell = untold, *, order: Iterable[int] | None 
         main = roles.main
         if main is not None:
             playing.append(main)
-        stack.enter_context(torch_threads(1))
+        stack.enter_context(computing(1))
         config, version = parts.config, parts.counters.version
         stack.enter_context(kept_streams(Streams.of(config.seed, GLOBAL_STREAM, version).env))
         stack.enter_context(watched(parts.config, parts.counters, tell))

@@ -15,7 +15,7 @@ from polyactor.optim.flat import State
 from polyactor.shared.counters import Counter, SharedCounters, nothing
 from polyactor.shared.timing import Part, Watch
 from polyactor.system import deadline, failpoints
-from polyactor.system.machine import shared_memory, torch_threads
+from polyactor.system.machine import computing, shared_memory
 from polyactor.transport.processes import ProcessPool
 from polyactor.transport.supervisor import Supervisor
 from polyactor.transport.threads import ThreadPool
@@ -57,7 +57,7 @@ def run_roles(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
                 yield
             return
         looked = time.monotonic()
-        with torch_threads(1), closing(roles.main) as main:
+        with computing(1), closing(roles.main) as main:
             for wake_up in main:
                 if wake_up is not None:
                     supervisor.supervise(LOOK_EVERY, wake_up)

@@ -38,7 +38,9 @@ def test_a_run_outlives_whoever_read_its_output(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
-        assert (process.wait(60), process.stderr.read()) == (0, "")
+        assert process.wait(60) == 0
+        said = process.stderr.read().splitlines()
+    assert [line for line in said if "still at work" not in line] == []  # which a busy machine may make it say
     assert json.loads((out / "summary.json").read_text())["status"] == "done"
 
 

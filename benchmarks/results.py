@@ -254,7 +254,7 @@ class Queue:
         with log.open("a") as said:
             process = subprocess.Popen(
                 [str(self.python), "-m", "polyactor", *arguments],
-                cwd=HOME, stdout=said, stderr=said, start_new_session=True, preexec_fn=_end_with_parent,
+                cwd=HOME, stdout=said, stderr=said, start_new_session=True, preexec_fn=_behind_all_else,
             )  # fmt: skip
         self.ledger.current = {"key": row.key, "pid": process.pid}
         self.ledger.write()
@@ -333,9 +333,14 @@ def processor_seconds(session: int) -> Mapping[int, float]:
     return found
 
 
-def _end_with_parent() -> None:
-    """Ask the kernel to end a run, which then saves, when the queue dies (Linux)."""
+def _behind_all_else() -> None:
+    """Ask the kernel to end a run, which then saves, when the queue dies, and to run it behind other sessions (Linux).
+
+    Sessions share the processor evenly, whatever the niceness of their processes, unless theirs is set as well.
+    """
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text("19")
 
 
 def now() -> str:

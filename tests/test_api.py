@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
+import torch
+from gymnasium import spaces
 
 import polyactor as pa
 from polyactor import envs
@@ -19,6 +27,7 @@ from polyactor.optim.rules import Adam
 from polyactor.schemes import ActorLearner, Hogwild
 from polyactor.settings import autotune
 from polyactor.settings.presets import PRESETS, base_config
+from polyactor.settings.serialize import StandIn, algorithm_from, from_json, to_json
 from polyactor.system import forkserver
 from polyactor.training import trainer
 
@@ -186,11 +195,19 @@ def test_an_algorithm_of_ones_own_is_an_instance(asked: list[Config]) -> None:
         ("a3c", {"normalize": {"reward": "yes"}}, "--normalize.reward yes is not allowed: it must be true or false"),
         ("a3c", {"atari": {"stak": 2}}, "there is no setting atari.stak (did you mean 'stack'?)"),
         ("a3c", {"quiet": 1}, "--quiet 1 is not allowed: it must be true or false"),
-        ("a3c", {"steps": 1e6}, "--steps 1000000.0 is not allowed: it must be a whole number"),
+        ("a3c", {"steps": 1e6 + 0.5}, "--steps 1000000.5 is not allowed: it must be a whole number"),
+        ("a3c", {"steps": True}, "--steps True is not allowed: it must be a whole number"),
+        ("a3c", {"steps": np.array([2000])}, "--steps [2000] is not allowed: it must be a number of at least 1"),
+        ("a3c", {"seed": "3"}, "--seed 3 is not allowed: it must be a number of at least 0, not a text"),
+        ("a3c", {"compile": "no"}, "--compile no is not allowed: it must be true or false"),
+        ("a3c", {"optimizer": {"lr": np.float32("nan")}}, "--optimizer.lr nan is not allowed"),
+        ("a3c", {"out": "a\nb"}, "--out a?b is not allowed: it must be one line of text"),
+        ("a3c", {"out": b"run"}, "--out b'run' is not allowed: it must be a text or none"),
+        ("a3c", {"env": "Cart\nPole"}, "Cart?Pole"),
         ("a3c", {"steps.more": 1}, "there is no setting steps.more"),
         ("a3c", {"transport": "carrier pigeon"}, "--transport carrier pigeon is not allowed: it must be one of local"),
         ("a3c", {"workers": "many"}, "--workers many is not allowed"),
-        ("a3c", {"env": 5}, "int could not be made"),
+        ("a3c", {"env": 5}, "an environment cannot be given as an object of type int: hand over an id, or a function"),
         (5, {}, "preset 5 is not allowed: it must be a name or a Config"),
         ("a3d", {}, "there is no preset a3d (did you mean 'a3c'?)"),
     ],
@@ -305,3 +322,147 @@ def test_an_algorithm_that_needs_no_field_there_is_is_refused(needs: frozenset[s
     with pytest.raises(pa.PolyactorError, match=r"its `needs` may name behavior_params"):
         pa.train("a2c", env="CartPole-v1", algorithm=wishful())
     assert not asked
+
+
+@pytest.mark.fault("D13")
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        (spaces.Box(0, 255, (84, 84), np.uint8), "observations of shape (84, 84) are read by an MLP"),
+        (
+            spaces.Dict(image=spaces.Box(0, 255, (7, 7, 3), np.uint8)),
+            "with parts of shape (7, 7, 3) are read by an MLP",
+        ),
+        (spaces.Box(0, 255, (128,), np.uint8), None),
+        (spaces.Box(0, 255, (96, 96, 24), np.uint8), None),
+    ],
+)
+def test_pictures_that_an_mlp_will_read_are_told(space: Any, said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pictured(gymnasium.Env[Any, Any]):
+        observation_space = space
+        action_space = spaces.Discrete(2)
+
+    told: list[str] = []
+    monkeypatch.setattr(trainer, "train", lambda config, spec, reasons: told.extend(reasons))
+    pa.train("a2c", env=Pictured, scheme="sync")
+    assert len(told) == (said is not None)
+    assert said is None or said in told[0]
+
+
+# ---- values of other kinds ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("D15")
+@pytest.mark.parametrize(
+    ("values", "path", "value"),
+    [
+        ({"steps": 1e4}, "steps", 10_000),
+        ({"steps": np.int64(2000)}, "steps", 2_000),
+        ({"steps": torch.tensor(2000)}, "steps", 2_000),
+        ({"seed": np.uint8(3)}, "seed", 3),
+        ({"envs": np.array(4)}, "envs", 4),
+        ({"stop_at": np.float64(1000)}, "stop_at", 1_000.0),
+        ({"stop_at": Fraction(1, 2)}, "stop_at", 0.5),
+        ({"optimizer": {"lr": np.float32(0.5)}}, "optimizer.lr", 0.5),
+        ({"optimizer": pa.Adam(lr=np.float64(0.5))}, "optimizer.lr", 0.5),  # type: ignore[arg-type]
+        ({"algorithm": {"gamma": torch.tensor(0.5)}}, "algorithm.gamma", 0.5),
+        ({"normalize": {"reward": np.bool_(True)}}, "normalize.reward", True),
+        ({"model": {"hidden": np.array([32, 16])}}, "model.hidden", (32, 16)),
+        ({"model": {"hidden": [32.0, np.int32(16)]}}, "model.hidden", (32, 16)),
+        ({"model": {"torso": np.str_("mlp")}}, "model.torso", "mlp"),
+        ({"scheme": "hogwild", "workers": 1.0}, "workers", 1),
+        ({"out": Path("runs") / "one"}, "out", "runs/one"),
+    ],
+)
+def test_a_value_becomes_what_its_setting_is(
+    values: dict[str, Any], path: str, value: Any, asked: list[Config]
+) -> None:
+    pa.train("a2c", env="CartPole-v1", **values)
+    found = functools.reduce(getattr, path.split("."), asked[0])  # type: ignore[arg-type]
+    assert (found, type(found)) == (value, type(value))
+    assert from_json(json.loads(json.dumps(to_json(asked[0])))) == asked[0]
+
+
+@dataclass(frozen=True)
+class Odd(pa.Algorithm):
+    """Has a setting that may be anything."""
+
+    anything: Any = field(default_factory=threading.Lock)
+    inner: pa.Normalize = field(default_factory=pa.Normalize)
+
+
+@pytest.mark.fault("D15")
+def test_what_cannot_be_saved_is_refused_and_what_is_saved_is_read(asked: list[Config]) -> None:
+    for anything, words in ((threading.Lock(), "not JSON serializable"), (float("nan"), "not JSON compliant")):
+        with pytest.raises(UsageError, match=rf"--algorithm.anything .* is not allowed: .*{words}"):
+            pa.train("a2c", env="CartPole-v1", algorithm=Odd(anything=anything))
+    assert not asked
+    pa.train("a2c", env="CartPole-v1", algorithm=Odd(anything={"a": [1]}, inner=pa.Normalize(clip_reward=2.0)))
+    plain = json.loads(json.dumps(to_json(asked[0])))
+    assert from_json(plain).env == "CartPole-v1"
+    again = algorithm_from(f"{__file__}:Odd", {k: v for k, v in plain["algorithm"].items() if k != "name"})
+    assert {each.name: getattr(again, each.name) for each in fields(again)} == {
+        "anything": {"a": [1]}, "gamma": 0.99, "inner": pa.Normalize(clip_reward=2.0),
+    }  # fmt: skip
+
+
+def test_an_algorithm_of_a_notebook_can_be_loaded(asked: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module has no file."""
+    monkeypatch.setattr(Own, "__module__", "no_file")
+    pa.train("a2c", env="CartPole-v1", algorithm=Own())
+    plain = to_json(asked[0])
+    assert plain["algorithm"]["name"] == "no_file:Own"
+    assert isinstance(from_json(plain).algorithm, StandIn)
+
+
+@pytest.mark.fault("D15")
+def test_arguments_that_are_no_settings_are_checked_too(finished: pa.Run) -> None:
+    for call, words in (
+        (lambda: pa.load(finished), r"path Run\(.* is not allowed: it must be a text"),
+        (lambda: pa.load(finished.path, trust_env="no"), "trust_env no is not allowed: it must be true or false"),
+        (lambda: pa.resume(finished), r"path Run\(.* is not allowed"),
+        (lambda: pa.resume(finished.path, restart="no"), "restart no is not allowed: it must be true or false"),
+        (lambda: pa.resume(finished.path, steps="9000"), "--steps 9000 is not allowed: it must be a whole number"),
+        (lambda: pa.load(finished.path).act(np.zeros(4), deterministic="no"), "deterministic no is not allowed"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            call()
+
+
+# ---- environments as people hand them over -------------------------------------------------------------------------
+
+
+class Maker:
+    """Makes environments, and cannot be copied."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __call__(self) -> gymnasium.Env[Any, Any]:
+        with self.lock:
+            return gymnasium.make("polyactor/Chain-v0")
+
+
+@pytest.mark.fault("D16")
+def test_an_environment_that_cannot_be_copied_is_trained_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    maker = Maker()
+    run = pa.train("a2c", env=maker, envs=2, steps=50, quiet=True)
+    assert re.fullmatch(r"a2c-Maker-\d{8}-\d{6}", run.path.name)
+    with pytest.raises(UsageError, match=r"tests.test_api:<Maker>: hand it over again, in Python: env="):
+        pa.load(run.path)
+    assert pa.load(run.path, env=maker).config.env is maker
+
+
+@pytest.mark.fault("D16")
+def test_what_cannot_be_sent_to_workers_is_refused_before_anything_exists(
+    asked: list[Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"cannot be sent to worker processes .*hand over a function that makes all"):
+        pa.train("a3c", env=Maker(), workers=1)
+    assert not asked
+    pa.train("a3c", env=Maker(), workers=1, transport="inline")
+    pa.train("a3c", env=Maker(), workers=1, scheme={"workers_as": "thread"})
+    assert len(asked) == 2
+    assert list(tmp_path.iterdir()) == []

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 from polyactor.algorithms.base import Algorithm
-from polyactor.config import TRANSPORTS, Config, Normalize, Scheme
-from polyactor.envs import AtariOptions, EnvFactory, EnvSpec, Specs
+from polyactor.config import TRANSPORTS, Config, EvaluateOptions, Normalize, Scheme
+from polyactor.envs import AtariOptions, EnvFactory, EnvSpec, Specs, resolved
 from polyactor.errors import UsageError, one_line
 from polyactor.fields import AUTO, replace_at
+from polyactor.files import same_directory
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Rule
 from polyactor.settings.autotune import chosen
-from polyactor.settings.check import check, check_values
+from polyactor.settings.check import check, settled
 from polyactor.settings.presets import base_config
 from polyactor.settings.registry import PARTS, name_of, part
-from polyactor.settings.serialize import SECTIONS
+from polyactor.settings.serialize import SECTIONS, refuse_unwritable
 from polyactor.storage.run_directory import run_directory
-from polyactor.system import forkserver
+from polyactor.system.descriptors import require_descriptors
+from polyactor.system.forkserver import start_forkserver
 from polyactor.system.process_state import kept_streams
+from polyactor.system.script import refuse_run
+from polyactor.system.streams import occupy_descriptors
 
 if TYPE_CHECKING:
     from polyactor.training.trainer import Run
@@ -43,6 +47,7 @@ def train(
     model: str | Mapping[str, Any] | ModelSpec | None = None,
     normalize: Mapping[str, Any] | Normalize | None = None,
     atari: Mapping[str, Any] | AtariOptions | None = None,
+    evaluate: Mapping[str, Any] | EvaluateOptions | None = None,
     **values: Any,
 ) -> Run:
     """Train a new run and return it when it has ended.
@@ -52,17 +57,19 @@ def train(
     name in it, of another part (``scheme={"name": "actor-learner", "max_lag": 2}``). An instance replaces the section
     (``scheme=pa.Hogwild(lock="both")``).
 
-    In a script call it under ``if __name__ == "__main__":``, since workers import the script.
+    In a script call it under ``if __name__ == "__main__":``. Without, it works, too, but every worker process imports
+    the script as far as the first call.
 
     Args:
         preset: a method ("a2c", "a3c", "appo", …), a preset, an algorithm ``file.py:Class``, or a config.
-        env: a Gymnasium id, ``module:Env-v0``, or a callable that returns an environment.
+        env: a Gymnasium id, ``module:name``, ``file.py:name``, or a callable that returns one environment.
         algorithm: "a2c", "ppo", "vtrace", "acer" or ``file.py:Class``.
         scheme: "sync", "hogwild", "param-server" or "actor-learner".
         optimizer: "sgd", "rmsprop" or "adam".
         model: a torso, such as "nature-cnn".
         normalize: which of observations and rewards are scaled or clipped.
         atari: preprocessing of Atari frames; other environments ignore it.
+        evaluate: when evaluations end, and how many environments they make.
         values: any other field of `Config`, such as ``steps=300_000, seed=1, workers=2``; ``workers`` and ``envs`` may
             be "auto".
 
@@ -70,12 +77,13 @@ def train(
         UsageError: a setting does not exist or is not allowed; no file has been written.
         PolyactorError: any other error that kept the run from starting, or stopped it.
     """
+    refuse_run()
     look = Specs(seconds) if isinstance(seconds := values.get("env_timeout"), float | int) and seconds > 0 else Specs()
-    auto = [name for name in AUTO if values.get(name) == "auto"]
+    auto = [name for name in AUTO if isinstance(values.get(name), str) and values[name] == "auto"]
     values = {name: value for name, value in values.items() if name not in auto}
     sections = {
         "algorithm": algorithm, "scheme": scheme, "optimizer": optimizer,
-        "model": model, "normalize": normalize, "atari": atari,
+        "model": model, "normalize": normalize, "atari": atari, "evaluate": evaluate,
     }  # fmt: skip
     config = configured(
         preset, env, {name: value for name, value in sections.items() if value is not None}, values, look
@@ -93,7 +101,7 @@ class Ready:
     Attributes:
         config: the run's config, checked and without ``auto``.
         spec: what the environment looks like: spaces and limits.
-        reasons: a sentence for each number that was chosen automatically.
+        reasons: a sentence for each number that was chosen automatically, and for pictures that are read by an MLP.
     """
 
     config: Config
@@ -115,17 +123,37 @@ def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, ke
         EnvironmentUnsupported: the environment cannot be trained in.
         RunDirectoryError: a run directory is taken or cannot be written.
     """
-    for config in configs:
-        check_values(config)
+    occupy_descriptors()
+    configs = [
+        replace(config, env=resolved(config.env)) if isinstance(config.env, str) else config for config in configs
+    ]
+    configs = [settled(config) for config in configs]
     specs = [look(config.env, atari=config.atari) for config in configs]
     for config in configs if kept else ():
         run_directory(config)
-    configs, reasons = chosen(configs, auto)
+    with same_directory():
+        configs, reasons = chosen(configs, auto)
     for config in configs:
         check(config)
-    if any(TRANSPORTS[config.transport].forks(config.scheme) for config in configs):
-        forkserver.start_forkserver()  # imports torch in parallel with this process
-    return [Ready(config, spec, reasons) for config, spec in zip(configs, specs, strict=True)]
+        refuse_unwritable(config)
+    workers = [config.workers for config in configs if TRANSPORTS[config.transport].forks(config.scheme)]
+    if workers:
+        require_descriptors(max(workers))
+        with suppress(OSError):  # workers are then started in another way
+            start_forkserver()  # imports torch in parallel with this process
+    pairs = list(zip(configs, specs, strict=True))
+    return [Ready(config, spec, [*reasons, *_flattened(config, spec)]) for config, spec in pairs]
+
+
+def _flattened(config: Config, spec: EnvSpec) -> list[str]:
+    """Return a sentence where observations that may be pictures are read by an MLP."""
+    import torch  # only now that the fork server imports it, too
+
+    from polyactor.models.encoders import flattening
+
+    dtype = torch.uint8 if spec.bytes else torch.float32
+    said = flattening(spec.observation_space.shape, dtype, config.model, spec.hidden)
+    return [] if said is None else [said]
 
 
 def configured(
@@ -174,6 +202,5 @@ def configured(
     else:
         raise UsageError(f"preset {one_line(preset, most=80)} is not allowed: it must be a name or a Config")
     for path, value in {**parts, **settings, **values}.items():
-        plain = fspath(value) if isinstance(value, PathLike) else tuple(value) if isinstance(value, list) else value
-        config = replace_at(config, path, plain)
+        config = replace_at(config, path, value)
     return config

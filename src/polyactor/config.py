@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -101,14 +102,21 @@ class Transport:
 
     def forks(self, scheme: Scheme) -> bool:
         """Return whether this transport starts worker processes, so that a fork server pays."""
-        return self.apart and not scheme.single
+        return self.apart and not scheme.single and not scheme.in_threads
 
     def fits(self, config: Config) -> None:
         """Refuse a run that this transport cannot place.
 
         Raises:
-            UsageError: the scheme wants threads, and this transport runs roles in turn.
+            UsageError: the scheme wants threads, and this transport runs roles in turn; or it starts processes, and
+                this process may start none.
         """
+        if self.forks(config.scheme) and multiprocessing.current_process().daemon:
+            raise UsageError(
+                f"--transport {config.transport} is not allowed here: this is a daemonic process, as those of "
+                "multiprocessing.Pool are, which may start no workers: use --transport inline "
+                "(in Python: transport='inline')"
+            )
         if config.scheme.in_threads and not self.apart:
             raise UsageError(
                 "--scheme.workers-as thread is not allowed with "
@@ -131,6 +139,22 @@ class Normalize:
     """Clip rewards to ± this value for learning; scores are not clipped."""
 
 
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """When evaluations end: those that confirm a score, those during training, and those of ``polyactor evaluate``."""
+
+    envs: Annotated[int | None, Allowed(0)] = None
+    """Most environments that an evaluation makes; none: as many as a worker has (--envs), 50 at most. 0: none are made
+    beside the run's own, and the next 100 games of training confirm a score."""
+    max_steps: Annotated[int | None, Allowed(1)] = None
+    """Agent steps after which a game is cut, and its score so far counts; none: 27,000 in Atari, else no limit."""
+    stuck_after: Annotated[int | None, Allowed(1)] = None
+    """Agent steps without a reward or a change of the observation after which a game is cut, and its score counts;
+    none: 2,000 in Atari, else no limit."""
+    timeout: Annotated[float, Allowed(0, above=True)] = 600.0
+    """Seconds after which an evaluation ends with the games played so far, which confirm no score."""
+
+
 GROUPS = tuple(map(Group, ("run", "model", "algorithm", "scheme", "optimizer", "environment", "faults")))
 
 
@@ -143,7 +167,7 @@ class Config:
     """The settings of a run."""
 
     env: Annotated[str | Callable[[], gymnasium.Env[Any, Any]], ENVIRONMENT]
-    """Any Gymnasium id, or module:Env-vN."""
+    """Any Gymnasium id, module:name or file.py:name."""
     algorithm: Annotated[Algorithm, ALGORITHM]
     scheme: Annotated[Scheme, SCHEME]
     optimizer: Annotated[Rule, OPTIMIZER]
@@ -194,6 +218,7 @@ class Config:
     model: Annotated[ModelSpec, MODEL] = field(default_factory=ModelSpec)
     normalize: Annotated[Normalize, ENVIRONMENT] = field(default_factory=Normalize)
     atari: Annotated[AtariOptions, ENVIRONMENT] = field(default_factory=AtariOptions)
+    evaluate: Annotated[EvaluateOptions, RUN] = field(default_factory=EvaluateOptions)
     preset: Annotated[str, RUN] = ""
     """The name that this run is shown under."""
 

@@ -6,12 +6,14 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
-from numbers import Real
+from numbers import Integral, Real
+from os import PathLike, fspath
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from polyactor.errors import UsageError, suggestion
+from polyactor.errors import UsageError, one_line, suggestion
 
 T = TypeVar("T")
 
@@ -191,7 +193,49 @@ def fits(value: Any, hint: Any) -> bool:
     if kind in (int, float):
         number = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
         return number or (kind is float and isinstance(value, float) and math.isfinite(value))
-    return isinstance(value, kind) if isinstance(kind, type) else True
+    try:
+        return isinstance(value, kind) if isinstance(kind, type) else True
+    except TypeError:  # Any, or a protocol: there is no type to be of
+        return True
+
+
+def converted(value: Any, hint: Any) -> Any:
+    """Return a value as the type that a field declares; one that stands for no value of that type is returned as it is.
+
+    Numbers of NumPy and torch become Python's, a float without a fraction a whole number where one is declared, lists
+    and arrays with one axis tuples, and paths text. No other object is copied.
+    """
+    kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return next((new for each in inner if fits(new := converted(value, each), each)), value)
+    if kind is tuple and inner and (isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1):
+        return tuple(converted(each, inner[0]) for each in value)
+    if kind is str and isinstance(value, PathLike):
+        value = fspath(value)
+    if kind in (int, float, bool) and getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
+    if kind in (str, Literal) and isinstance(value, str) and type(value) is not str:
+        return "".join(value)  # of a subclass, whose str() may say anything
+    if isinstance(value, bool):
+        return value
+    if kind is int and (isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())):
+        return int(value)
+    if kind is float and isinstance(value, Real) and not isinstance(value, int):
+        with suppress(OverflowError):
+            return float(value)
+    return value
+
+
+def expect(name: str, value: T, hint: Any) -> T:
+    """Return an argument of a function as the type that it must have, converted as a setting is.
+
+    Raises:
+        UsageError: the value stands for none of that type; the sentence names it and what is allowed.
+    """
+    value = converted(value, hint)
+    if not fits(value, hint):
+        raise UsageError(f"{name} {one_line(value, most=80)} is not allowed: it must be {kind(hint)}")
+    return value
 
 
 def kind(hint: Any) -> str:
@@ -201,4 +245,7 @@ def kind(hint: Any) -> str:
         return " or ".join(kind(each) for each in inner)
     if typing.get_origin(hint) is tuple:
         return f"a tuple, each {kind(inner[0])}"
-    return "none" if hint is types.NoneType else KINDS.get(hint, f"a {getattr(hint, '__name__', hint)}")
+    if typing.get_origin(hint) is Callable:
+        return "a function"
+    name = str(getattr(hint, "__name__", hint))
+    return "none" if hint is types.NoneType else KINDS.get(hint, f"a{'n' * (name[:1] in 'AEIOU')} {name}")

@@ -31,7 +31,7 @@ def test_every_part_of_a_worker_has_its_own_values() -> None:
     assert [repr(whole.for_worker(worker).algorithm.epochs) for worker in range(2)] == ["2", "3"]  # type: ignore[attr-defined]
 
 
-@pytest.mark.fault("P21")
+@pytest.mark.fault("P15")
 def test_models_made_at_once_in_two_threads_are_those_of_their_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     together, made = threading.Barrier(2), dict[int, Any]()
 

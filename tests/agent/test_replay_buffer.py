@@ -229,7 +229,7 @@ def test_a_run_goes_on_where_its_own_memory_has_filled_the_disk(
         path = path.rename("elsewhere")
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
     assert pa.resume(path, steps=200, quiet=True).status == "done"
-    assert checkpoint.load(path).meta["config"]["out"] == str(path)
+    assert checkpoint.load(path).meta["config"]["out"] == str(path.absolute())
     assert {each.name for each in tmp_path.iterdir()} == {"elsewhere" if moved else "runs"}
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from polyactor.algorithms.base import Algorithm
 from polyactor.cli import main as cli
 from polyactor.cli.flags import read_config
-from polyactor.fields import walk
+from polyactor.fields import kind, walk
+from polyactor.models.spec import ModelSpec
 
 TRAIN = "train a2c --env CartPole-v1"
 
@@ -43,3 +47,9 @@ def test_none_means_no_value_only_where_there_may_be_none():
     assert (config.model.core, config.scheme.lock) == ("none", "none")
     assert config.optimizer.max_grad_norm is None
     assert config.stop_at is None
+
+
+def test_a_type_in_words() -> None:
+    assert kind(Algorithm) == "an Algorithm"
+    assert kind(ModelSpec | None) == "a ModelSpec or none"
+    assert kind(str | Callable[[], Any]) == "a text or a function"

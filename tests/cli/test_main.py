@@ -147,8 +147,19 @@ TRAIN = "train a2c --env CartPole-v1"
         ("resume one two", "one run directory is needed, not 2"),
         ("resume run --steps many", "--steps many is not allowed: it must be a whole number"),
         ("resume run --stpes 5", "did you mean '--steps'?"),
+        ("resume run --optimizer.lr 1e-4", "there is no flag --optimizer.lr; a run goes on with its own settings"),
+        ("resume run --workers 4", "train … --init-from RUN begins one with others at its parameters"),
+        (f"{TRAIN} --env-kwargs is_slippery=False", "there is no flag --env-kwargs: what an environment is made with"),
+        (f"{TRAIN} --env.is-slippery False", "is said in a function of your own: --env FILE.py:FUNCTION"),
+        (f"{TRAIN} --env-timout 5", "did you mean '--env-timeout'?"),
+        (f"{TRAIN} --optimizer.lr", "--optimizer.lr needs a value"),
+        (f"{TRAIN} --model.hidden --seed 1", "--model.hidden needs a value"),
+        (f"{TRAIN} --out", "--out needs a value"),
         ("evaluate run --games -1", "--games -1 is not allowed"),
         ("evaluate run --games 0", "--games 0 is not allowed: it must be above 0"),
+        ("evaluate run --evaluate.max-steps 0", "--evaluate.max-steps 0 is not allowed: it must be above 0"),
+        (f"{TRAIN} --evaluate.timeout 0", "--evaluate.timeout 0.0 is not allowed: it must be a number above 0"),
+        (f"{TRAIN} --evaluate.envs 0 --evaluate-every 9", "--evaluate.envs 0 is not allowed with --evaluate-every"),
         ("bench cartpole-a2c --seconds 0", "--seconds 0 is not allowed: it must be above 0"),
         (
             "train a3c --env CartPole-v1 --per-worker algorithm.epochs=2,4",
@@ -182,6 +193,10 @@ def test_a_missing_compiler_is_named(refuse: Refuse, monkeypatch: pytest.MonkeyP
         ("odd_envs:Textual", "has the action space Text"),
         ("odd_envs:OldGym", "an environment of the old gym"),
         ("odd_envs:Textuall", "did you mean 'Textual'?"),
+        ("odd_envs.py:Textual", "has the action space Text"),
+        ("nowhere.py:Textual", "there is no file "),
+        ("odd_envs.py", "name what is in the file, too, as FILE.py:NAME"),
+        ("CartPole-v1?length=3", "is said in a function of your own: --env FILE.py:FUNCTION"),
     ],
 )
 def test_an_environment_nobody_can_train_in(here: Path, refuse: Refuse, verb: str, env: str, said: str) -> None:
@@ -341,3 +356,19 @@ def test_the_module_is_the_command(here: Path) -> None:
     assert found.stdout == ""
     assert found.stderr == "polyactor: --workers 0 is not allowed: it must be a number of at least 1\n"
     assert snapshot(here) == {}
+
+
+@pytest.mark.fault("S2")
+def test_evaluate_and_record_take_the_limits_of_games_as_flags(
+    finished: pa.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit = ["--evaluate.max-steps", "5", "--evaluate.envs", "2"]
+    assert cli.run(["evaluate", str(finished.path), "--games", "3", *limit]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(f"5.00 ± 0.00 over 4 games, from 5 to 5, 4 cut at the step limit ({limit[0]})" in line for line in lines)
+    film = tmp_path / "film.mp4"
+    assert cli.run(["record", str(finished.path), "--out", str(film), *limit]) == 0
+    said = capsys.readouterr().out
+    assert said == f"{film}: a game of score 5, not to its end: the game had not ended after 5 steps\n"
+    assert film.is_file()

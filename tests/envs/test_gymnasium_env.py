@@ -7,6 +7,8 @@ import subprocess
 import sys
 import types
 from contextlib import closing
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium
@@ -15,7 +17,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.envs.classic_control import CartPoleEnv
 
-from polyactor.envs import VectorEnv, env_spec, gymnasium_env, make_envs
+from polyactor.envs import VectorEnv, env_spec, gymnasium_env, make_envs, resolved
 from polyactor.envs.serial_vector_env import SerialVectorEnv
 from polyactor.errors import EnvironmentUnsupported
 
@@ -338,6 +340,64 @@ def test_module_id_module_callable_and_callable_work(module: types.ModuleType) -
     for env in ("some_games:make", "gymnasium:Pendulum-v1", module.make, "Pendulum-v1"):
         env_spec(env)
         assert make_envs(env, 2).reset(0).shape == (2, 3)
+
+
+@pytest.mark.fault("F10")
+@pytest.mark.parametrize("asked", ["lake.py:Lake", "./lake.py:make", "lake.py:Lake-v0", "types:make", "test:make"])
+def test_an_environment_in_a_file_here(asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`types` is a module of Python's that is imported already, `test` one that is not."""
+    lines = [
+        "import gymnasium", "from gymnasium.envs.classic_control import PendulumEnv as Lake",
+        "make = lambda: gymnasium.make('Pendulum-v1')",
+        "gymnasium.register('Lake-v0', 'gymnasium.envs.classic_control:PendulumEnv')",
+    ]  # fmt: skip
+    monkeypatch.setattr(gymnasium, "registry", dict(gymnasium.registry))
+    monkeypatch.setattr(gymnasium.envs.registration, "registry", gymnasium.registry)
+    for name in ("lake.py", "types.py", "test.py"):
+        (tmp_path / name).write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    assert make_envs(asked, 2).reset(0).shape == (2, 3)
+    whole = resolved(asked)
+    monkeypatch.chdir("/")
+    assert make_envs(whole, 2).reset(0).shape == (2, 3)  # as in a worker whose environment has gone elsewhere
+    assert sys.modules["types"] is types
+
+
+@pytest.mark.fault("F10")
+def test_a_name_that_is_not_there_says_what_was_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refusal("types:Envy").startswith(
+        f"there is no environment types:Envy in types, which was imported from {types.__file__}"
+    )
+    (tmp_path / "ends.py").write_text("raise SystemExit(3)")
+    assert "could not be imported: SystemExit: 3." in refusal("ends.py:Env")
+    assert "there is no module ./lake for ./lake:flat; a file ends with .py." in refusal("./lake:flat")
+
+
+@pytest.mark.fault("F9")
+def test_to_look_at_an_environment_leaves_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "goes.py").write_text(
+        "import os, gymnasium\nos.chdir('/')\ndef make():\n    os.chdir('/')\n    return gymnasium.make('Pendulum-v1')"
+    )
+    monkeypatch.chdir(tmp_path)
+    env_spec("goes.py:make")
+    assert Path.cwd() == tmp_path
+
+
+@pytest.mark.fault("D16")
+def test_objects_that_are_no_function_without_arguments() -> None:
+    made = gymnasium.make("Pendulum-v1")
+    for env in (made, gymnasium.make_vec("Pendulum-v1", 2), gymnasium.spec("Pendulum-v1"), [lambda: made], 5):
+        words = (
+            f"an environment cannot be given as an object of type {type(env).__name__}: hand over an id, or a function"
+        )
+        assert refusal(env).startswith(words)
+    for needy in (lambda i: made, partial(gymnasium.make)):
+        assert "cannot be called without arguments: hand over an id, or a function without" in refusal(needy)
+    with pytest.raises(EnvironmentUnsupported, match="is the same object twice"):
+        make_envs(lambda: made, 2)
 
 
 @pytest.mark.fault("D9")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
 import sys
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -17,7 +20,7 @@ from polyactor.envs import Step, VectorEnv, check_exact, make_envs
 from polyactor.envs.serial_vector_env import MOST_FAILURES, SOUND_AFTER
 from polyactor.errors import EnvironmentUnsupported
 from polyactor.system.deadline import Call
-from tests.helpers.faulty_games import BOOM, FOR_EVER, LENGTH, RAISED, WRONG, Arcade, B, Game, raises
+from tests.helpers.faulty_games import BOOM, FOR_EVER, LENGTH, RAISED, WRONG, Arcade, B, Game, ends, pays, raises
 
 
 def steps(envs: VectorEnv, count: int, seed: int = 10) -> list[Step]:
@@ -30,7 +33,7 @@ def same(one: Step, other: Step, rows: Any) -> None:
         np.testing.assert_array_equal(getattr(one, name)[rows], getattr(other, name)[rows])
 
 
-@pytest.mark.fault("P3", "D1", "D2")
+@pytest.mark.fault("P3", "D1", "D2", "D12")
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_fault_in_a_step_costs_one_game(kind: str) -> None:
     fault, why = WRONG[kind]
@@ -115,6 +118,117 @@ def test_what_can_be_cast_is_no_fault(observation: Any, reward: Any) -> None:
     assert not step.lost.any()
     assert step.observation[1].tolist() == [1, 2]
     assert step.reward[1] == 2
+
+
+@pytest.mark.parametrize(
+    ("terminated", "truncated"),
+    [
+        (True, False),
+        (np.True_, np.False_),
+        (1, 0),
+        (np.int64(1), np.float32(0)),
+        (np.array(True), np.array(0)),
+        (torch.tensor(1.0), torch.tensor(False)),
+    ],
+)
+def test_ends_that_are_true_or_false_are_no_fault(terminated: Any, truncated: Any) -> None:
+    (step,) = steps(make_envs(Arcade({1: {("step", 1): ends(terminated, truncated)}}), B), 1)
+    assert step.why == ()
+    assert step.terminated.tolist() == step.done.tolist() == [False, True, False]
+    (step,) = steps(make_envs(Arcade({1: {("step", 1): ends(truncated, terminated)}}), B), 1)
+    assert (step.terminated.tolist(), step.done.tolist()) == ([False] * B, [False, True, False])
+
+
+class Mute(Exception):
+    """Cannot be shown, nor be a number or an end."""
+
+    def __str__(self) -> str:
+        raise TypeError("not a text")
+
+    __repr__ = __float__ = __eq__ = __hash__ = __str__  # type: ignore[assignment]
+
+
+@pytest.mark.fault("D12", "P3")
+@pytest.mark.parametrize("fault", [raises(Mute()), ends(Mute()), pays(Mute())])
+def test_what_cannot_be_shown_is_named_by_its_class(fault: Any) -> None:
+    (step,) = steps(make_envs(Arcade({1: {("step", 1): fault}}), B), 1)
+    assert step.lost.tolist() == [False, True, False]
+    assert "a Mute that cannot be shown (TypeError)" in step.why[0]
+
+
+class Whole(Game):
+    """Observes whole numbers."""
+
+    def __init__(self, dtype: Any, shown: Any) -> None:
+        super().__init__({})
+        self.observation_space = spaces.Box(0, 99, (2,), dtype)
+        self.shown = shown
+
+    def observation(self) -> Any:
+        return self.shown if self.time == 2 else np.zeros(2, self.shown.dtype)
+
+
+@pytest.mark.fault("D12")
+@pytest.mark.parametrize(
+    ("dtype", "shown"),
+    [(np.uint8, np.array([0, 300], np.uint16)), (np.int32, np.array([0, 2**40])), (np.int8, np.array([-129, 1]))],
+)
+def test_an_observation_that_its_dtype_cannot_hold_costs_the_game(dtype: Any, shown: Any) -> None:
+    """It would wrap around, 300 to 44."""
+    found = steps(make_envs(lambda: Whole(dtype, shown), B), 3)
+    assert [step.lost.all() for step in found] == [False, True, False]
+    assert f"which {np.dtype(dtype)} does not hold" in found[1].why[0]
+
+
+class Simulated(Game):
+    """Has begun a process, which it ends where it can be closed."""
+
+    simulators: list[subprocess.Popen[bytes]]
+    closes = True
+
+    def __init__(self, faults: Any, length: int = LENGTH) -> None:
+        super().__init__(faults, length)
+        self.simulators.append(subprocess.Popen(["sleep", "600"]))
+
+    def close(self) -> None:
+        if not self.closes:
+            raise OSError("it does not answer")
+        self.simulators[0].kill()
+
+
+@pytest.mark.fault("P14")
+@pytest.mark.skipif(not Path("/proc/thread-self/children").exists(), reason="the kernel does not list children")
+def test_what_an_environment_that_cannot_be_closed_or_made_has_begun_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unmade(Simulated):
+        def __init__(self) -> None:
+            super().__init__({})
+            raise OSError("no licence")
+
+    mine = subprocess.Popen(["sleep", "600"])
+    monkeypatch.setattr(Simulated, "simulators", [], raising=False)
+    monkeypatch.setattr(Simulated, "closes", False)
+    try:
+        with pytest.raises(EnvironmentUnsupported, match="no licence"):
+            make_envs(Unmade, 1)
+        assert Simulated.simulators[0].wait(10) == -signal.SIGKILL
+        faults: list[Any] = [{}, {}, {("step", 2): raises(BOOM)}]
+        envs = make_envs(lambda: Simulated(faults.pop()), 2)
+        assert steps_of_two(envs, 3)[1].lost.tolist() == [True, False]
+        _, first, second, again = Simulated.simulators
+        assert first.wait(10) == -signal.SIGKILL
+        assert (second.poll(), again.poll()) == (None, None)
+        envs.close()
+        assert (second.wait(10), again.wait(10)) == (-signal.SIGKILL,) * 2
+        assert mine.poll() is None
+    finally:
+        for process in (mine, *Simulated.simulators):
+            process.kill()
+            process.wait()
+
+
+def steps_of_two(envs: VectorEnv, count: int) -> list[Step]:
+    envs.reset(0)
+    return [envs.step(np.zeros(2, np.int64)) for _ in range(count)]
 
 
 @pytest.mark.fault("P3")

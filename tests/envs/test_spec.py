@@ -173,7 +173,7 @@ def test_going_on_evaluating_filming_and_loading(tmp_path: Path) -> None:
     file.unlink()
     policy = Policy(config, tensors)
     assert policy.act(np.zeros(3, np.float32)) in (0, 1)
-    assert [what for what, _ in events(file)] == ["made"]  # it turns observations and actions into each other
+    assert [what for what, _ in events(file)] == ["made", "closed"]  # it is asked for its spaces, and no more
 
 
 @pytest.mark.parametrize(("method", "scheme"), [("ppo", "sync"), ("a3c", "hogwild"), ("ppo", "actor-learner")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import gymnasium
@@ -12,11 +13,13 @@ import torch
 import polyactor as pa
 from polyactor.agent.parts import make_model
 from polyactor.envs import env_spec
+from polyactor.errors import UsageError
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
+from polyactor.settings.serialize import from_json, to_json
 from polyactor.storage import checkpoint
 from polyactor.system.machine import torch_threads
-from tests.helpers.policies import untrained
+from tests.helpers.policies import config_of, untrained
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "polyactor/LQR-v0"])
@@ -59,7 +62,7 @@ def test_memory_lasts_until_reset() -> None:
     assert np.array_equal(policy.act(observation), second)
 
 
-@pytest.mark.fault("P22")
+@pytest.mark.fault("P16")
 def test_one_prediction_uses_one_thread_and_puts_the_number_back(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, threads, step = untrained("CartPole-v1"), list[int](), ActorCritic.step
 
@@ -72,3 +75,64 @@ def test_one_prediction_uses_one_thread_and_puts_the_number_back(monkeypatch: py
         policy.act(np.zeros(4, np.float32))
         assert torch.get_num_threads() == 4
     assert threads == [1]
+
+
+class Licensed(gymnasium.Env[Any, Any]):
+    """Only one may exist."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.MultiDiscrete([2, 3], dtype=np.int32, start=[1, 2])
+    taken = False
+
+    def __init__(self) -> None:
+        if Licensed.taken:
+            raise OSError("the licence is in use")
+        Licensed.taken = True
+
+    def close(self) -> None:
+        Licensed.taken = False
+
+
+@pytest.mark.fault("P14")
+def test_a_policy_keeps_no_environment() -> None:
+    policy, env = untrained(Licensed), Licensed()
+    with policy as same:
+        assert same is policy
+        assert env.action_space.contains(policy.act(np.zeros(2, np.float32)))
+    policy.close()
+    env.close()
+
+
+def test_a_run_of_before_reads_its_images_as_it_did() -> None:
+    """The last axis had the channels if it was at most 4, and else the first."""
+    plain = to_json(config_of("polyactor/Catch-v0"))
+    assert from_json(plain).model.channels == "auto"
+    del plain["model"]["channels"]
+    assert from_json(plain).model.channels == "last-up-to-4"
+
+
+@pytest.mark.fault("D15")
+@pytest.mark.parametrize(
+    ("observation", "words"),
+    [
+        (np.zeros(4), "an observation of the shape (4,) is not allowed: the policy sees the shape (3,)"),
+        (np.zeros((1, 3)), "the policy sees the shape (3,); act takes one observation, without a batch axis"),
+        ([0.0, 1.0], "an observation of a list is not allowed: the policy sees the shape (3,)"),
+        ((np.zeros(3), {}), "an observation of a tuple is not allowed: the policy sees the shape (3,): "),
+        (None, "an observation of a NoneType is not allowed: the policy sees the shape (3,)"),
+    ],
+)
+def test_an_observation_of_another_shape_is_refused_naming_both(observation: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        untrained("Pendulum-v1").act(observation)
+
+
+@pytest.mark.fault("D15")
+def test_floats_are_no_pixels() -> None:
+    policy = untrained("polyactor/Catch-v0")
+    frame, _ = gymnasium.make("polyactor/Catch-v0").reset(seed=0)
+    assert policy.act(frame) == policy.act(frame.astype(np.int64))
+    with pytest.raises(
+        UsageError, match="an observation of floats is not allowed: the policy sees bytes from 0 to 255"
+    ):
+        policy.act(frame / 255)

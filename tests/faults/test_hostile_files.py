@@ -133,12 +133,12 @@ def zip_bomb() -> bytes:
 
 
 def many_keys(count: int) -> bytes:
-    entry = b'"%d":{"dtype":"F32","shape":[1],"data_offsets":[%d,%d]}'
+    entry = b'"%d":{"dtype":"F10","shape":[1],"data_offsets":[%d,%d]}'
     text = b"{" + b",".join(entry % (i, 4 * i, 4 * i + 4) for i in range(count)) + b"}"
     return len(text).to_bytes(8, "little") + text + bytes(4 * count)
 
 
-OF_ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+OF_ONE = {"dtype": "F10", "shape": [1], "data_offsets": [0, 4]}
 PAYLOADS: dict[str, Callable[[Path], bytes]] = {
     "pickle": lambda at: pickle.dumps(Bomb(at / "sentinel")),
     "zip bomb": lambda at: zip_bomb(),

@@ -38,18 +38,34 @@ FAULTS: dict[str, tuple[str, str]] = {
         "its workers are gone within 1 s; what is resumed is at most one checkpoint interval back; first update "
         "within 15 s",
     ),
-    "P6": ("SIGTERM or SIGINT", "the run is saved and ends with 75; a second one ends it at once (143, 130)"),
+    "P6": (
+        "SIGTERM, SIGINT or SIGHUP",
+        "the run is saved and ends with 75; a second SIGTERM or SIGINT ends it at once (143, 130)",
+    ),
     "P7": ("a worker is stopped for a while, or slow", "it is not taken for dead; the others go on (not in lockstep)"),
     "P8": ("a worker joins or leaves a run", "who comes back plays games of its own; who is gone is not waited for"),
     "P9": ("a process is killed for its memory", "as P1, with a hint; again and again: exit code 9"),
     "P10": ("/dev/shm is too small", "exit code 9 before training, with what is there; no bus error later"),
     "P11": ("what a killed run leaves behind", "nothing: no process, no shared memory, no temporary file"),
-    "P21": (
+    "P12": (
+        "workers cannot be started as usual: a script without a guard or a file, a long TMPDIR, a daemonic process",
+        "they are started in another way, or a sentence names the way out before there is a file",
+    ),
+    "P13": (
+        "standard streams are closed, full, gone or not UTF-8",
+        "the exit code is that of the work, and no line is written into a file of the run",
+    ),
+    "P14": (
+        "an environment has begun processes of its own, such as a simulator",
+        "who ends a worker ends them, however it ends; in the run's own process (`sync`) those that its environments "
+        "began end with it, unless it is killed by SIGKILL",
+    ),
+    "P15": (
         "an environment or a caller changes the process: random streams, handlers, switches of NumPy and torch",
         "the run trains and stops as without it, and after it all is as before",
     ),
-    "P22": ("something else computes while one prediction is made", "one thread, and the number is put back"),
-    "P23": (
+    "P16": ("something else computes while one prediction is made", "one thread, and the number is put back"),
+    "P17": (
         "a constructor, a reset, a step, a picture or a close hangs, or is slow",
         "one limit for all, named in a sentence; Ctrl-C waits for one step; the run is saved before anything is "
         "closed; no command is silent for 10 s",
@@ -68,6 +84,27 @@ FAULTS: dict[str, tuple[str, str]] = {
     "D9": ("an environment of the old gym", "exit code 3, saying so"),
     "D10": ("a checkpoint of another model or environment", "exit code 4; nothing is partly loaded"),
     "D11": ("the clock jumps", "nothing but times in logs changes"),
+    "D12": (
+        "an end that is neither true nor false, such as the text False; a number that the space's dtype cannot hold",
+        "as P3, with what came",
+    ),
+    "D13": (
+        "images with channels first or last, of few pixels, with two or four axes, or in parts of an observation",
+        "a CNN on the right axis, or an MLP with a word; an axis that cannot be told is asked for (exit code 2)",
+    ),
+    "D14": (
+        "a space with an odd dtype or odd bounds, empty or huge, no space at all, odd metadata",
+        "actions in the space's own dtype; what cannot be trained in is refused in a sentence (exit code 3)",
+    ),
+    "D15": (
+        "a value of another kind: 1e4, a number of NumPy or torch, a list, a path, a text",
+        "made what its setting is, or refused in a sentence before anything exists; what is written can be read",
+    ),
+    "D16": (
+        "an environment handed over as an object, a lambda, a callable that cannot be copied",
+        "trained in as it is, or refused in a sentence that says what to hand over; names that can be typed",
+    ),
+    "D17": ("numbers whose squares float32 cannot hold", "exit code 6, naming them, their size and the way out"),
     "F1": ("a crash at any point of a save", "the old checkpoint or the new one, never a mix"),
     "F2": (
         "the disk is full",
@@ -82,6 +119,31 @@ FAULTS: dict[str, tuple[str, str]] = {
     "F6": ("two runs in one directory", "the second ends with 5 and changes nothing; a killed one holds no lock"),
     "F7": ("a checkpoint of a newer format", "exit code 4: please upgrade"),
     "F8": ("a checkpoint that was downloaded", "as F4: polyactor itself downloads nothing"),
+    "F9": (
+        "an environment, or its module, that changes the working directory",
+        "every file lies where --out says; the directory is put back",
+    ),
+    "F10": (
+        "an environment in a file, or in a module called like an installed one",
+        "found by its path, or in this directory first; else the sentence says which module was imported",
+    ),
+    "F11": (
+        "a run that is to go on to a total it has reached, with other settings, or with a longer schedule",
+        "refused with the way out (exit code 2); a coefficient that jumps is said",
+    ),
+    "S1": (
+        "a film, curve, evaluation or confirmation fails, or what it is given to draw or read is odd",
+        "it costs only itself: an event and a line with the reason, and the run ends as it would have",
+    ),
+    "S2": (
+        "games without end, or in which nothing changes for long",
+        "they are evaluated as they are; what Atari's limits or a flag cut is said; after `--evaluate.timeout` an "
+        "evaluation ends and confirms nothing; films are bounded",
+    ),
+    "S3": (
+        "an environment of which few copies may exist at once",
+        "an evaluation makes no more than a worker has; `--evaluate.envs` sets it, 0 included",
+    ),
 }
 
 

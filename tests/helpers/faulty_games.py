@@ -87,6 +87,10 @@ def observes(observation: Any) -> Fault:
     return lambda answer: (observation, *answer[1:])
 
 
+def ends(terminated: Any, truncated: Any = False) -> Fault:
+    return lambda answer: (*answer[:2], terminated, truncated, answer[4])
+
+
 def pays(reward: Any) -> Fault:
     return lambda answer: (answer[0], reward, *answer[2:])
 
@@ -112,6 +116,15 @@ WRONG: dict[str, tuple[Fault, str]] = RAISED | {
     "reward-array": (pays(np.ones(2)), r"returned the reward array\(\[1., 1.\]\), which is no number"),
     "reward-one": (pays(torch.ones(1)), r"returned the reward tensor\(\[1.\]\), which is no number"),
     "reward-none": (pays(None), "returned the reward None, which is no number"),
+    "reward-text-array": (pays(np.array("1.0")), r"returned the reward array\('1.0', .*, which is no number"),
+    "reward-span": (pays(np.timedelta64(3)), r"returned the reward np.timedelta64\(3\), which is no number"),
+    "end-text": (ends("False"), "returned terminated as 'False', which is neither true nor false"),
+    "end-nan": (ends(False, float("nan")), "returned truncated as nan, which is neither true nor false"),
+    "end-none": (ends(True, None), "returned truncated as None, which is neither true nor false"),
+    "end-two": (ends(np.int64(2)), r"returned terminated as np.int64\(2\), which is neither"),
+    "end-array": (ends(np.array([True])), r"returned terminated as array\(\[ True\]\), which is neither"),
+    "end-list": (ends([]), r"returned terminated as \[\], which is neither"),
+    "end-text-array": (ends(np.array("True")), r"returned terminated as array\('True', .*, which is neither"),
     "four": (lambda answer: answer[:4], "failed: step returned 4 values where Gymnasium has 5"),
     "one": (lambda answer: answer[0], "failed: step returned a single ndarray where Gymnasium has 5"),
 }

@@ -1,13 +1,18 @@
-"""Layers of our own against torch's."""
+"""Layers of our own against torch's, and what torsos take for an image."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
-from polyactor.models.encoders import ReLU
+from polyactor.errors import UsageError
+from polyactor.models.actor_critic import ActorCritic
+from polyactor.models.encoders import CNNS, MLP, ReLU, flattening, make_torso, smallest_side
+from polyactor.models.spec import ModelSpec
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -33,3 +38,76 @@ def test_relu_and_its_gradient_are_torchs(dtype: torch.dtype, layout: Any) -> No
 def test_relu_of_bf16_takes_no_memory_of_its_own() -> None:
     x = torch.randn(8).bfloat16()
     assert ReLU()(x).data_ptr() == x.data_ptr()
+
+
+IMAGE = torch.uint8
+
+
+@pytest.mark.fault("D13")
+@pytest.mark.parametrize(
+    ("shape", "channels"),
+    [
+        ((4, 84, 84), 4),
+        ((84, 84, 4), 4),
+        ((96, 96, 24), 24),
+        ((24, 96, 96), 24),
+        ((72, 96, 16), 16),
+        ((64, 200, 32), 32),
+        ((1, 44, 44), 1),
+        ((20, 20, 3), 3),
+        ((5, 84, 84), 5),
+        ((84, 84, 5), 5),
+    ],
+)
+def test_channels_are_the_smaller_of_the_first_and_the_last_axis(shape: tuple[int, ...], channels: int) -> None:
+    torso = make_torso(shape, IMAGE, ModelSpec())
+    assert isinstance(torso[0], torch.nn.Conv2d)
+    assert torso[0].in_channels == channels
+    space = spaces.Box(0, 255, shape, np.uint8)
+    model = ActorCritic(space, spaces.Discrete(2), ModelSpec(), normalize_observation=True)
+    images = torch.randint(256, (2, *shape), dtype=IMAGE)
+    by_hand = images if shape[0] == channels else images.permute(0, 3, 1, 2)
+    torch.testing.assert_close(model.prepared(images), by_hand / 255)
+
+
+@pytest.mark.fault("D13")
+def test_channels_that_cannot_be_told_are_asked_for() -> None:
+    shape = (36, 84, 40)
+    with pytest.raises(UsageError, match=r"--model.channels auto is not allowed .*\(36, 84, 40\).* use first or last"):
+        make_torso(shape, IMAGE, ModelSpec())
+    for channels, count in (("first", 36), ("last", 40), ("last-up-to-4", 36)):
+        torso = make_torso(shape, IMAGE, ModelSpec(channels=channels))  # type: ignore[arg-type]
+        assert torso[0].in_channels == count  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", CNNS)
+def test_the_smallest_image_of_a_cnn_is_the_smallest(name: Any) -> None:
+    side, spec = smallest_side(CNNS[name]), ModelSpec(torso=name, channels="first")
+    assert make_torso((3, side, side), IMAGE, spec).features > 0
+    with pytest.raises((UsageError, RuntimeError)):
+        make_torso((3, side - 1, side), IMAGE, spec)
+    if side > 1:
+        with pytest.raises(UsageError, match=f"it needs {side} x {side}; use mlp"):
+            make_torso((3, side, side - 1), IMAGE, spec)
+
+
+@pytest.mark.fault("D13")
+@pytest.mark.parametrize(
+    ("shape", "dtype", "hidden", "words"),
+    [
+        ((84, 84), IMAGE, [], "of shape (84, 84) are"),
+        ((4, 84, 84, 1), IMAGE, [], "of shape (4, 84, 84, 1) are"),
+        ((64, 64, 3), torch.float32, [], "of shape (64, 64, 3) are"),
+        ((7, 7, 3), IMAGE, [], "of shape (7, 7, 3) are"),
+        ((151,), torch.float32, [(7, 7, 3)], "with parts of shape (7, 7, 3) are"),
+    ],
+)
+def test_pictures_that_an_mlp_reads_are_told(shape: Any, dtype: Any, hidden: Any, words: str) -> None:
+    assert isinstance(make_torso(shape, dtype, ModelSpec()), MLP)
+    assert words in str(flattening(shape, dtype, ModelSpec(), hidden))
+    assert flattening(shape, dtype, ModelSpec(torso="mlp"), hidden) is None  # asked for
+
+
+def test_of_vectors_and_images_nothing_is_told() -> None:
+    assert flattening((128,), IMAGE, ModelSpec(), []) is None
+    assert flattening((4, 84, 84), IMAGE, ModelSpec(), []) is None

@@ -59,7 +59,7 @@ class CarelessOfNumPy(Careless):
         return np.random.rand(3).astype(np.float32), 1.0, False, False, {}
 
 
-@pytest.mark.fault("P21")
+@pytest.mark.fault("P15")
 def test_an_environment_that_draws_from_global_streams_is_reproducible_in_one_process(tmp_path: Path) -> None:
     before = streams()
     first = train(tmp_path / "first", env=Careless, steps=SHORT)
@@ -72,7 +72,7 @@ def test_an_environment_that_draws_from_global_streams_is_reproducible_in_one_pr
     assert rows(first) != rows(train(tmp_path / "third", env=Careless, steps=SHORT, seed=6))
 
 
-@pytest.mark.fault("P21")
+@pytest.mark.fault("P15")
 def test_an_evaluation_of_such_an_environment_is_reproducible() -> None:
     config = base_config("a2c", env=CarelessGames)
     tensors = fresh(config).state.views()
@@ -82,7 +82,7 @@ def test_an_evaluation_of_such_an_environment_is_reproducible() -> None:
     assert not moved(before)
 
 
-@pytest.mark.fault("P21")
+@pytest.mark.fault("P15")
 @pytest.mark.parametrize(("env", "where"), [(Careless, "random"), (CarelessOfNumPy, "numpy.random")])
 def test_an_exact_resume_of_such_an_environment_is_refused(env: type[Quiet], where: str, tmp_path: Path) -> None:
     with pytest.raises(
@@ -114,7 +114,7 @@ class TakesSignals(Quiet):
         return super().step(action)
 
 
-@pytest.mark.fault("P21")
+@pytest.mark.fault("P15")
 @pytest.mark.fault("P6")
 def test_a_signal_stops_a_run_whose_environments_take_signals_and_waits_for_one_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -144,7 +144,7 @@ class ClosesLate(Quiet):
             self.saved.append(checkpoint.exists(self.run))
 
 
-@pytest.mark.fault("P23")
+@pytest.mark.fault("P17")
 def test_a_run_is_saved_before_its_environments_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ClosesLate, "run", tmp_path / "run")
     monkeypatch.setattr(ClosesLate, "saved", [])
@@ -175,7 +175,7 @@ class Tiny(gymnasium.Env[Any, Any]):
         return np.full(2, 1e-60), np.float64(1e-60), False, False, {}
 
 
-@pytest.mark.fault("P21")
+@pytest.mark.fault("P15")
 def test_switches_of_environment_and_caller_do_not_reach_what_is_learned(tmp_path: Path) -> None:
     with torch.inference_mode(), np.errstate(all="raise"):
         run = train(tmp_path / "run", env=Tiny, steps=SHORT)

@@ -263,6 +263,25 @@ def test_more_than_20_in_a_row_stop_the_run_and_one_good_one_starts_the_count_an
     assert torch.equal(setup.state.theta, theta)
 
 
+@pytest.mark.fault("D17")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("observation_moments", "observations of about 1e+20 have squares too large for float32; .*no-observation"),
+        ("return_moments", "returns .* of about 1e.20 .*--normalize.no-reward with --normalize.clip-reward 1"),
+        ("", "gradients in a row were not finite, so the run stopped: the loss is too large for float32"),
+    ],
+)
+def test_the_run_says_which_numbers_are_too_large(name: str, words: str) -> None:
+    setup = Setup(SGD())
+    large = {name: moments(torch.full((4, 3), 1e20))} if name else {}
+    bad = Gradients(setup.poisoned(1.0 if name else math.inf).vector, {}, 0, 7, large)
+    for _ in range(SKIPS_ALLOWED):
+        setup.updaters[0].apply(bad)
+    with pytest.raises(Diverged, match=words.replace("1e+20", "1e.20")):
+        setup.updaters[0].apply(bad)
+
+
 def test_another_workers_skips_are_not_ones_own() -> None:
     setup = Setup(SGD(), workers=2)
     for i in range(40):

@@ -31,6 +31,9 @@ ELSEWHERE = {
     "settings/serialize.py": "faults/test_fuzz.py",  # of configs that anybody may have written
     "storage/atomic.py": "faults/test_saves.py",  # crashes at every call
     "system/console.py": "training/test_progress.py",  # where its lines go
+    "system/interpreter.py": "transport/test_threads.py",  # threads that it keeps apart
+    "system/script.py": "transport/test_processes.py",  # what workers import of it
+    "transport/surroundings.py": "transport/test_processes.py",  # what workers take over
     "system/forkserver.py": "transport/test_processes.py",  # what its processes share
     "training/forkserver_preload.py": "transport/test_processes.py",  # imports alone
     "transport/inline.py": "properties/test_schedules.py",  # orders of turns

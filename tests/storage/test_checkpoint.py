@@ -221,12 +221,12 @@ def header(entries: object) -> bytes:
         b"",
         (2**63).to_bytes(8, "little") + b"{}",
         (2**40).to_bytes(8, "little") + b"{}",
-        header({"a": {"dtype": "F32", "shape": [2**62], "data_offsets": [0, 4]}}) + bytes(4),
-        header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}) + bytes(4),
-        header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2**40]}}) + bytes(4),
+        header({"a": {"dtype": "F10", "shape": [2**62], "data_offsets": [0, 4]}}) + bytes(4),
+        header({"a": {"dtype": "F10", "shape": [-1], "data_offsets": [0, 4]}}) + bytes(4),
+        header({"a": {"dtype": "F10", "shape": [1], "data_offsets": [0, 2**40]}}) + bytes(4),
         header({"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}) + bytes(1),  # torch has no such type
         header({"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}) + bytes(4),
-        header({n: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for n in "ab"}) + bytes(4),
+        header({n: {"dtype": "F10", "shape": [1], "data_offsets": [0, 4]} for n in "ab"}) + bytes(4),
     ],
 )
 def test_a_forged_state_with_a_matching_manifest_is_refused_and_not_run(tmp_path: Path, state: object) -> None:

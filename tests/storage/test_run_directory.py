@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import pytest
 
 import polyactor as pa
 from polyactor.cli import main as cli
 from polyactor.errors import RunDirectoryError
+from polyactor.settings.presets import base_config
 from polyactor.storage import run_directory
 from tests.helpers.directories import digest
 
@@ -106,3 +112,36 @@ def test_whatever_the_lock_says_the_sentence_is_one_line(said: bytes) -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pa.train("a2c", out=str(tmp_path_factory.mktemp("trained") / "run"), **CHAIN).path
+
+
+@pytest.mark.fault("D16")
+@pytest.mark.parametrize(
+    ("preset", "env", "name"),
+    [
+        ("a2c", "ALE/Pong-v5", "a2c-Pong-v5"),
+        ("a2c", "games:Lake-v0", "a2c-Lake-v0"),
+        ("a2c", "/home/somebody/my games/lake.py:flat", "a2c-flat"),
+        ("a2c", lambda: None, "a2c-lambda"),
+        ("a2c", functools.partial(gymnasium.make, "ALE/Pong-v5"), "a2c-make"),
+        ("a2c", functools.partial, "a2c-partial"),
+        ("../mine.py:Mine", "CartPole-v1", "Mine-CartPole-v1"),
+        ("my \n'run'", "CartPole-v1", "my-run-CartPole-v1"),
+        ("", "CartPole-v1", "run-CartPole-v1"),
+    ],
+)
+def test_a_name_can_be_typed_and_lies_in_runs(
+    preset: str, env: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = replace(base_config("a2c", env="CartPole-v1"), preset=preset, env=env)
+    found = run_directory.run_directory(config)
+    assert found.parent == tmp_path / "runs"
+    assert re.sub(r"-\d{8}-\d{6}$", "", found.name) == name
+
+
+def test_a_directory_that_is_gone_is_no_place_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(RunDirectoryError, match="the working directory does not exist"):
+        run_directory.run_directory(replace(base_config("a2c", env="CartPole-v1"), out="run"))

@@ -36,7 +36,7 @@ class SlowToClose(Quiet):
         time.sleep(LONG)
 
 
-@pytest.mark.fault("P23")
+@pytest.mark.fault("P17")
 @pytest.mark.parametrize(
     ("env", "where"),
     [
@@ -50,13 +50,13 @@ def test_a_call_that_hangs_ends_the_check_with_its_name(env: type[Quiet], where:
         inspect(env, seconds=0.05)
 
 
-@pytest.mark.fault("P23")
+@pytest.mark.fault("P17")
 def test_an_environment_that_hangs_when_it_is_made_is_not_looked_at_for_ever() -> None:
     with pytest.raises(EnvironmentUnsupported, match="in its constructor"):
         env_spec(SlowToMake, seconds=0.05)
 
 
-@pytest.mark.fault("P23")
+@pytest.mark.fault("P17")
 def test_many_that_hang_when_they_are_closed_cost_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr("polyactor.envs.serial_vector_env.PATIENCE", 0.2)

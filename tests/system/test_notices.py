@@ -26,11 +26,30 @@ def heard_by(what: str | None) -> list[str]:
     return said
 
 
-@pytest.mark.fault("P23")
+@pytest.mark.fault("P17")
 @pytest.mark.usefixtures("impatient")
 def test_what_is_waited_for_is_said() -> None:
     assert heard_by("the environments are made")[0] == "the environments are made"
     assert heard_by(None)[0].startswith("still at work, ")
+
+
+@pytest.mark.fault("S2")
+@pytest.mark.usefixtures("impatient")
+def test_what_is_being_done_is_said_as_it_changes_and_for_how_long() -> None:
+    said, spoken = list[str](), threading.Event()
+
+    def say(sentence: str) -> None:
+        said.append(sentence)
+        if sentence.startswith(doing.words):
+            spoken.set()
+
+    doing = notices.Doing("making an environment")
+    with notices.noticing(say), notices.waiting(doing):
+        assert spoken.wait(5)
+        assert said[0] == "making an environment, after 0 s"
+        spoken.clear()
+        doing.words = "playing"
+        assert spoken.wait(5)
 
 
 def test_who_is_heard_is_not_spoken_for_until_a_signal_asks(monkeypatch: pytest.MonkeyPatch) -> None:

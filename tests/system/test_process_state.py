@@ -26,7 +26,7 @@ def draw() -> tuple[float, float, float]:
     return random.random(), float(np.random.rand()), float(torch.rand(()))
 
 
-@pytest.mark.fault("P21")
+@pytest.mark.fault("P15")
 def test_seeded_streams_give_the_same_numbers_and_are_put_back() -> None:
     before, drawn = streams(), []
     for _ in range(2):
@@ -46,7 +46,7 @@ def test_seeded_streams_give_the_same_numbers_and_are_put_back() -> None:
     assert drawn[0] != drawn[2]
 
 
-@pytest.mark.fault("P21")
+@pytest.mark.fault("P15")
 def test_of_blocks_that_overlap_the_last_puts_back_what_was_before_all() -> None:
     """Runs in threads end in any order."""
     before = streams()
@@ -59,7 +59,7 @@ def test_of_blocks_that_overlap_the_last_puts_back_what_was_before_all() -> None
     assert not moved(before)
 
 
-@pytest.mark.fault("P21")
+@pytest.mark.fault("P15")
 def test_who_draws_is_named_and_put_back() -> None:
     before = streams()
     with kept_streams():
@@ -71,7 +71,7 @@ def test_who_draws_is_named_and_put_back() -> None:
     assert not moved(before)
 
 
-@pytest.mark.fault("P21")
+@pytest.mark.fault("P15")
 def test_switches_of_numpy_and_torch_and_handlers_are_put_back() -> None:
     handlers = [signal.getsignal(number) for number in GUARDED]
     errors = np.geterr()
@@ -87,7 +87,7 @@ def test_switches_of_numpy_and_torch_and_handlers_are_put_back() -> None:
     assert [signal.getsignal(number) for number in GUARDED] == handlers
 
 
-@pytest.mark.fault("P21")
+@pytest.mark.fault("P15")
 @pytest.mark.parametrize("number", GUARDED)
 def test_a_handler_is_put_back_after_an_answer(number: int) -> None:
     with kept_switches():

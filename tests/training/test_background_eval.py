@@ -15,8 +15,11 @@ import pytest
 import torch
 
 import polyactor as pa
+from polyactor.evaluation.evaluate import Evaluation
 from polyactor.storage import checkpoint
-from polyactor.training.background_eval import Evaluator
+from polyactor.training import background_eval
+from polyactor.training.background_eval import BackgroundEvaluation, Evaluator
+from tests.helpers.policies import config_of
 from tests.helpers.runs import STEPS, Quiet, events, train
 
 
@@ -80,3 +83,75 @@ def test_an_evaluation_that_fails_is_told_of_and_training_goes_on(
         said = " ".join(capsys.readouterr().out.split())
         assert "evaluation failed: " in said
         assert why in said
+
+
+@pytest.mark.fault("S1")
+@pytest.mark.parametrize("where", [(Evaluator, "poll"), (background_eval, "ProcessPool")], ids=["result", "start"])
+@pytest.mark.parametrize("trouble", [FileNotFoundError("evaluation.json"), ValueError("no JSON")])
+def test_whatever_goes_wrong_beside_training_costs_the_evaluation_alone(
+    where: tuple[Any, str], trouble: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: Any, **more: Any) -> None:
+        raise trouble
+
+    monkeypatch.setattr(*where, fails)
+    run = train(tmp_path / "run", env=Quiet, steps=400, evaluate_every=200)
+    assert run.status == "done"
+    assert str(trouble) in events(run.path, "evaluation_failed")[0]["reason"]
+
+
+class Told:
+    """Events and checkpoints of a run that is not there."""
+
+    def __init__(self) -> None:
+        self.events, self.said, self.pointed = list[tuple[str, str]](), list[str](), 0
+
+    def tell(self, event: str, reason: str = "", **fields: Any) -> None:
+        self.events.append((event, reason))
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+    def point(self, tag: str, *, at: str) -> bool:
+        self.pointed += 1
+        return True
+
+
+@pytest.mark.fault("S2")
+@pytest.mark.parametrize(
+    ("found", "event", "best"),
+    [
+        (Evaluation((5.0,) * 20, (9,) * 20, 0, 0, False), ("evaluation", ""), 5.0),
+        (
+            Evaluation((5.0,), (9,), 0, 0, False, unplayed=19),
+            ("evaluation", "19 not ended in time (--evaluate.timeout)"),
+            None,
+        ),
+        (
+            Evaluation((), (), 0, 0, False, unplayed=20),
+            ("evaluation_failed", "no game has ended: 20 not ended in time (--evaluate.timeout)"),
+            None,
+        ),
+    ],
+)
+def test_an_evaluation_without_all_its_games_is_told_and_never_the_best(
+    found: Evaluation, event: tuple[str, str], best: float | None
+) -> None:
+    told: Any = Told()
+    background = BackgroundEvaluation(config_of(Quiet, evaluate_every=1), told, told, None, 0)
+    background.evaluator.poll = lambda timeout=0.0: found  # type: ignore[method-assign]
+    background.hear(1.0)
+    assert (told.events, told.pointed, background.best) == ([event], best is not None, best)
+
+
+@pytest.mark.fault("S2")
+def test_the_wait_for_the_last_evaluation_is_announced_and_its_end_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyactor.training.background_eval.LAST_EVALUATION_WITHIN", 0.05)
+    told: Any = Told()
+    background = BackgroundEvaluation(config_of(Quiet, evaluate_every=1), told, told, None, 0)
+    background.evaluator._pool = told
+    told.wait, told.stop = (lambda timeout: False), (lambda grace: None)
+    background.hear(1.0, unless=lambda: False)
+    assert told.said == ["waiting for the last evaluation, 0.05 s at most"]
+    assert told.events == [("evaluation_failed", "it had not ended 0.05 s after the run")]
+    assert not background.evaluator.busy

@@ -9,6 +9,8 @@ import pytest
 import polyactor as pa
 from polyactor.storage.metrics_log import read_rows
 from polyactor.training import events as told
+from tests.helpers.games import Endless
+from tests.helpers.runs import events, train
 
 
 @pytest.mark.fault("P9")
@@ -29,3 +31,20 @@ def test_events_have_a_time_and_a_reason(finished: pa.Run) -> None:
     happened = read_rows(finished.path / "events.jsonl")
     assert all(list(event)[:3] == ["time", "event", "reason"] for event in happened)
     assert [event["event"] for event in happened] == ["started", "stopping", "checkpoint_saved"]
+
+
+@pytest.mark.fault("S2")
+def test_a_run_in_which_no_game_ends_says_so_once_and_how_to_bound_games(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(told, "LONG_GAME", 200)
+    run = train(tmp_path / "run", env=Endless, steps=2_000, stop_at=5.0, quiet=False)
+    (event,) = events(run.path, "no_game")
+    assert event["reason"].startswith("no game has ended in about 20")
+    assert "so there is no score, and --stop-at 5 cannot be reached: --max-episode-steps N ends" in event["reason"]
+    lines = capsys.readouterr().out.splitlines()
+    assert f"no game: {event['reason']}" in lines
+    assert lines[-2].startswith("no game has ended in about 500 steps of each environment, so there is no score, and")
+    assert lines[-1].startswith(f"checkpoints and numbers are in {run.path}; no curve: no game has ended; no film: ")
+
+    assert not events(train(tmp_path / "other", steps=1_000).path, "no_game")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from polyactor.settings.presets import base_config
 from polyactor.shared.counters import Counter
 from polyactor.storage import checkpoint
 from polyactor.storage.metrics_log import read_rows
+from tests.helpers.directories import digest
 from tests.helpers.fresh import fresh
 from tests.helpers.marks import mostly_slow
 from tests.helpers.runs import STEPS, B, Quiet, T, events, train
@@ -165,3 +167,21 @@ def test_a_run_is_saved_drawn_and_gone_on_with(method: str, tmp_path: Path) -> N
 def test_an_algorithm_that_is_not_from_a_file_is_not_replaced(copy: Path) -> None:
     with pytest.raises(UsageError, match="--algorithm ppo is not allowed: the run goes on with its own algorithm, a2c"):
         pa.resume(copy, algorithm="ppo", quiet=True)
+
+
+@pytest.mark.fault("F11")
+def test_a_total_that_is_reached_is_refused_and_a_longer_schedule_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"optimizer": {"lr": 0.5, "lr_end": 0.0}, "algorithm": {"entropy_coef": 0.25, "entropy_coef_end": 0.0}}
+    run = train(tmp_path / "run", env="polyactor/Chain-v0", steps=400, model={"hidden": (4,)}, **given)
+    before = digest(run.path)
+    for steps in (100, 399):
+        with pytest.raises(UsageError, match=rf"--steps {steps} is not allowed: 4\d\d steps are done already"):
+            pa.resume(run.path, steps=steps)
+    assert digest(run.path) == before
+    pa.resume(run.path, steps=np.int64(800))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "goes on with --optimizer.lr 0.2" in said
+    assert "(it was 0), --algorithm.entropy-coef 0.11" in said
+    assert "stretches" in events(run.path, "started")[-1]["reason"]

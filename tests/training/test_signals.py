@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import signal
+import subprocess
+import sys
 import threading
+import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +24,11 @@ from polyactor.settings.presets import base_config
 from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.storage import checkpoint
 from polyactor.storage.metrics_log import read_rows
-from polyactor.training.signals import stop_signals
+from polyactor.training.signals import Stop, stop_signals
+from tests.helpers import waiting
 from tests.helpers.marks import mostly_slow
-from tests.helpers.runs import B, T, events, program, train, until
+from tests.helpers.programs import environment
+from tests.helpers.runs import SOURCE, B, T, events, program, train, until
 
 
 @pytest.mark.fault("P6")
@@ -41,12 +49,13 @@ def test_a_signal_ends_the_film_of_a_run_that_is_over(tmp_path: Path, monkeypatc
 
 @pytest.mark.fault("P6")
 @pytest.mark.parametrize("preset", mostly_slow(["a2c", "a3c"], fast=["a3c"]))
-def test_sigterm_saves_and_exits_75_and_resume_goes_on(tmp_path: Path, preset: str) -> None:
+@pytest.mark.parametrize("asked", mostly_slow([signal.SIGTERM, signal.SIGHUP], fast=[signal.SIGTERM]))
+def test_a_signal_saves_and_exits_75_and_resume_goes_on(tmp_path: Path, preset: str, asked: signal.Signals) -> None:
     out = tmp_path / "run"
     flags = f"--env polyactor/Chain-v0 --steps 1000000 --workers 1 --envs {B} --rollout {T} --quiet --out {out}"
     with program("-m", "polyactor", "train", preset, *flags.split()) as process:
         until(lambda: bool(read_rows(out / "metrics.jsonl")), process)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(asked)
         assert process.wait(30) == 75
         assert process.stdout is not None
         assert process.stderr is not None
@@ -105,7 +114,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, second: signal.Signals,
         assert process.wait(10) == code
 
 
-@pytest.mark.fault("P23")
+@pytest.mark.fault("P17")
 def test_what_a_stopping_run_waits_for_is_said_at_once() -> None:
     config, counters = base_config("a2c", env="CartPole-v1"), SharedCounters(1)
     counters.heartbeats.heartbeat(0).asked(3, np.int64(1))
@@ -122,3 +131,77 @@ def test_what_a_stopping_run_waits_for_is_said_at_once() -> None:
     assert stop.asked
     assert counters.stopped()()
     assert said == ["stopping after this step; environment 3 has not answered, in step 0, after the action 1"]
+
+
+def listening() -> AbstractContextManager[Stop]:
+    return stop_signals(base_config("a2c", env="CartPole-v1"), SharedCounters(1), [].append)
+
+
+@pytest.mark.fault("P6")
+def test_a_terminal_that_is_closed_asks_twice_and_ends_nothing_at_once() -> None:
+    """The shell sends SIGHUP to its jobs, and the kernel to the group in the foreground."""
+    with listening() as stop:
+        assert not stop()
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stop()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+@pytest.mark.fault("P6")
+def test_a_run_under_nohup_hears_no_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with listening() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+@pytest.mark.fault("P6")
+@pytest.mark.parametrize("preset", ["a3c", "appo"])
+def test_a_closed_terminal_costs_a_run_no_worker(preset: str, tmp_path: Path) -> None:
+    """All processes of the terminal get the signal, and printing fails from then on."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        flags = "--env polyactor/Chain-v0 --workers 2 --steps 100000000 --checkpoint-every 1 --out run"
+        os.chdir(tmp_path)
+        os.environ["PYTHONPATH"] = str(SOURCE)
+        os.execv(sys.executable, [sys.executable, "-m", "polyactor", "train", preset, *flags.split()])
+    rows = tmp_path / "run" / "metrics.jsonl"
+    waiting.until(
+        lambda: rows.exists() and bool(read_rows(rows)),
+        lambda: select.select([terminal], [], [], 0.1)[0] and os.read(terminal, 4096),
+    )
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
+    assert not events(tmp_path / "run", "worker_lost")
+    assert checkpoint.load(tmp_path / "run").meta["agent_steps"] > 0
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+@pytest.mark.fault("P6")
+def test_a_signal_is_heeded_while_threads_make_many_emulators(tmp_path: Path) -> None:
+    """ale-py's constructor holds the interpreter; each of the other threads was about to call it, too."""
+    pytest.importorskip("ale_py")
+    events_file = tmp_path / "run" / "events.jsonl"
+
+    def started() -> bool:
+        return events_file.exists() and bool(events_file.stat().st_size)
+
+    with program("-m", "polyactor", "train", "pong-a3c-threads-9", "--out", str(tmp_path / "run")) as process:
+        until(started, process)
+        start = time.monotonic()
+        make = "from polyactor.envs import make_envs; make_envs('ALE/Pong-v5', 50)"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 75
+        took = time.monotonic() - start
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", make], check=True, env=environment(), capture_output=True)
+    assert took < time.monotonic() - start + 4.0

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 
 import polyactor as pa
@@ -133,3 +134,74 @@ def test_a_score_out_of_reach_is_not_reached(tmp_path: Path) -> None:
     assert run.status == "done"
     assert run.summary["reached_at_steps"] is None
     assert not events(run.path, "confirmation")
+
+
+class Licensed(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Only so many of it may exist at a time."""
+
+    alive, most, ever = 0, 1, 0
+
+    def __init__(self) -> None:
+        if Licensed.alive >= Licensed.most:
+            raise OSError("no licence is free")
+        Licensed.alive += 1
+        Licensed.ever = max(Licensed.ever, Licensed.alive)
+        super().__init__(Quiet())
+
+    def close(self) -> None:
+        Licensed.alive -= 1
+
+
+@pytest.mark.fault("S1", "S3")
+def test_training_goes_on_where_a_score_cannot_be_confirmed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Licensed, "alive", 0)
+    run = train(tmp_path / "run", env=Licensed, envs=1, steps=2_500, stop_at=8.0, quiet=False)
+    assert (run.status, run.summary["reached_at_steps"]) == ("done", None)
+    assert run.summary["agent_steps"] >= 2_500
+    failed = events(run.path, "confirmation_failed")
+    assert 1 <= len(failed) <= 3  # after at least 100 games each, of 9 steps
+    assert "OSError: no licence is free: training goes on; --evaluate.envs 0 would let" in failed[0]["reason"]
+    assert f"confirmation failed: {failed[0]['reason']}" in capsys.readouterr().out.splitlines()
+    assert checkpoint.load(run.path).meta["agent_steps"] == run.summary["agent_steps"]
+
+
+@pytest.mark.fault("S3")
+@pytest.mark.parametrize(("most", "envs"), [(1, 0), (3, 1), (4, None)])
+def test_a_score_is_confirmed_with_the_environments_that_may_be(
+    most: int, envs: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the run's two as many as are allowed, at most those of a worker; with none the run's own games count."""
+    monkeypatch.setattr(Licensed, "alive", 0)
+    monkeypatch.setattr(Licensed, "ever", 0)
+    monkeypatch.setattr(Licensed, "most", most)
+    values = {"env": Licensed, "envs": min(most, 2), "steps": 4_000, "stop_at": 8.0, "evaluate": {"envs": envs}}
+    run = train(tmp_path / "run", **values)
+    assert run.status == "reached"
+    assert Licensed.ever == most
+    (confirmation,) = events(run.path, "confirmation")
+    assert confirmation["reason"] == ("100 further games of training" if envs == 0 else "100 fresh games")
+    assert confirmation["evaluation_score"] == run.summary["confirmation_score"] >= 8.0
+    assert (run.summary["games"] >= 200) == (envs == 0)
+
+
+@pytest.mark.fault("S2")
+@pytest.mark.parametrize(
+    ("limit", "event", "words"),
+    [
+        (
+            {"timeout": 1e-9},
+            "confirmation_failed",
+            "100 not ended in time (--evaluate.timeout): training goes on",
+        ),
+        ({"max_steps": 3}, "confirmation", "100 fresh games, 100 cut at the step limit (--evaluate.max-steps)"),
+    ],
+)
+def test_games_that_are_cut_are_told_where_a_score_is_refused(
+    limit: dict[str, Any], event: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tmp_path / "run", env=Quiet, stop_at=8.0, steps=1_500, evaluate=limit, quiet=False)
+    assert run.status == "done"
+    assert words in events(run.path, event)[0]["reason"]
+    assert words.removeprefix("100 fresh games, ") in capsys.readouterr().out

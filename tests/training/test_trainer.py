@@ -119,3 +119,40 @@ def test_a_run_too_short_for_a_game_is_done_all_the_same(tmp_path: Path) -> None
     assert (run.status, run.summary["games"]) == ("done", 0)
     assert not (run.path / "curve.png").exists()
     assert "curve_skipped" in (run.path / "events.jsonl").read_text()
+
+
+GOES = """
+import os, tempfile
+import gymnasium
+
+def make():
+    os.chdir(tempfile.mkdtemp(dir=os.environ["ELSEWHERE"]))
+    return gymnasium.make("polyactor/Chain-v0")
+"""
+
+
+@pytest.mark.fault("F9")
+@pytest.mark.parametrize(
+    ("scheme", "workers"),
+    [("sync", 1), *[pytest.param(name, 2, marks=pytest.mark.slow) for name in ("hogwild", "actor-learner")]],
+)
+def test_everything_lies_where_it_should_whatever_an_environment_does_to_the_working_directory(
+    scheme: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    (here / "goes.py").write_text(GOES)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("ELSEWHERE", str(elsewhere))
+    values: dict[str, Any] = {"scheme": scheme, "workers": workers, "steps": 400, "envs": 2, "quiet": True}
+    more = {} if scheme == "sync" else {"evaluate_every": 100}
+    run = pa.train("a2c", env="goes.py:make", out="run", checkpoint_every=0.0, **values, **more)
+    assert (run.path, Path.cwd(), run.status) == (here / "run", here, "done")
+    pa.resume("run", steps=800, trust_env=True, quiet=True)
+    pa.load("run", trust_env=True)
+    assert Path.cwd() == here
+    assert not [path for path in elsewhere.rglob("*") if path.is_file()]
+    assert json.loads((here / "run" / "config.json").read_text())["env"] == f"{here}/goes.py:make"
+    assert not events(run.path, "evaluation_failed")
+    assert bool(events(run.path, "evaluation")) == bool(more)

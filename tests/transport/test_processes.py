@@ -7,17 +7,24 @@ import multiprocessing.util
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from polyactor.errors import Diverged
-from polyactor.system import forkserver
+import polyactor as pa
+from polyactor.errors import Diverged, UsageError, WorkerFailed
+from polyactor.storage.metrics_log import read_rows
+from polyactor.system import forkserver, script
 from polyactor.transport.processes import ProcessPool
+from tests.helpers.living import alive
+from tests.helpers.programs import environment
 from tests.helpers.waiting import STARTED, nap, until
 
 pytestmark = pytest.mark.alone
@@ -165,7 +172,7 @@ def test_one_wait_is_enough_to_know_that_a_worker_has_ended() -> None:
         pool.stop()
 
 
-@pytest.mark.fault("P21")
+@pytest.mark.fault("P15")
 def test_the_start_method_of_the_callers_own_processes_stays_open() -> None:
     before = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method(None, force=True)
@@ -174,3 +181,134 @@ def test_the_start_method_of_the_callers_own_processes_stays_open() -> None:
         assert multiprocessing.get_start_method(allow_none=True) is None
     finally:
         multiprocessing.set_start_method(before, force=True)
+
+
+def begin(worker: int, begun: torch.Tensor) -> None:
+    begun[worker, 0] = subprocess.Popen(["sleep", "600"]).pid
+    begun[worker, 1] = subprocess.Popen(["sleep", "600"], start_new_session=True).pid
+    if worker == 0:
+        time.sleep(600)
+
+
+@pytest.mark.fault("P14")
+@pytest.mark.skipif(not forkserver.FORKS, reason="processes are found in /proc alone")
+def test_with_a_worker_what_it_has_begun_ends() -> None:
+    begun = torch.zeros(2, 2, dtype=torch.int64).share_memory_()
+    pool = ProcessPool(begin, 2, (begun,))
+    try:
+        until(lambda: bool(begun.all()), nap)
+        until(lambda: pool.done == {1}, lambda: pool.watch(0.1))
+        until(lambda: not alive(int(begun[1, 0])), nap)
+        assert alive(int(begun[0, 0]))
+        assert os.getpgid(pool.pid(0)) == pool.pid(0) != os.getpgid(0)
+        pool.ask(0, kill=True)
+        until(lambda: not any(alive(pid) for pid in begun[0].tolist()), nap)
+        pool.watch(1.0)
+        begun[0] = 0
+        pool.start(0)
+        until(lambda: bool(begun[0].all()), nap)
+    finally:
+        pool.stop(grace=0.0)
+        left = [pid for pid in (int(begun[1, 1]), int(begun[0, 1])) if alive(pid)]  # theirs lived no more
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+    until(lambda: not alive(int(begun[0, 0])), nap)
+
+
+SCRIPT = """
+import gymnasium, numpy, os
+import polyactor as pa
+
+class Own(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), numpy.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.left = 10
+        return numpy.zeros(2, numpy.float32), {}
+
+    def step(self, action):
+        self.left -= 1
+        return numpy.zeros(2, numpy.float32), 1.0, self.left == 0, False, {}
+
+"""
+TRAIN = "run = pa.train('a3c', env={env}, steps=500, workers=2, envs=1, quiet=True, out='{out}', evaluate_every=200)"
+GUARD = "if __name__ == '__main__':\n    gymnasium.register('Own-v0', entry_point=Own)\n    "
+LINE = TRAIN.format(env="Own", out="run")
+CALLABLE = TRAIN.format(env="lambda: gymnasium.make('Own-v0')", out="run")
+
+
+@pytest.mark.fault("P12")
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        (LINE, "script.py"),
+        *[
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in [
+                (LINE, "-m script"),
+                (LINE, "-"),
+                (LINE + "\nrun = pa.train('appo', env=Own, steps=500, workers=2, envs=1, quiet=True)", "script.py"),
+                ("os.mkdir('once')\n" + LINE, "script.py"),  # cannot be imported again
+                (GUARD + TRAIN.format(env="'Own-v0'", out="run"), "script.py"),
+                (GUARD + CALLABLE, "script.py"),
+            ]
+        ],
+    ],
+)
+def test_a_script_trains_however_it_is_run(text: str, given: str, tmp_path: Path) -> None:
+    """Without a guard, on standard input, or with what a worker cannot import."""
+    (tmp_path / "script.py").write_text(SCRIPT + text + "\n")
+    with open(tmp_path / "script.py") as source:
+        done = subprocess.run(
+            [sys.executable, *given.split()], stdin=source, cwd=tmp_path, env=environment(), capture_output=True
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+    runs = 1 + text.count("appo")
+    assert len(list(tmp_path.glob("**/config.json"))) == len(list(tmp_path.glob("**/checkpoints/last.json"))) == runs
+    reported = [event["event"] for event in read_rows(tmp_path / "run" / "events.jsonl")]
+    assert "evaluation" in reported
+    assert not {"worker_lost", "evaluation_failed"} & set(reported)
+
+
+@pytest.mark.fault("P12")
+@pytest.mark.slow
+def test_workers_are_spawned_where_a_socket_has_no_room(tmp_path: Path) -> None:
+    scratch = tmp_path / ("j" * 100)
+    scratch.mkdir()
+    flags = "--env polyactor/Chain-v0 --steps 500 --workers 2 --envs 1 --quiet --out run"
+    command = [sys.executable, "-m", "polyactor", "train", "a3c", *flags.split()]
+    done = subprocess.run(command, cwd=tmp_path, env=environment() | {"TMPDIR": str(scratch)}, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert not list(scratch.iterdir())
+
+
+@pytest.mark.fault("P12")
+def test_a_fork_server_that_cannot_start_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr("polyactor.transport.processes.start_forkserver", refuse)
+    filled = torch.zeros(1).share_memory_()
+    finish(ProcessPool(fill, 1, ([filled],)))
+    assert filled.item() == 1
+
+
+@pytest.mark.fault("P12")
+def test_a_process_that_may_start_none_is_told_how_to_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in multiprocessing.Pool."""
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    given: Any = {"env": "polyactor/Chain-v0", "steps": 100, "workers": 2, "envs": 1, "quiet": True}
+    with pytest.raises(UsageError, match=r"daemonic process, as those of multiprocessing.Pool .*transport='inline'"):
+        pa.train("a3c", out=str(tmp_path / "run"), **given)
+    assert not list(tmp_path.iterdir())
+    assert pa.train("a3c", out=str(tmp_path / "run"), transport="inline", **given).status == "done"
+    with pytest.raises(WorkerFailed, match="daemonic processes are not allowed to have children"):
+        ProcessPool(fill, 1, ([],))
+
+
+@pytest.mark.fault("P12")
+def test_a_process_forked_after_a_run_is_told_to_start_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "_process", os.getpid() - 1)
+    with pytest.raises(UsageError, match="forked from one that has trained"):
+        pa.train("a2c", env="polyactor/Chain-v0")

@@ -119,7 +119,7 @@ def test_nobody_is_replaced_where_that_is_said(monkeypatch: pytest.MonkeyPatch) 
     assert stage.supervise()  # all that are left have ended well
 
 
-@pytest.mark.fault("P23")
+@pytest.mark.fault("P17")
 def test_who_hangs_when_all_steps_are_done_is_neither_replaced_nor_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(monkeypatch, env_timeout=5.0, steps=100)
     stage.work()

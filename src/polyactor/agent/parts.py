@@ -61,6 +61,7 @@ def make_model(config: Config, spec: EnvSpec) -> ActorCritic:
 
     Raises:
         UsageError: the torso cannot read these observations, or the critic cannot take these actions.
+        OutOfResources: the model does not fit the memory.
     """
     with Drawing(config.seed):
         try:
@@ -76,6 +77,8 @@ def make_model(config: Config, spec: EnvSpec) -> ActorCritic:
             )
         except (ValueError, RuntimeError) as error:  # torch raises these for an image smaller than a kernel
             why = str(error).splitlines()[0]
+            if "allocate memory" in why:
+                raise OutOfResources(f"the model does not fit the memory of this machine: {why}") from None
             what = "the algorithm" if "Q(x" in why else f"--model.torso {config.model.torso}"
             raise UsageError(f"{what} does not fit: {why}") from None
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
 
-from polyactor.data import Gradients
+from polyactor.data import Gradients, Moments
 from polyactor.errors import Diverged
-from polyactor.models.running_stats import can_merge, merge
+from polyactor.models.running_stats import can_merge, merge, why_skipped
 from polyactor.optim.flat import State
 from polyactor.optim.rules import Rule
 from polyactor.shared.counters import Counter, SharedCounters, scalars
@@ -89,15 +90,12 @@ class Updater:
             own = {"grad_norm": norm, "learning_rate": lr, "gradient_staleness": float(staleness)}
             self.counters.record(self.worker, scalars(gradients.metrics) | own)
         else:
-            self._skip()
+            self._skip(gradients.moments)
         watch.lap(Part.APPLY)
         return self.counters.version
 
-    def _skip(self) -> None:
+    def _skip(self, moments: Mapping[str, Moments]) -> None:
         self.counters.count(self.worker, Counter.SKIPPED, 1)
         self.counters.count(self.worker, Counter.SKIPPED_IN_A_ROW, 1)
         if self.counters.table[self.worker, Counter.SKIPPED_IN_A_ROW] > SKIPS_ALLOWED:
-            raise Diverged(
-                f"more than {SKIPS_ALLOWED} gradients in a row were not finite, so the run stopped; "
-                "lower --optimizer.lr or look for NaN in the environment's rewards and observations"
-            )
+            raise Diverged(f"more than {SKIPS_ALLOWED} {why_skipped(moments)}")

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 READ_FIRST = """\
 Read first, since they decide which flags there are:
---env ID (any Gymnasium id, module:Env-v0 or module:callable),
+--env ID (any Gymnasium id, module:name or file.py:name),
 --scheme sync|hogwild|param-server|actor-learner, --optimizer sgd|rmsprop|adam.
 """
+KEEPS = "; a run goes on with its own settings, and train … --init-from RUN begins one with others at its parameters"
+"""What to do for a flag that resume lacks."""
 HELP = frozenset({"--help", "-h"})
 """Flags that ask for help."""
 SHORT = {"--max-lag": "--scheme.max-lag", "--max-staleness": "--scheme.max-staleness"}
@@ -82,9 +84,17 @@ def _parse(base: Config, args: list[str], prog: str) -> Config:
         if arg.startswith("--") and flag[2:].replace("_", "-") not in known and flag != "--help":
             near = difflib.get_close_matches(flag[2:], known, n=1, cutoff=0.5)
             hint = f" (did you mean '--{near[0]}'?)" if near else ""
+            if re.match(r"--env(\.|[-_](kw)?(arg|option|param))", flag):
+                from polyactor.envs.gymnasium_env import OPTIONS
+
+                hint = f": {OPTIONS}"
             raise UsageError(f"there is no flag {flag}{hint}")
     for arg, after in itertools.pairwise([*args, "--"]):
         flag, equals, value = arg.partition("=")
+        name = flag.replace("_", "-")
+        valued = name.startswith("--") and name[2:] in known and not _is_switch(name, known)
+        if valued and not equals and after.startswith("--"):
+            raise UsageError(f"{flag} needs a value")
         value = value if equals or after.startswith("-") else after
         if value and _is_switch(flag.replace("_", "-"), known):
             raise UsageError(f"{flag} {value} is not allowed: it takes no value, and no- before its name turns it off")
@@ -243,7 +253,7 @@ def positional(args: list[str], needed: str) -> tuple[str, list[str]]:
 
 
 def small_flags(
-    args: list[str], kinds: Mapping[str, Callable[[str], Any]], usage: str, *, runs: bool = True
+    args: list[str], kinds: Mapping[str, Callable[[str], Any]], usage: str, *, runs: bool = True, others: str = ""
 ) -> dict[str, Any]:
     """Return the options of a verb other than train: ``--name value``, or ``--name`` alone for a bool.
 
@@ -252,6 +262,7 @@ def small_flags(
         kinds: the type of each flag by name.
         usage: the verb's usage, printed for ``--help`` and in errors.
         runs: whether run directories follow; they are in the option "runs".
+        others: what to do for a flag that the verb lacks, said in the error.
 
     Raises:
         UsageError: a flag does not exist or has a wrong value, or a run directory is missing or one too many.
@@ -276,7 +287,8 @@ def small_flags(
                 raise UsageError(f"--{name} {value} is not allowed: it must be {least} 0")
     for arg in args:
         if arg.startswith("-"):
-            raise UsageError(f"there is no flag {arg}{suggestion(arg, [f'--{name}' for name in kinds])}: {usage}")
+            near = suggestion(arg, [f"--{name}" for name in kinds])
+            raise UsageError(f"there is no flag {arg}{near}{others}: {usage}")
     if args and not runs:
         raise UsageError(f"'{args[0]}' is one word too many: polyactor {usage}")
     if runs and not args:

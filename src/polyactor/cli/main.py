@@ -7,9 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from polyactor.cli.flags import env_timeout, read_config, small_flags, take_auto
+from polyactor.cli.flags import KEEPS, env_timeout, read_config, small_flags, take_auto
 from polyactor.cli.verbs import LOOKING, noticed, the_run
 from polyactor.errors import PolyactorError, UsageError, WorkerFailed, one_line, suggestion
+from polyactor.system.interpreter import leave
+from polyactor.system.streams import standard_streams
 
 STOPPED_AND_SAVED = 75
 """The exit code of a run that a signal stopped and that can be resumed."""
@@ -19,7 +21,7 @@ usage: polyactor VERB ...
   train PRESET --env ID [flags]   train; `polyactor train a3c --env CartPole-v1 --help` lists the flags
   resume RUN [--steps N] [--algorithm FILE:CLASS] [--restart] [--trust-env] [--quiet]
                                   go on with a run; N is the new total
-  evaluate RUN [--games N] [--seed S] [--tag best|last] [--trust-env]
+  evaluate RUN [--games N] [--seed S] [--tag best|last] [--trust-env] [--evaluate.timeout S …]
                                   whole games with the trained policy, greedy and sampled
   record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last] [--trust-env]
                                   one game as an mp4
@@ -34,25 +36,23 @@ usage: polyactor VERB ...
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a verb, print its error if it has one, and exit with the documented code."""
-    args = list(sys.argv[1:] if argv is None else argv)
     # Set before torch is loaded: its idle threads must not spin on cores that the emulators need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        code = run(args)
-        sys.stdout.flush()
-        sys.exit(code)
-    except PolyactorError as error:
-        for note in getattr(error, "__notes__", ()):  # traceback of a worker
-            print(note, file=sys.stderr)
-        # Text from a file or path may not break the line; a worker's traceback keeps its lines.
-        said = error if isinstance(error, WorkerFailed) else one_line(error, most=100_000)
-        print(f"polyactor: {said}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # the reader has left; Python must not write the rest at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    with standard_streams():
+        try:
+            code = run(list(sys.argv[1:] if argv is None else argv))
+        except PolyactorError as error:
+            for note in getattr(error, "__notes__", ()):  # traceback of a worker
+                print(note, file=sys.stderr)
+            # Text from a file or path may not break the line; a worker's traceback keeps its lines.
+            said = error if isinstance(error, WorkerFailed) else one_line(error, most=100_000)
+            print(f"polyactor: {said}", file=sys.stderr)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            code = 130
+        except BrokenPipeError:  # the reader has left
+            code = 0
+    leave(code)
 
 
 def run(args: list[str]) -> int:
@@ -94,7 +94,7 @@ def _resume(args: list[str]) -> int:
     """Resume a run: ``polyactor resume``."""
     kinds = {"steps": int, "algorithm": str, "restart": bool, "trust-env": bool, "quiet": bool}
     usage = "resume RUN [--steps N] [--algorithm FILE:CLASS] [--restart] [--trust-env] [--quiet]"
-    options = small_flags(args, kinds, usage)
+    options = small_flags(args, kinds, usage, others=KEEPS)
     from polyactor.training.trainer import resume
 
     path = the_run(options)

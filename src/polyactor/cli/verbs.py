@@ -3,42 +3,73 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polyactor.cli.flags import HELP, env_timeout, read_config, small_flags, take, take_auto
 from polyactor.errors import UsageError
-from polyactor.system.notices import noticing, to_stderr
+from polyactor.fields import replace_at
+from polyactor.system.notices import heard, noticing, to_stderr
+
+if TYPE_CHECKING:
+    from polyactor.config import Config
+
+EVALUATING = {"evaluate.envs": int, "evaluate.max-steps": int, "evaluate.stuck-after": int, "evaluate.timeout": float}
+"""Flags of ``train`` that hold for the games of other verbs, too, and the type of each."""
 
 
 def _evaluate(args: list[str]) -> int:
     """Play whole games with a run's policy, greedy and sampled, and print the scores: ``polyactor evaluate``."""
-    kinds = {"games": int, "seed": int, "tag": str, "trust-env": bool}
-    options = small_flags(args, kinds, "evaluate RUN [--games N] [--seed S] [--tag best|last] [--trust-env]")
+    kinds = {"games": int, "seed": int, "tag": str, "trust-env": bool, **EVALUATING}
+    usage = "evaluate RUN [--games N] [--seed S] [--tag best|last] [--trust-env]"
+    options = small_flags(args, kinds, f"{usage} [{'] ['.join(f'--{flag} N' for flag in EVALUATING)}]")
     from polyactor.evaluation.evaluate import evaluate
     from polyactor.evaluation.policy import read
 
     config, tensors = read(the_run(options), options.get("tag"), trust_env=options["trust-env"])
+    config = _evaluating(config, options)
     games, seed, cores = options.get("games", 100), options.get("seed", 0), len(os.sched_getaffinity(0))
+    _say(f"playing {games} game{'s' * (games != 1)} greedy, then as many sampled, {config.evaluate.timeout:g} s each")
     for deterministic in (True, False):
-        print(evaluate(config, tensors, games=games, deterministic=deterministic, seed=seed, threads=cores), flush=True)
+        played = evaluate(config, tensors, games=games, deterministic=deterministic, seed=seed, threads=cores)
+        print(played, flush=True)
     return 0
+
+
+def _evaluating(config: Config, options: dict[str, Any]) -> Config:
+    """Return a run's config with the options ``--evaluate.…`` in place of its own."""
+    for flag in EVALUATING:
+        if flag in options:
+            config = replace_at(config, flag.replace("-", "_"), options[flag])
+    return config
+
+
+def _say(line: str) -> None:
+    """Print a line about what goes on, apart from the results."""
+    print(line, file=sys.stderr, flush=True)
+    heard()
 
 
 def _record(args: list[str]) -> int:
     """Record one game of a run's policy as an mp4: ``polyactor record``."""
-    kinds = {"out": Path, "seed": int, "greedy": bool, "tag": str, "trust-env": bool}
-    options = small_flags(args, kinds, "record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last] [--trust-env]")
+    kinds = {"out": Path, "seed": int, "greedy": bool, "tag": str, "trust-env": bool, **EVALUATING}
+    usage = "record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last] [--trust-env]"
+    options = small_flags(args, kinds, f"{usage} [{'] ['.join(f'--{flag} N' for flag in EVALUATING)}]")
     from polyactor.evaluation.policy import read
     from polyactor.report.video import record
+    from polyactor.storage.atomic import writing
 
     path = the_run(options)
     config, tensors = read(path, options.get("tag"), trust_env=options["trust-env"])
-    out = options.get("out", path / "replay.mp4")
-    score = record(config, tensors, out, deterministic=options.get("greedy", False), seed=options.get("seed", 0))
-    print(f"{out}: a game of score {score:g}")
+    config, out = _evaluating(config, options), options.get("out", path / "replay.mp4")
+    how = {"deterministic": options.get("greedy", False), "seed": options.get("seed", 0)}
+    _say(f"playing a game for the film, {config.evaluate.timeout:g} s at most")
+    with writing(out):  # also what the encoder complains of
+        film = record(config, tensors, out, **how)
+    print(f"{out}: a game of score {film.score:g}{film.cut and f', not to its end: {film.cut}'}")
     return 0
 
 

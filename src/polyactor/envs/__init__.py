@@ -1,9 +1,10 @@
-"""Environments: any Gymnasium id, `module:Env-v0`, `module:callable` or Python callable, as one `VectorEnv`.
+"""Environments: any Gymnasium id, `module:name`, `file.py:name` or Python callable, as one `VectorEnv`.
 
 This package does not import torch, and imports ale-py only for Atari ids.
 
 * `vector_env`: `VectorEnv`, the interface of B environments.
 * `spec`: `EnvSpec`, spaces and limits of one environment.
+* `conversion`: observations and actions of Gymnasium's spaces as a policy sees and takes them, and back.
 * `gymnasium_env`, `serial_vector_env`: environments of Gymnasium, and B of them stepped one after the other.
 * `atari`, `atari_exact`: Atari games by ale-py, and Atari games whose state can be saved.
 * `diagnostic`: small environments with known optimal values.
@@ -23,10 +24,11 @@ from gymnasium.envs.registration import EnvSpec as Registered
 from polyactor.envs import atari as _atari
 from polyactor.envs import diagnostic, gymnasium_env
 from polyactor.envs.atari import AtariOptions
-from polyactor.envs.gymnasium_env import EnvFactory
+from polyactor.envs.gymnasium_env import EnvFactory, name_of, resolved
 from polyactor.envs.spec import EnvSpec
 from polyactor.envs.vector_env import ActionSpace, Listener, Step, VectorEnv
 from polyactor.errors import EnvironmentUnsupported
+from polyactor.files import same_directory
 from polyactor.system.deadline import Call, bounded
 from polyactor.system.process_state import kept_streams, kept_switches, moved, streams
 
@@ -44,6 +46,8 @@ __all__ = [
     "is_atari",
     "looked_at",
     "make_envs",
+    "name_of",
+    "resolved",
 ]
 
 diagnostic.register()
@@ -63,7 +67,8 @@ def make_envs(
     """Make B copies of one environment.
 
     Args:
-        env: a Gymnasium id, ``module:Env-v0``, ``module:callable`` or a callable that returns one `gymnasium.Env`.
+        env: a Gymnasium id, ``module:Env-v0``, ``module:callable``, the same in a file, as ``file.py:callable``, or a
+            callable that returns one `gymnasium.Env`.
         num_envs: B.
         atari: preprocessing of Atari games; other environments ignore it.
         max_episode_steps: truncate an episode after this many agent steps. This replaces the limit of an id; an
@@ -103,7 +108,8 @@ def looked_at(
 ) -> Iterator[tuple[VectorEnv, Listener]]:
     """Yield environments that are made, looked at and closed again, each call bounded, and who is told of calls.
 
-    Global state of this process is put back after it: random streams, handlers of signals and switches.
+    Global state of this process is put back after it: the working directory, random streams, handlers of signals and
+    switches.
 
     Args:
         env: an environment as in `make_envs`.
@@ -115,8 +121,7 @@ def looked_at(
         Unanswered: the environment missed its deadline.
         EnvironmentUnsupported: the environment cannot be made, as in `make_envs`.
     """
-    name = str(getattr(env, "__qualname__", env))
-    with kept_streams(), kept_switches(), bounded(name, seconds) as answers:
+    with same_directory(), kept_streams(), kept_switches(), bounded(name_of(env), seconds) as answers:
         answers.asked(-1, None, Call.CONSTRUCTOR)
         envs = make_envs(env, num_envs, listener=answers, **options)
         answers.answered()
@@ -180,9 +185,9 @@ def check_exact(
         EnvironmentUnsupported: it cannot be saved, a restored copy gives other observations, rewards or ends, it draws
             from global random streams, which are not saved, or it missed its deadline.
     """
-    name, options = getattr(env, "__qualname__", env), {"atari": atari, "max_episode_steps": max_episode_steps}
 
     def two() -> AbstractContextManager[tuple[VectorEnv, Listener]]:
+        options = {"atari": atari, "max_episode_steps": max_episode_steps}
         return looked_at(env, 2, seconds=seconds, saved=True, **options)
 
     with two() as (first, asked_first), two() as (second, asked_second):
@@ -198,7 +203,7 @@ def check_exact(
             asked_first.answered()
         if drawn := moved(before):
             raise EnvironmentUnsupported(
-                f"{name} draws from the global random streams of {' and '.join(drawn)}, which are not saved."
+                f"{name_of(env)} draws from the global random streams of {' and '.join(drawn)}, which are not saved."
             )
         second.restore(first.snapshot())
         for action in actions[PROOF_STEPS:]:
@@ -208,7 +213,8 @@ def check_exact(
             for ours, theirs in zip(*answers, strict=True):
                 if ours.tobytes() != theirs.tobytes():
                     raise EnvironmentUnsupported(
-                        f"{name} does not go on from its saved state as it did: part of it is not in its attributes."
+                        f"{name_of(env)} does not go on from its saved state as it did: "
+                        "part of it is not in its attributes."
                     )
 
 

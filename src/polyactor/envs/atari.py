@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from polyactor.envs import snapshot
 from polyactor.envs.atari_exact import ExactAtariVectorEnv
-from polyactor.envs.vector_env import ActionSpace, Step, none_lost
+from polyactor.envs.conversion import Conversion
+from polyactor.envs.vector_env import Step, none_lost
 from polyactor.errors import EnvironmentUnsupported, UsageError
 from polyactor.fields import Allowed
+from polyactor.system.interpreter import holding_interpreter, may_begin_long_call
 
 MAX_FRAMES = 108_000
 """Emulator frames after which a game is truncated, which is 30 minutes at 60 frames per second."""
@@ -145,10 +147,12 @@ class AtariEnvs:
             "img_height": height, "img_width": size, "stack_num": options.stack, "grayscale": True
         }  # fmt: skip
         self._emulators: Any
-        if saved:
-            self._emulators = ExactAtariVectorEnv(num_envs, **screen, **game)
-        else:
-            self._emulators = AtariVectorEnv(num_envs=num_envs, num_threads=min(threads, num_envs), **screen, **game)
+        with holding_interpreter():
+            if saved:
+                self._emulators = ExactAtariVectorEnv(num_envs, **screen, **game)
+            else:
+                many: dict[str, Any] = {"num_envs": num_envs, "num_threads": min(threads, num_envs)}
+                self._emulators = AtariVectorEnv(**many, **screen, **game)
         self._rows = slice(top, top + size)
         # An emulator is gray or in colour: a twin of environment 0 with the same seed and actions gives the pictures.
         self._twin = None
@@ -165,8 +169,9 @@ class AtariEnvs:
         self.num_envs = num_envs
         self.frames_per_second = round(60 / options.frame_skip)
         shape = (options.stack, size, size)
-        self.observation_space: gymnasium.spaces.Box = gymnasium.spaces.Box(0, 255, shape, np.uint8)
-        self.action_space: ActionSpace = gymnasium.spaces.Discrete(len(self._emulators.ale.get_action_set()))
+        actions = gymnasium.spaces.Discrete(len(self._emulators.ale.get_action_set()))
+        self.conversion = Conversion(gymnasium.spaces.Box(0, 255, shape, np.uint8), actions, spec.id)
+        self.observation_space, self.action_space = self.conversion.observation_space, self.conversion.action_space
 
     def reset(self, seed: int | None) -> NDArray[Any]:
         """Start B games and return their first observations ``[B, stack, frame_size, frame_size]``.
@@ -174,6 +179,7 @@ class AtariEnvs:
         Args:
             seed: environment i is seeded with ``seed + i``; None draws a seed.
         """
+        may_begin_long_call()
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         seed = int(seed) % (2**31 - self.num_envs)  # ale-py takes Python ints of 31 bits
@@ -198,14 +204,6 @@ class AtariEnvs:
         if self._twin is not None:
             self._picture = self._twin.step(action[:1])[0][0, -1]
         return Step(observation[:, :, self._rows], reward.astype(np.float32), terminated, done, self._lost)
-
-    def encode(self, observation: Any) -> NDArray[Any]:
-        """Return a stack of frames ``[stack, frame_size, frame_size]`` unchanged."""
-        return np.asarray(observation, np.uint8)
-
-    def decode(self, action: NDArray[Any]) -> NDArray[Any]:
-        """Return actions ``[B]``, indices of the game's action set, unchanged."""
-        return action
 
     def snapshot(self) -> bytes:
         """Return the seed of every game and its actions so far; requires ``saved=True``."""

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from polyactor.envs import EnvFactory, looked_at
+from polyactor.envs import EnvFactory, looked_at, name_of
 from polyactor.errors import EnvironmentUnsupported
 
 STEPS = 500
@@ -15,6 +15,8 @@ ENOUGH = 8.0
 """Seconds after which no more steps are taken."""
 DEADLINE = 4.0
 """Seconds that a step may take, where nobody says otherwise; a constructor and a reset have five times as long."""
+LARGE = 1e4
+"""Size of observations above which `check` advises to scale them: they would saturate the first layer of an MLP."""
 
 
 def inspect(env: str | EnvFactory, num_envs: int = 4, *, seconds: float = DEADLINE) -> str:
@@ -36,7 +38,7 @@ def inspect(env: str | EnvFactory, num_envs: int = 4, *, seconds: float = DEADLI
         asked.asked(-1, None)
         envs.reset(seed=0)
         asked.answered()
-        rewards, ends, steps, start = [], 0, 0, time.perf_counter()
+        rewards, ends, largest, steps, start = [], 0, 0.0, 0, time.perf_counter()
         while steps < STEPS and (time.perf_counter() < start + ENOUGH or not steps):
             action = np.stack([actions[i] for i in rng.integers(64, size=num_envs)])
             observation, reward, _, done, _, why = envs.step(action)
@@ -45,16 +47,18 @@ def inspect(env: str | EnvFactory, num_envs: int = 4, *, seconds: float = DEADLI
                 raise EnvironmentUnsupported(f"{why[0].removesuffix(': made anew')}.")
             for what, values in (("an observation", observation), ("a reward", reward)):
                 if not np.isfinite(values).all():
-                    raise EnvironmentUnsupported(f"{env} gave {what} that is not finite at step {steps}")
+                    raise EnvironmentUnsupported(f"{name_of(env)} gave {what} that is not finite at step {steps}")
             rewards.append(reward)
+            largest = max(largest, float(np.abs(observation).max(initial=0)))
             ends += int(done.sum())
             steps += 1
         rate = steps * num_envs / (time.perf_counter() - start)
         action_space, observation_space = envs.action_space, envs.observation_space
+    size = f"up to {largest:.3g} in size" + "; --normalize.observation scales them" * (largest > LARGE)
     return "\n".join(
         [
-            f"{env} is fit for training.",
-            f"  observation   {observation_space.dtype} {list(observation_space.shape)}",
+            f"{name_of(env)} is fit for training.",
+            f"  observation   {observation_space.dtype} {list(observation_space.shape)}, {size}",
             f"  action        {action_space}",
             f"  reward        {np.min(rewards):g} to {np.max(rewards):g} in {steps * num_envs:,} random steps",
             f"  games ended   {ends}",

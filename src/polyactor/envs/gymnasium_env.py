@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
@@ -19,23 +22,25 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from numpy.typing import NDArray
 
-from polyactor.envs import snapshot
+from polyactor.envs import pictures, snapshot
 from polyactor.envs.atari import looks_atari
-from polyactor.envs.serial_vector_env import SerialVectorEnv, first_line, shortened
-from polyactor.envs.vector_env import ActionSpace, Listener, Step, none_lost
-from polyactor.errors import EnvironmentUnsupported, suggestion
+from polyactor.envs.conversion import Conversion, Flattened
+from polyactor.envs.serial_vector_env import FAILURES, SerialVectorEnv, first_line, shortened
+from polyactor.envs.vector_env import Listener, Step, none_lost
+from polyactor.errors import EnvironmentUnsupported, one_line, suggestion
+from polyactor.files import load_file, same_directory
 from polyactor.system.deadline import Call
 
 EnvFactory = Callable[[], "gymnasium.Env[Any, Any]"]
 """A callable without arguments that makes one environment; it is called once per environment."""
 
-OBSERVATIONS = "Box, Discrete, MultiBinary, MultiDiscrete, or Dict and Tuple of these"
-"""The supported observation spaces, in words for the sentences of errors."""
-ACTIONS = "Discrete, one-dimensional MultiDiscrete and float Box"
-"""The supported action spaces, in words for the sentences of errors."""
-
+OWN = "hand over its class (in Python), or register it in a module and name both:"
+"""The way out for an id that is registered in a script, in words for the sentence of an error."""
 EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d"}
 """Modules of Gymnasium whose environments need an extra of polyactor, and the extra."""
+
+OPTIONS = "what an environment is made with is said in a function of your own: --env FILE.py:FUNCTION"
+"""How an environment is given arguments, for the sentences of errors."""
 
 NUMPY_VECTORS = "gymnasium.envs.classic_control."
 """Package of Gymnasium's vector environments that use numpy and NEXT_STEP autoreset (the others use JAX)."""
@@ -45,26 +50,60 @@ def find(env: str | EnvFactory) -> EnvSpec | EnvFactory:
     """Return the registered id or the callable that an environment's name stands for.
 
     Args:
-        env: a Gymnasium id, ``module:Env-v0``, ``module:callable`` or a callable, which is returned as it is.
+        env: a Gymnasium id, ``module:Env-v0``, ``module:callable``, the same in a file, as ``file.py:callable``, or a
+            callable, which is returned as it is.
 
     Raises:
-        EnvironmentUnsupported: the id or module is unknown, or ale-py is missing.
+        EnvironmentUnsupported: the id, module or file is unknown, ale-py is missing, or an object is no callable.
     """
     if not isinstance(env, str):
+        _refuse_no_factory(env)
         return env
-    module_name, _, name = env.rpartition(":")
+    module_name, _, name = resolved(env).rpartition(":")
     if module_name:
         module = _import(module_name, env)
         found = getattr(module, name, None)
         if name not in gymnasium.registry and callable(found):
             return found  # type: ignore[no-any-return]
         own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        return _registered(name, env, own)
+        imported = "" if "-v" in name else f", which was imported from {getattr(module, '__file__', 'Python itself')}"
+        return _registered(name, env, own, where=f" in {module_name}{imported}" if imported else "")
     if env not in gymnasium.registry and importlib.util.find_spec("ale_py") is not None:
         import ale_py
 
         gymnasium.register_envs(ale_py)
     return _registered(env, env, [])
+
+
+def resolved(env: str) -> str:
+    """Return the name of an environment such that it means the same in every working directory.
+
+    The path of ``file.py:name`` becomes absolute. So does ``module:name`` become a file where this directory has a file
+    of the module's name, and an installed module of that name would be imported in its place.
+    """
+    module_name, _, name = env.rpartition(":")
+    file = Path(module_name if module_name.endswith(".py") else f"{module_name}.py")
+    hidden = module_name.isidentifier() and file.is_file() and not _is_of(module_name, file)
+    return f"{file.absolute()}:{name}" if hidden or module_name.endswith(".py") else env
+
+
+def _is_of(module_name: str, file: Path) -> bool:
+    """Return whether a module is, or would be, imported from a file; True also where there is no such module yet."""
+    if module_name in sys.modules:
+        origin = getattr(sys.modules[module_name], "__file__", None)
+    else:
+        spec = importlib.util.find_spec(module_name)
+        if spec is None:
+            return True
+        origin = spec.origin
+    return origin is not None and os.path.exists(origin) and file.samefile(origin)
+
+
+def name_of(env: str | EnvFactory) -> str:
+    """Return an environment's name for people: that of a callable is the name of its function or class."""
+    while isinstance(env, partial):
+        env = env.func
+    return env if isinstance(env, str) else str(getattr(env, "__qualname__", type(env).__qualname__))
 
 
 class GymnasiumEnvs:
@@ -73,11 +112,7 @@ class GymnasiumEnvs:
     Where Gymnasium has a vector class in numpy (CartPole), that is used; otherwise the B environments are stepped one
     after the other.
 
-    Observations of a Box stay as they are if uint8 and are cast to float32 otherwise; those of Discrete, MultiBinary,
-    MultiDiscrete, Dict and Tuple are flattened to one float32 vector (`gymnasium.spaces.flatten`).
-
-    Actions of Discrete and MultiDiscrete spaces count from 0, whatever the space's start is. In a Box, actions are
-    clipped to [-1, 1] and rescaled to [low, high] in dimensions with two bounds, and clipped at a single bound.
+    Observations and actions are converted as `Conversion` says.
 
     Args:
         source: the registered id or callable that `find` returned.
@@ -126,13 +161,11 @@ class GymnasiumEnvs:
             self._envs = SerialVectorEnv(factories, self._name, listener)
         self._lost = none_lost(num_envs)
         self.num_envs = num_envs
-        self.frames_per_second = int(self._envs.metadata.get("render_fps", 30))
-        self._raw_space: spaces.Space[Any] | None = None
+        self.frames_per_second = pictures.rate(self._envs.metadata)
         first = self._envs.envs[0] if isinstance(self._envs, SerialVectorEnv) else None
-        if isinstance(first, gymnasium.wrappers.FlattenObservation):
-            self._raw_space = first.env.observation_space
-        self.observation_space = _observation_space(self._envs.single_observation_space, self._name)
-        self.action_space, self._to_environment = _action_space(self._envs.single_action_space, self._name)
+        raw = first.env.observation_space if isinstance(first, Flattened) else self._envs.single_observation_space
+        self.conversion = Conversion(raw, self._envs.single_action_space, self._name)
+        self.observation_space, self.action_space = self.conversion.observation_space, self.conversion.action_space
 
     def reset(self, seed: int | None) -> NDArray[Any]:
         """Start B episodes and return their first observations ``[B, *O]``.
@@ -144,25 +177,15 @@ class GymnasiumEnvs:
         if isinstance(self._envs, SerialVectorEnv):
             return self._envs.reset(seed)
         observation, _ = self._envs.reset(seed=seed)
-        return self._fresh(observation)
+        return self.conversion.encode(observation)
 
     def step(self, action: NDArray[Any]) -> Step:
         """Take one step in every environment; `action` is ``[B]`` or ``[B, *A]`` in `action_space`."""
         if isinstance(self._envs, SerialVectorEnv):
-            return self._envs.step(self.decode(action))
-        observation, reward, terminated, truncated, _ = self._envs.step(self.decode(action))
+            return self._envs.step(self.conversion.decode(np.asarray(action)))
+        observation, reward, terminated, truncated, _ = self._envs.step(self.conversion.decode(np.asarray(action)))
         reward, done = np.asarray(reward, np.float32), terminated | truncated
-        return Step(self._fresh(observation), reward, terminated, done, self._lost)
-
-    def encode(self, observation: Any) -> NDArray[Any]:
-        """Flatten and cast one observation of the underlying environment, as `step` does."""
-        if self._raw_space is not None:
-            observation = spaces.flatten(self._raw_space, observation)
-        return self._fresh(observation)
-
-    def decode(self, action: NDArray[Any]) -> NDArray[Any]:
-        """Convert actions ``[B]`` or ``[B, *A]`` to the environment's space by rescaling, or by adding its start."""
-        return self._to_environment(np.asarray(action))
+        return Step(self.conversion.encode(observation), reward, terminated, done, self._lost)
 
     def snapshot(self) -> bytes:
         """Return the attributes of every environment and its wrappers as JSON; after `close` the last ones.
@@ -206,66 +229,28 @@ class GymnasiumEnvs:
         """Return an RGB picture ``[H, W, 3]`` of environment 0, or None if it does not draw.
 
         Raises:
-            EnvironmentUnsupported: drawing failed, for example because a graphics library is not installed.
+            EnvironmentUnsupported: drawing failed, for example because a graphics library is not installed, or what was
+                drawn is no picture.
         """
         if not self._render:
             return None
+        drawn: Any
         if self._listener is not None:
             self._listener.asked(0, None, Call.RENDER)
         try:
             if isinstance(self._envs, SerialVectorEnv):
                 single = self._envs.envs[0]
-                picture = single.render() if single.render_mode == "rgb_array" else None
+                drawn = single.render() if single.render_mode in ("rgb_array", "rgb_array_list") else None
             else:
-                pictures = self._envs.render()
-                picture = None if pictures is None else pictures[0]
-        except Exception as error:  # graphics libraries raise exceptions of many classes
-            raise EnvironmentUnsupported(f"{self._name} cannot draw itself: {first_line(error)}.") from error
+                drawn = self._envs.render()
+                drawn = None if drawn is None else drawn[0]
+            return pictures.rgb(drawn)
+        except FAILURES as error:  # graphics libraries raise exceptions of many classes
+            what = "" if isinstance(error, Exception) else f"{type(error).__name__}: "
+            raise EnvironmentUnsupported(f"{self._name} cannot draw itself: {what}{first_line(error)}.") from error
         finally:
             if self._listener is not None:
                 self._listener.answered()
-        return None if picture is None else np.array(picture, np.uint8)
-
-    def _fresh(self, observation: Any) -> NDArray[Any]:
-        with np.errstate(all="ignore"):
-            return np.array(observation, self.observation_space.dtype, order="C")
-
-
-def _observation_space(space: spaces.Space[Any], name: str) -> spaces.Box:
-    """Return the observation space of `GymnasiumEnvs` for a Box: the Box itself if uint8, otherwise in float32."""
-    assert isinstance(space, spaces.Box), f"{name} was not flattened"
-    if space.dtype == np.uint8:
-        return space
-    with np.errstate(over="ignore"):  # a bound of float64 may be infinite in float32
-        return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
-
-
-def _action_space(space: spaces.Space[Any], name: str) -> tuple[ActionSpace, Callable[[NDArray[Any]], NDArray[Any]]]:
-    """Return the action space of the policy, and the function from its actions to those of the environment.
-
-    Raises:
-        EnvironmentUnsupported: policies do not support the environment's action space.
-    """
-    if isinstance(space, spaces.Discrete):
-        first = int(space.start)
-        return spaces.Discrete(int(space.n)), lambda action: action.astype(np.int64) + first
-    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
-        starts = space.start
-        return spaces.MultiDiscrete(space.nvec), lambda action: action.astype(np.int64) + starts
-    if isinstance(space, spaces.Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating):
-        low, high, dtype = space.low.astype(np.float64), space.high.astype(np.float64), space.dtype
-        bounded = np.isfinite(low) & np.isfinite(high)
-        # 0 in dimensions without two bounds, so that the arithmetic below stays finite.
-        bottom, width = np.where(bounded, low, 0.0), np.where(bounded, high, 0.0) - np.where(bounded, low, 0.0)
-
-        def rescale(action: NDArray[Any]) -> NDArray[Any]:
-            inside = bottom + (action + 1.0) / 2.0 * width
-            with np.errstate(all="ignore"):
-                return np.clip(np.where(bounded, inside, action), low, high).astype(dtype)
-
-        ours = np.where(bounded, 1.0, np.inf).astype(np.float32)
-        return spaces.Box(-ours, ours, dtype=np.float32), rescale
-    raise EnvironmentUnsupported(f"{name} has the action space {shortened(space)}; a policy can act in {ACTIONS}.")
 
 
 def _make(source: EnvSpec | EnvFactory, *, max_episode_steps: int | None, render: bool) -> gymnasium.Env[Any, Any]:
@@ -281,13 +266,11 @@ def _make(source: EnvSpec | EnvFactory, *, max_episode_steps: int | None, render
             point = source.entry_point
             creator = load_env_creator(point) if isinstance(point, str) else point
             _refuse_old_gym(creator, name)
-            draws = render and "rgb_array" in getattr(creator, "metadata", {}).get("render_modes", [])
+            draws = render and pictures.draws(getattr(creator, "metadata", {}))
             options = {"render_mode": "rgb_array"} if draws else {}
             made = gymnasium.make(source, max_episode_steps=max_episode_steps, disable_env_checker=True, **options)
-        elif render and "render_mode" in inspect.signature(source).parameters:
-            made = source(render_mode="rgb_array")  # type: ignore[call-arg]
         else:
-            made = source()
+            made = _drawing(source) if render else source()
     except EnvironmentUnsupported:
         raise
     except gymnasium.error.DependencyNotInstalled as error:
@@ -305,28 +288,43 @@ def _make(source: EnvSpec | EnvFactory, *, max_episode_steps: int | None, render
         raise EnvironmentUnsupported(f"{name} returns a {type(made).__name__}; it must return one gymnasium.Env.")
     if max_episode_steps is not None and not isinstance(source, EnvSpec):
         made = gymnasium.wrappers.TimeLimit(made, max_episode_steps)
-    space = made.observation_space
     try:
-        _action_space(made.action_space, name)
-        if not _flattenable(space):
-            raise EnvironmentUnsupported(
-                f"{name} has the observation space {shortened(space)}; what can be observed is {OBSERVATIONS}."
-            )
+        conversion = Conversion(_space(made, "observation", name), _space(made, "action", name), name)
     except EnvironmentUnsupported:
         with suppress(Exception):
             made.close()
         raise
-    flat = isinstance(space, spaces.Box) and space.shape
-    result: gymnasium.Env[Any, Any] = made if flat else gymnasium.wrappers.FlattenObservation(made)
+    result: gymnasium.Env[Any, Any] = Flattened(made) if conversion.flat else made
     return result
 
 
-def _flattenable(space: spaces.Space[Any]) -> bool:
-    if isinstance(space, spaces.Dict):
-        return all(_flattenable(part) for part in space.spaces.values())
-    if isinstance(space, spaces.Tuple):
-        return all(_flattenable(part) for part in space.spaces)
-    return isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete)
+def _drawing(source: EnvFactory) -> Any:
+    """Make one environment by a callable, in the mode ``rgb_array`` where the callable takes a ``render_mode``."""
+    try:
+        takes = list(inspect.signature(source).parameters.values())
+    except (TypeError, ValueError):  # a callable in C may have no signature
+        takes = []
+    if any(each.name == "render_mode" for each in takes):
+        return source(render_mode="rgb_array")  # type: ignore[call-arg]
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes):
+        with suppress(TypeError):  # it may hand its arguments on to what takes none
+            return source(render_mode="rgb_array")  # type: ignore[call-arg]
+    return source()
+
+
+def _space(env: gymnasium.Env[Any, Any], kind: str, name: str) -> spaces.Space[Any]:
+    """Return the observation or action space of an environment.
+
+    Raises:
+        EnvironmentUnsupported: the environment has none, or something else in its place.
+    """
+    try:
+        space = getattr(env, f"{kind}_space")
+    except Exception as error:  # a property of the user's may raise anything
+        raise EnvironmentUnsupported(f"{name} has no {kind} space: {first_line(error)}.") from error
+    if not isinstance(space, spaces.Space):
+        raise EnvironmentUnsupported(f"{name} has the {kind} space {shortened(space)}, which is none of Gymnasium's.")
+    return space
 
 
 def _refuse_old_gym(made: Any, name: str) -> None:
@@ -348,13 +346,32 @@ def _refuse_old_gym(made: Any, name: str) -> None:
             )
 
 
-def _registered(env_id: str, asked: str, others: Iterable[str]) -> EnvSpec:
+def _refuse_no_factory(env: object) -> None:
+    """Raise an error for an object in place of an environment's name that cannot be called without arguments.
+
+    Raises:
+        EnvironmentUnsupported: it is an environment, a list, or a callable that needs arguments.
+    """
+    wanted = "hand over an id, or a function without arguments that returns one new gymnasium.Env at each call"
+    if isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv) or not callable(env):
+        kind = type(env).__name__
+        raise EnvironmentUnsupported(f"an environment cannot be given as an object of type {kind}: {wanted}.")
+    with suppress(ValueError):  # of a callable written in C, whose arguments nobody knows
+        signature = inspect.signature(env)
+        try:
+            signature.bind()
+        except TypeError:
+            raise EnvironmentUnsupported(f"{name_of(env)} cannot be called without arguments: {wanted}.") from None
+
+
+def _registered(env_id: str, asked: str, others: Iterable[str], where: str = "") -> EnvSpec:
     """Return the registered spec of an id.
 
     Args:
         env_id: the id, without a module.
         asked: the name that the user gave, for the sentence of an error.
         others: further names that may be suggested.
+        where: the module that has no such name, for the sentence of an error.
 
     Raises:
         EnvironmentUnsupported: the id is unknown.
@@ -369,7 +386,12 @@ def _registered(env_id: str, asked: str, others: Iterable[str]) -> EnvSpec:
             f"{asked} is registered with the old gym only; polyactor runs those registered with gymnasium."
         )
     near = suggestion(env_id, [*others, *gymnasium.registry])
-    raise EnvironmentUnsupported(f"there is no environment {asked}{near}.")
+    options = f"; {OPTIONS}" if re.search(r"[?(=]", env_id) else ""
+    options += "; name what is in the file, too, as FILE.py:NAME" * env_id.endswith(".py")
+    mistyped = difflib.get_close_matches(env_id, gymnasium.registry, n=1, cutoff=0.8)
+    known_there = f"; one that a script of yours registers is known there alone: {OWN} my_module:{one_line(asked)}"
+    own = "" if options or mistyped or ":" in asked else known_there
+    raise EnvironmentUnsupported(f"there is no environment {one_line(asked)}{where}{near}{options}{own}.")
 
 
 def _old_gym_ids() -> Iterable[str]:
@@ -379,24 +401,38 @@ def _old_gym_ids() -> Iterable[str]:
 
 
 def _import(module_name: str, asked: str) -> ModuleType:
-    # A console script has no entry of sys.path for the current directory, where users keep their modules.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
+    """Import a module by its name, or a file by its path; the working directory stays as it is.
+
+    Raises:
+        EnvironmentUnsupported: there is none, or it raises an exception.
+    """
+    asked = one_line(asked)
+    if module_name.endswith(".py") and not Path(module_name).is_file():
+        raise EnvironmentUnsupported(f"there is no file {one_line(module_name)} for {asked}.")
+    if not module_name.endswith(".py") and (module_name.startswith(".") or "/" in module_name):
+        raise EnvironmentUnsupported(f"there is no module {one_line(module_name)} for {asked}; a file ends with .py.")
     try:
-        return importlib.import_module(module_name)
+        with same_directory():
+            if module_name.endswith(".py"):
+                return load_file(Path(module_name))
+            # A console script has no entry of sys.path for the current directory, where users keep their modules.
+            if os.getcwd() not in sys.path and "" not in sys.path:
+                sys.path.append(os.getcwd())
+            return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise EnvironmentUnsupported(
                 f"there is no module {module_name} for {asked}; it must be installed or in this directory."
             ) from error
         _refuse_import(module_name, asked, error)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may parse arguments, or end, where it is imported
         _refuse_import(module_name, asked, error)
 
 
-def _refuse_import(module_name: str, asked: str, error: Exception) -> NoReturn:
+def _refuse_import(module_name: str, asked: str, error: BaseException) -> NoReturn:
     raise EnvironmentUnsupported(
-        f"the module {module_name} of {asked} could not be imported: {type(error).__name__}: {first_line(error)}."
+        f"the module {one_line(module_name)} of {asked} could not be imported: "
+        f"{type(error).__name__}: {first_line(error)}."
     ) from error
 
 
@@ -409,6 +445,4 @@ def _extra(source: EnvSpec | EnvFactory) -> str | None:
 
 
 def _name(source: EnvSpec | EnvFactory) -> str:
-    if isinstance(source, EnvSpec):
-        return source.id
-    return str(getattr(source, "__qualname__", type(source).__qualname__))
+    return source.id if isinstance(source, EnvSpec) else name_of(source)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from polyactor.envs.vector_env import Listener, Step
 from polyactor.errors import EnvironmentUnsupported
+from polyactor.system.child_processes import end_noted, noting
 from polyactor.system.deadline import PATIENCE, Call, Unanswered
 
 MOST_FAILURES = 5
@@ -46,8 +47,11 @@ class SerialVectorEnv:
     """B environments in Gymnasium's NEXT_STEP autoreset mode; environment i is seeded with ``seed + i``.
 
     An environment fails if it raises an exception (including `SystemExit`), or if a step does not return five values
-    with an observation of the space's shape and a castable dtype, and finite numbers. Its row of the step is then
-    `lost`: a new environment is made and seeded anew, and the row has its first observation.
+    with an observation of the space's shape and a castable dtype, finite numbers, and two ends that are true or false.
+    Its row of the step is then `lost`: a new one is made and seeded anew, and the row has its first observation.
+
+    Processes that an environment begins when it is made or first reset are ended where it cannot be made or closed, and
+    otherwise at the end of this process, if its `close` has not done so.
 
     Args:
         factories: one callable per environment that makes it, and makes it again after a failure.
@@ -63,8 +67,11 @@ class SerialVectorEnv:
     ) -> None:
         self.factories, self.name, self.listener = factories, name, listener
         self.num_envs = b = len(factories)
-        self.envs = [factories[0]()]
-        self.metadata = self.envs[0].metadata
+        self.begun: list[set[int]] = [set() for _ in factories]
+        """For each environment, the processes that it has begun."""
+        with noting(self.begun[0]):
+            self.envs = [factories[0]()]
+        self.metadata = getattr(self.envs[0], "metadata", None)
         self.single_action_space = self.envs[0].action_space
         space = self.envs[0].observation_space
         assert isinstance(space, gymnasium.spaces.Box), f"{name} was not flattened"
@@ -102,7 +109,8 @@ class SerialVectorEnv:
             if self.listener is not None:
                 self.listener.asked(i, None)
             try:
-                rows[i] = self._first_observation(env, None if seed is None else seed + i)
+                with noting(self.begun[i]):
+                    rows[i] = self._first_observation(env, None if seed is None else seed + i)
             except FAILURES as error:
                 rows[i] = self._replacement(i, error, " in reset")
         return self._cast(rows)
@@ -135,6 +143,10 @@ class SerialVectorEnv:
                     raise Unsound(f"returned the reward {r_i}, which is not finite as float32")
                 if type(x_i) is not np.ndarray or x_i.dtype is not dtype or x_i.shape != shape:
                     x_i = self._checked(x_i)
+                if type(terminated_i) is not bool:
+                    terminated_i = _end("terminated", terminated_i)
+                if type(truncated_i) is not bool:
+                    truncated_i = _end("truncated", truncated_i)
                 rows[i] = x_i
                 if terminated_i:
                     terminated[i] = done[i] = True
@@ -177,16 +189,12 @@ class SerialVectorEnv:
         its deadline the others are closed at once, each in a thread of its own, for `PATIENCE` seconds together.
         """
         while self.envs:
-            env = self.envs.pop()
+            i, env = len(self.envs) - 1, self.envs.pop()
             if self.listener is not None:
-                self.listener.asked(len(self.envs), None, Call.CLOSE)
-            try:
-                env.close()
-            except Unanswered:
+                self.listener.asked(i, None, Call.CLOSE)
+            if not self._close(i, env):
                 break
-            except FAILURES:
-                pass
-        threads = [threading.Thread(target=_close, args=(env,), daemon=True) for env in self.envs]
+        threads = [threading.Thread(target=self._close, args=pair, daemon=True) for pair in enumerate(self.envs)]
         self.envs.clear()
         end = monotonic() + PATIENCE / 2  # below what the watchdog waits for
         for thread in threads:
@@ -212,7 +220,7 @@ class SerialVectorEnv:
         while True:
             what = f"{_description(error)}{where}{when}"
             if broken is not None:
-                _close(broken)
+                self._close(i, broken)
             good = self.time - self.failed_at[i] - 1
             self.in_a_row[i] = 1 if good >= SOUND_AFTER else self.in_a_row[i] + 1
             self.failures[i] += 1
@@ -233,7 +241,8 @@ class SerialVectorEnv:
                     self.listener.asked(i, None)
                 self.why.append(f"environment {i} of {self.name} {what}: made anew")
                 where, what = " in reset", ""
-                first = self._first_observation(made, self._fresh_seed(i))
+                with noting(self.begun[i]):
+                    first = self._first_observation(made, self._fresh_seed(i))
             except FAILURES as again:
                 if what:
                     self.why.append(f"environment {i} of {self.name} {what}")
@@ -255,18 +264,35 @@ class SerialVectorEnv:
             Unsound: the environment could not be made, or its spaces are not those of the first one.
         """
         try:
-            made = self.factories[i]()
+            with noting(self.begun[i]):
+                made = self.factories[i]()
         except EnvironmentUnsupported as error:
             cause = error.__cause__ or error
             raise Unsound(f"could not be made: {type(cause).__name__}: {first_line(cause)}") from cause
         except FAILURES as error:
             raise Unsound(f"could not be made: {type(error).__name__}: {first_line(error)}") from error
+        if any(made.unwrapped is other.unwrapped for j, other in enumerate(self.envs) if j != i):
+            raise Unsound("is the same object twice, but its function must return a new environment at each call")
         for kind in ("observation", "action"):
             space, first = getattr(made, f"{kind}_space"), getattr(self, f"single_{kind}_space")
             if space != first:
-                _close(made)
+                self._close(i, made)
                 raise Unsound(f"has the {kind} space {shortened(space)} once and {shortened(first)} at first")
         return made
+
+    def _close(self, i: int, env: gymnasium.Env[Any, Any]) -> bool:
+        """Close an environment that was made as number i, and return whether it answered within its deadline.
+
+        Where that fails, the processes that it has begun are ended.
+        """
+        failure: BaseException | None = None
+        try:
+            env.close()
+        except FAILURES as error:
+            failure = error
+            end_noted(self.begun[i])
+        self.begun[i] = set()
+        return not isinstance(failure, Unanswered)
 
     def _first_observation(self, env: gymnasium.Env[Any, Any], seed: int | None) -> NDArray[Any]:
         """Reset an environment and return its first observation ``[*O]``, checked to be valid and finite.
@@ -298,9 +324,16 @@ class SerialVectorEnv:
             raise Unsound(f"returned an observation of {x.dtype}, which cannot be cast to {self.dtype}")
         if x.shape != self.shape:
             raise Unsound(f"returned an observation of shape {x.shape} where its space has {self.shape}")
-        self.castable.add(x.dtype)
         with np.errstate(all="ignore"):
-            return x.astype(self.dtype, copy=False)
+            cast = x.astype(self.dtype, copy=False)
+            if x.dtype in self.castable:
+                return cast
+            if self.dtype.kind == "f" or np.can_cast(x.dtype, self.dtype):
+                self.castable.add(x.dtype)
+            elif (x != cast).any():
+                other = x[x != cast].flat[0]
+                raise Unsound(f"returned an observation with the number {other}, which {self.dtype} does not hold")
+        return cast
 
     def _cast(self, rows: NDArray[Any]) -> NDArray[Any]:
         if rows.dtype == self.result:
@@ -314,14 +347,22 @@ NOT_FINITE = "returned an observation that is not finite"
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's text, shortened to fit a sentence."""
-    lines = str(error).strip().splitlines()
+    lines = _text(error).strip().splitlines()
     return shortened(lines[0].rstrip("."), LONGEST_LINE) if lines else "no reason given"
 
 
-def shortened(value: Any, most: int = 100) -> str:
+def shortened(value: Any, most: int = 100, show: Callable[[Any], str] = str) -> str:
     """Return a value as text of one line with at most `most` characters."""
-    text = " ".join(str(value).split())
+    text = " ".join(_text(value, show).split())
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def _text(value: Any, show: Callable[[Any], str] = str) -> str:
+    """Return a user's object as text, or its class where it cannot be shown."""
+    try:
+        return show(value)
+    except Exception as error:  # whatever it raises, the sentence about it must be said
+        return f"a {type(value).__name__} that cannot be shown ({type(error).__name__})"
 
 
 def _description(error: BaseException) -> str:
@@ -330,7 +371,7 @@ def _description(error: BaseException) -> str:
         return str(error)
     if isinstance(error, Unanswered):
         return f"was interrupted: {error}"
-    found = re.fullmatch(r"not enough values to unpack \(expected 5, got (\d)\)", str(error))
+    found = re.fullmatch(r"not enough values to unpack \(expected 5, got (\d)\)", _text(error))
     if found and _innermost(error).startswith("gymnasium."):  # a wrapper unpacked the values before they were checked
         return f"failed: step returned {found[1]} values where Gymnasium has 5"
     return f"raised {type(error).__name__}: {first_line(error)}"
@@ -351,13 +392,33 @@ def _number(reward: Any) -> float:
         Unsound: the reward is no single number.
     """
     try:
-        if not isinstance(reward, str | bytes) and getattr(reward, "shape", ()) == ():
+        if not isinstance(reward, str | bytes) and _kind(reward) in NUMERIC and getattr(reward, "shape", ()) == ():
             return float(reward)
     except (TypeError, ValueError):
         pass
     except OverflowError:
         return float("inf")
-    raise Unsound(f"returned the reward {shortened(repr(reward))}, which is no number")
+    raise Unsound(f"returned the reward {shortened(reward, show=repr)}, which is no number")
+
+
+def _end(name: str, value: Any) -> bool:
+    """Return whether an environment's answer to `terminated` or `truncated` is true: a bool, 0 or 1, without axes.
+
+    Raises:
+        Unsound: it is anything else, such as the text "False", which Python would take for true.
+    """
+    with suppress(Exception):  # the user's own object may raise anything
+        if _kind(value) in NUMERIC and getattr(value, "shape", ()) == () and (value == 0 or value == 1):
+            return bool(value)
+    raise Unsound(f"returned {name} as {shortened(value, show=repr)}, which is neither true nor false")
+
+
+NUMERIC = {"b", "i", "u", "f", None}
+"""Kinds of NumPy's dtypes that are numbers; None is that of other objects, such as Python's numbers or tensors."""
+
+
+def _kind(value: Any) -> str | None:
+    return getattr(getattr(value, "dtype", None), "kind", None)
 
 
 def _count(answer: Any) -> str:
@@ -366,8 +427,3 @@ def _count(answer: Any) -> str:
 
 def _shown(action: Any) -> str:
     return shortened(np.asarray(action))
-
-
-def _close(env: gymnasium.Env[Any, Any]) -> None:
-    with suppress(*FAILURES):
-        env.close()

@@ -21,6 +21,7 @@ class EnvSpec:
         frames_per_second: the number of steps per second in a video at natural speed.
         stack: the number of frames in one observation, the newest last; 1 where frames are not stacked.
         max_episode_steps: agent steps after which the environment truncates an episode; None if never or unknown.
+        hidden: the shapes of the parts with two axes or more that flattening makes part of a vector.
     """
 
     observation_space: gymnasium.spaces.Box
@@ -28,11 +29,13 @@ class EnvSpec:
     frames_per_second: int = 30
     stack: int = 1
     max_episode_steps: int | None = None
+    hidden: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def of(cls, envs: VectorEnv, *, stack: int = 1, max_episode_steps: int | None = None) -> Self:
         """Return the spec of environments that have been made, with the stack and limit of their id."""
-        return cls(envs.observation_space, envs.action_space, envs.frames_per_second, stack, max_episode_steps)
+        found = envs.observation_space, envs.action_space, envs.frames_per_second
+        return cls(*found, stack, max_episode_steps, tuple(envs.conversion.hidden))
 
     @property
     def bytes(self) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
 from polyactor.system.deadline import Call
+
+if TYPE_CHECKING:
+    from polyactor.envs.conversion import Conversion
 
 ActionSpace = gymnasium.spaces.Discrete | gymnasium.spaces.MultiDiscrete | gymnasium.spaces.Box
 """The action spaces that policies support."""
@@ -69,6 +72,8 @@ class VectorEnv(Protocol):
     num_envs: int
     observation_space: gymnasium.spaces.Box
     action_space: ActionSpace
+    conversion: Conversion
+    """How `reset` and `step` convert observations and actions; it can be used when the environments are closed."""
     frames_per_second: int
     """The number of steps per second in a video at natural speed."""
 
@@ -91,12 +96,6 @@ class VectorEnv(Protocol):
         Raises:
             EnvironmentUnsupported: an environment failed too often in a row.
         """
-
-    def encode(self, observation: Any) -> NDArray[Any]:
-        """Convert one observation of the underlying environment to `observation_space`, ``[*O]``."""
-
-    def decode(self, action: NDArray[Any]) -> NDArray[Any]:
-        """Convert actions ``[B]`` or ``[B, *A]`` in `action_space` to those of the underlying environment."""
 
     def snapshot(self) -> bytes:
         """Return the whole state of the environments, including their random streams.

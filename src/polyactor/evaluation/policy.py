@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from polyactor.agent.parts import make_model
 from polyactor.agent.streams import EVALUATION_STREAM, Streams
 from polyactor.config import Config
-from polyactor.envs import EnvSpec, make_envs
-from polyactor.errors import CheckpointError, UsageError
+from polyactor.envs import EnvSpec, looked_at
+from polyactor.envs.conversion import Conversion
+from polyactor.errors import CheckpointError, UsageError, one_line
+from polyactor.fields import expect
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.optim.flat import State
 from polyactor.settings.serialize import from_json
@@ -88,6 +92,7 @@ class Policy:
     """A trained policy that acts in one environment.
 
     An observation is a stack of frames, such as ``[4, 84, 84]``, for Atari, and else that of the Gymnasium environment.
+    One environment is made to learn its spaces, and closed again.
 
     Args:
         config: the run's config.
@@ -97,10 +102,20 @@ class Policy:
 
     def __init__(self, config: Config, tensors: Mapping[str, Tensor], seed: int = 0) -> None:
         self.config = config
-        self._envs = make_envs(config.env, 1, atari=config.atari)
-        self.model = make_trained(config, EnvSpec.of(self._envs), tensors)
+        with looked_at(config.env, 1, seconds=config.env_timeout, atari=config.atari) as (envs, _):
+            spec, self._conversion = EnvSpec.of(envs), envs.conversion
+        self.model = make_trained(config, spec, tensors)
         self._generator = Streams.of(seed, EVALUATION_STREAM).act
         self.reset()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, at: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Do nothing: a policy holds nothing open. It is there for programs that close what they load."""
 
     def reset(self) -> None:
         """Reset the LSTM's state; call it when an episode starts. It has no effect on a policy without an LSTM."""
@@ -113,14 +128,35 @@ class Policy:
         Args:
             observation: one observation, without a batch axis.
             deterministic: return the most likely action; otherwise a sample.
+
+        Raises:
+            UsageError: the observation has another shape than those of the environment, or `deterministic` no bool.
         """
-        x = torch.as_tensor(self._envs.encode(observation)).unsqueeze(0)
+        expect("deterministic", deterministic, bool)
+        x = torch.as_tensor(_encoded(self._conversion, observation)).unsqueeze(0)
         with torch_threads(1):  # others would have to be waited for, and one row is soon done
             params, self._state = self.model.step(x, self._state, torch.tensor([self._first]))
         self._first = False
         pi = self.model.distribution(params)
         action = pi.mode() if deterministic else pi.sample(self._generator)
-        return self._envs.decode(action.numpy())[0]
+        return self._conversion.decode(action.numpy())[0]
+
+
+def _encoded(conversion: Conversion, observation: Any) -> NDArray[Any]:
+    """Return one observation ``[*O]`` as environments encode it. Raises `UsageError` where its shape is another."""
+    try:
+        x, why = conversion.encode(observation), ""
+    except Exception as error:  # whatever a space says of what is none of its values
+        x, why = np.empty(0, np.float32), f": {one_line(error, most=120)}"
+    shape, bytes_of = conversion.observation_space.shape, conversion.observation_space.dtype == np.uint8
+    if not why and bytes_of and np.asarray(observation).dtype.kind == "f":
+        raise UsageError("an observation of floats is not allowed: the policy sees bytes from 0 to 255")
+    if why or x.shape != shape:
+        given = getattr(observation, "shape", None)
+        what = f"a {type(observation).__name__}" if given is None else f"the shape {tuple(given)}"
+        batch = "; act takes one observation, without a batch axis" * (x.shape[1:] == shape)
+        raise UsageError(f"an observation of {what} is not allowed: the policy sees the shape {shape}{why}{batch}")
+    return x
 
 
 def load(path: str | Path, *, tag: str | None = None, env: Any = None, trust_env: bool = False) -> Policy:
@@ -137,7 +173,8 @@ def load(path: str | Path, *, tag: str | None = None, env: Any = None, trust_env
         UsageError: the run's environment is code, and ``trust_env`` is off.
         CheckpointError: there is no checkpoint, or it is damaged, not of polyactor, or of another model.
     """
-    config, tensors = read(Path(path), tag, trust_env=trust_env or env is not None)
+    trust_env = expect("trust_env", trust_env, bool) or env is not None
+    config, tensors = read(Path(expect("path", path, str | Path)), tag, trust_env=trust_env)
     return Policy(config if env is None else replace(config, env=env), tensors)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from polyactor.data import NEVER, CoreState, Distribution, Memo, Outputs, Pull, Rollout
 from polyactor.models.action_space import action_spec
 from polyactor.models.core import LSTM, Identity
-from polyactor.models.encoders import CNN, is_image, make_torso, orthogonal, to_channels_first, to_channels_last
+from polyactor.models.encoders import CNN, channels_are_last, is_image, make_torso, orthogonal, to_channels_last
 from polyactor.models.heads import Dueling, critic_width, own_layer, policy_head
 from polyactor.models.running_stats import RunningMoments
 from polyactor.models.spec import ModelSpec
@@ -105,6 +105,7 @@ class ActorCritic(nn.Module):
         shape = observation_space.shape
         dtype = torch.from_numpy(observation_space.low[:0]).dtype
         self.image = is_image(shape, dtype)
+        self.channels_last = self.image and channels_are_last(shape, spec.channels)
         self.bytes = dtype == torch.uint8
         self.actions = action_spec(action_space, spec.log_std_start if spec.log_std == "fixed" else None)
         self.trunk = Trunk(shape, dtype, spec, precision)
@@ -293,7 +294,7 @@ class ActorCritic(nn.Module):
         moments = self._moments()
         if not self.image:
             return self._scaled(x, moments).to(self.value.weight.dtype)
-        x = to_channels_first(x)
+        x = self._channels_first(x)
         if ready is None:  # convolutions are fastest with channels last
             dtype = torch.bfloat16 if self.trunk.bf16 else self.value.weight.dtype
             ready = torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
@@ -301,6 +302,10 @@ class ActorCritic(nn.Module):
         for images, place in zip(x.split(few), ready.split(few), strict=True):  # type: ignore[no-untyped-call]
             place.copy_(self._scaled(to_channels_last(images), moments))
         return ready
+
+    def _channels_first(self, images: Tensor) -> Tensor:
+        """Return images ``[N, H, W, C]`` or ``[N, C, H, W]`` as a view ``[N, C, H, W]``."""
+        return images.permute(0, 3, 1, 2) if self.channels_last else images
 
     def _moments(self) -> tuple[Tensor, Tensor] | None:
         """Return mean and 1/σ of the observations in the layout of prepared ones, or None without normalisation.
@@ -315,7 +320,7 @@ class ActorCritic(nn.Module):
             return mean, scale
 
         def laid(part: Tensor) -> Tensor:
-            return to_channels_first(part.unsqueeze(0)).contiguous(memory_format=torch.channels_last)
+            return self._channels_first(part.unsqueeze(0)).contiguous(memory_format=torch.channels_last)
 
         return laid(mean), laid(scale)
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from polyactor.models.spec import ModelSpec
+from polyactor.errors import UsageError
+from polyactor.models.spec import Channels, ModelSpec
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
@@ -196,6 +197,8 @@ CNNS: dict[str, Architecture] = {
     ),
 }
 """The CNN torsos by their names in `ModelSpec.torso`."""
+MOST_CHANNELS = 32
+"""Most channels of an image whose axis of channels is found by its size; eight RGB frames have 24."""
 
 
 def is_image(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
@@ -208,19 +211,88 @@ def make_torso(shape: tuple[int, ...], dtype: torch.dtype, spec: ModelSpec) -> M
 
     Raises:
         ValueError: the spec names a CNN, and observations are no images.
+        UsageError: the spec names a CNN, and images are too small for it; or it does not tell their channels.
     """
-    image = is_image(shape, dtype)
-    name = ("a3c-cnn" if image else "mlp") if spec.torso == "auto" else spec.torso
+    name = torso_of(shape, dtype, spec)
     if name == "mlp":
         return MLP(shape, spec)
-    if not image:
+    if not is_image(shape, dtype):
         raise ValueError(f"the {name} torso needs images (uint8, three axes), not observations of shape {shape}")
-    return CNN(channels_first(shape), CNNS[name])
+    image, least = channels_first(shape, spec), smallest_side(CNNS[name])
+    if min(image[1:]) < least:
+        raise UsageError(
+            f"--model.torso {name} is not allowed for images of {image[1]} x {image[2]} pixels:"
+            f" it needs {least} x {least}; use mlp"
+        )
+    return CNN(image, CNNS[name])
 
 
-def channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return ``(C, H, W)`` for the shape of an image in either order; a last axis of at most 4 is that of channels."""
-    return shape if shape[-1] > 4 else (shape[-1], *shape[:-1])
+def torso_of(shape: tuple[int, ...], dtype: torch.dtype, spec: ModelSpec) -> str:
+    """Return the name of the torso that a spec asks for: for `auto` a CNN, if observations are images large enough.
+
+    Raises:
+        UsageError: the spec does not tell the channels of images.
+    """
+    if spec.torso != "auto":
+        return spec.torso
+    large = is_image(shape, dtype) and min(channels_first(shape, spec)[1:]) >= smallest_side(CNNS["a3c-cnn"])
+    return "a3c-cnn" if large else "mlp"
+
+
+def flattening(
+    shape: tuple[int, ...], dtype: torch.dtype, spec: ModelSpec, hidden: Sequence[tuple[int, ...]]
+) -> str | None:
+    """Return a sentence where an MLP reads observations that may be pictures, and the spec does not ask for it.
+
+    Args:
+        shape: the shape of one observation.
+        dtype: its dtype.
+        spec: the settings of the network.
+        hidden: the shapes of those parts of an observation that had two axes or more before it was flattened.
+
+    Raises:
+        UsageError: the spec does not tell the channels of images.
+    """
+    if spec.torso == "mlp" or torso_of(shape, dtype, spec) != "mlp" or not (hidden or len(shape) > 1):
+        return None
+    what = f"with parts of shape {', '.join(map(str, hidden))}" if hidden else f"of shape {shape}"
+    least = smallest_side(CNNS["a3c-cnn"])
+    return (
+        f"observations {what} are read by an MLP, not as images: a CNN reads bytes (uint8) with three axes,"
+        f" two of them of at least {least} pixels"
+    )
+
+
+def smallest_side(architecture: Architecture) -> int:
+    """Return the least height and width of the images that a CNN takes, in pixels."""
+    side = 1
+    for _, kernel, stride, padding, pool in reversed(architecture.convolutions):
+        side = max(1, (side * pool - 1) * stride + kernel - 2 * padding)
+    return side
+
+
+def channels_are_last(shape: tuple[int, ...], channels: Channels) -> bool:
+    """Return whether the last axis of an image is that of its channels; otherwise it is the first.
+
+    Raises:
+        UsageError: neither is small enough to tell.
+    """
+    first, last = shape[0], shape[-1]
+    if channels == "auto" and min(first, last) > MOST_CHANNELS:
+        raise UsageError(
+            f"--model.channels auto is not allowed for observations of shape {shape}: neither the first nor the last"
+            f" axis has at most {MOST_CHANNELS} channels; use first or last"
+        )
+    return {"auto": last <= first, "first": False, "last": True, "last-up-to-4": last <= 4}[channels]
+
+
+def channels_first(shape: tuple[int, ...], spec: ModelSpec) -> tuple[int, ...]:
+    """Return ``(C, H, W)`` for the shape of an image in either order.
+
+    Raises:
+        UsageError: the spec does not tell which axis is that of channels.
+    """
+    return (shape[-1], *shape[:-1]) if channels_are_last(shape, spec.channels) else shape
 
 
 def to_channels_last(images: Tensor) -> Tensor:
@@ -234,8 +306,3 @@ def to_channels_last(images: Tensor) -> Tensor:
     for i, channel in enumerate(others, start=1):
         first.add_(channel, alpha=1 << 8 * i)
     return first.unsqueeze(-1).contiguous().view(torch.uint8).permute(0, 3, 1, 2)
-
-
-def to_channels_first(images: Tensor) -> Tensor:
-    """Return images ``[N, H, W, C]`` or ``[N, C, H, W]`` as a view ``[N, C, H, W]``."""
-    return images if images.shape[-1] > 4 else images.permute(0, 3, 1, 2)

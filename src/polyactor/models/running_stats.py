@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -45,6 +46,26 @@ def blank_row(shape: tuple[int, ...]) -> Moments:
 def can_merge(new: Moments) -> bool:
     """Return whether moments are small enough for the float32 buffers to stay finite when they are merged."""
     return bool(new.m2.amax() < LARGEST_SQUARE) and bool(new.mean.abs().amax() < LARGEST_SQUARE**0.5)
+
+
+def why_skipped(moments: Mapping[str, Moments]) -> str:
+    """Say why an update with these moments was skipped, and what to do, as the rest of a sentence about updates."""
+    for name, new in moments.items():
+        if not can_merge(new):
+            count, mean, m2 = new
+            size = float(max(mean.abs().amax(), (m2.amax() / count.amax().clamp(min=1)).sqrt()))
+            said = f"of about {size:.0e}" if math.isfinite(size) else "beyond 3e+38"
+            what, way = "returns (discounted sums of rewards)", "reward with --normalize.clip-reward 1"
+            if name.startswith("observation"):
+                what, way = "observations", "observation"
+            return (
+                f"updates in a row were skipped, so the run stopped: {what} {said} have squares too large "
+                f"for float32; make the environment's numbers smaller, or use --normalize.no-{way}"
+            )
+    return (
+        "gradients in a row were not finite, so the run stopped: the loss is too large for float32; lower "
+        "--optimizer.lr, or make rewards smaller (--normalize.reward, --normalize.clip-reward)"
+    )
 
 
 def merge(buffers: Mapping[str, Tensor], name: str, new: Moments) -> None:

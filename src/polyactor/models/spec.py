@@ -11,13 +11,18 @@ TorsoName = Literal[
     "auto", "mlp", "a3c-cnn", "a3c-conv", "nature-cnn", "nature-cnn-32", "nature-conv", "elu-conv", "pool-conv"
 ]
 
+Channels = Literal["auto", "first", "last", "last-up-to-4"]
+
 
 @dataclass(frozen=True)
 class ModelSpec:
     """A network consists of a torso, which encodes observations, a core, which may have memory, and heads."""
 
     torso: TorsoName = "auto"
-    """Encoder of observations. auto: a3c-cnn for images, mlp for vectors; a -conv has no dense layer at its end."""
+    """Encoder of observations. auto: a3c-cnn for images from 20 x 20 pixels up, else mlp; -conv: no dense layer."""
+    channels: Channels = "auto"
+    """Axis of an image's channels. auto: the smaller of the first and the last, if it is at most 32; last-up-to-4: the
+    last if it is at most 4, else the first, as in runs of before this could be set."""
     hidden: tuple[int, ...] = (64, 64)
     """Units of each hidden layer of the MLP."""
     activation: Literal["tanh", "relu", "leaky-relu"] = "tanh"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from polyactor.config import Config
+from polyactor.config import Config, EvaluateOptions
 from polyactor.errors import UsageError
 from polyactor.system.console import Lasting
 
@@ -27,7 +27,7 @@ FIGURES = {
 """Columns of the table, and the key of ``summary.json`` that each shows."""
 UNLIKE = ("seed", "out", "quiet", "preset")
 """Fields of a config in which the runs of one group may differ."""
-USUAL = {field.name: field.default for field in fields(Config)}
+USUAL = {field.name: field.default for field in fields(Config)} | {"evaluate": asdict(EvaluateOptions())}
 """Default of each config field. A field at its default is ignored: older runs do not have all fields."""
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyactor.errors import UsageError
+from polyactor.fields import expect
 from polyactor.storage.atomic import replace_file, writing
 from polyactor.storage.metrics_log import EVENTS, ROWS, read_rows
 
@@ -48,7 +49,7 @@ class RecordedRun:
     config: Mapping[str, Any]
 
 
-def curve(runs: Sequence[Path], out: Path) -> Path:
+def curve(runs: str | Path | Sequence[str | Path], out: str | Path) -> Path:
     """Draw the learning curves of runs, one line per run, and write them as a PNG.
 
     The left panel is over agent steps, the middle one over wall time in minutes. Lines are the mean score of the last
@@ -56,7 +57,7 @@ def curve(runs: Sequence[Path], out: Path) -> Path:
     in updates; if both are 0 in every run, the panel is left out and the legend says so.
 
     Args:
-        runs: run directories, each with a ``metrics.jsonl``.
+        runs: run directories, or one of them, each with a ``metrics.jsonl``.
         out: the PNG to write, about 1600 x 640 pixels; its directory is created if missing.
 
     Returns:
@@ -70,9 +71,11 @@ def curve(runs: Sequence[Path], out: Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    if not runs:
+    runs = [runs] if isinstance(runs, str | Path) else runs
+    paths, out = [Path(expect("runs", run, str | Path)) for run in runs], Path(expect("out", out, str | Path))
+    if not paths:
         raise UsageError("there is nothing to plot: name at least one run directory")
-    found = _label([_read(Path(run)) for run in runs], [Path(run) for run in runs])
+    found = _label([_read(path) for path in paths], paths)
     measured = {key: [lag for run in found for lag in _points(run.rows, "agent_steps", key)[1]] for key in LAGS}
     lagging = any(map(any, measured.values()))
 

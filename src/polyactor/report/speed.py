@@ -19,7 +19,7 @@ import torch
 from polyactor import transport
 from polyactor.agent.parts import Parts, precision
 from polyactor.config import Config
-from polyactor.envs import AtariOptions, EnvSpec, env_spec, looked_at
+from polyactor.envs import AtariOptions, EnvSpec, env_spec, looked_at, name_of
 from polyactor.shared.timing import Part
 from polyactor.system.host import cpu_name, versions
 from polyactor.system.machine import tune_allocator
@@ -55,7 +55,7 @@ def bench(configs: Sequence[Config], *, seconds: float, rounds: int = 3) -> list
     processes = processes if processes > 1 else len(os.sched_getaffinity(0))
     configs = [replace(c, envs=c.envs * processes) if c.scheme.single else c for c in configs]
     v, first = versions(), configs[0]
-    print(f"{cpu_name()}, {processes} processes, torch {v['torch']}, {first.env}")
+    print(f"{cpu_name()}, {processes} processes, torch {v['torch']}, {name_of(first.env)}")
     specs = [env_spec(config.env, atari=config.atari, seconds=config.env_timeout) for config in configs]
     names = [_name(config, spec) for config, spec in zip(configs, specs, strict=True)]
     alone = [environments_alone(first, processes, seconds)]

@@ -4,24 +4,101 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from polyactor.agent.streams import EVALUATION_STREAM, Streams
 from polyactor.config import Config
-from polyactor.envs import EnvSpec
-from polyactor.errors import CheckpointError, EnvironmentUnsupported
-from polyactor.evaluation.evaluate import MAX_GAME_STEPS, STUCK_AFTER, fresh_envs
+from polyactor.envs import EnvSpec, name_of
+from polyactor.envs.serial_vector_env import FAILURES
+from polyactor.errors import EnvironmentUnsupported, one_line
+from polyactor.evaluation.evaluate import fresh_envs, limits
 from polyactor.evaluation.policy import make_trained, read
 from polyactor.report.curves import curve
 from polyactor.shared.counters import never
+from polyactor.system.deadline import Unanswered
 from polyactor.system.machine import torch_threads
+from polyactor.system.notices import Doing, Say, unsaid
 from polyactor.system.process_state import environment_variables
 
-MIN_SIZE = 320
-"""Least height of a video in pixels; smaller frames are enlarged by a whole factor, so that players show them sharp."""
+MIN_SIZE, MAX_SIZE = 320, 4096
+"""Least height of a video, and most width of an enlarged one, in pixels; small frames are enlarged by a whole factor,
+so that players show them sharp."""
+BLANK_STEPS = 10
+"""Steps of a game after which an environment that has not drawn a picture is taken to draw none."""
+FILM_WITHIN, ENDLESS_WITHIN = 20.0, 5.0
+"""Seconds after which the film of a finished run ends, whether or not its game has: the latter if no game of it has."""
+
+
+class _Encoder:
+    """Writes pictures as an H.264 video; the first one decides the size, and the others are scaled to it.
+
+    Args:
+        out: the mp4 to write.
+        rate: pictures per second.
+    """
+
+    def __init__(self, out: Path, rate: int) -> None:
+        self.out, self.rate = out, rate
+        self.size: tuple[int, int] | None = None
+        self.frames: Any = None
+
+    def write(self, picture: NDArray[np.uint8]) -> None:
+        """Append an RGB picture ``[H, W, 3]``."""
+        if self.size is None:
+            self.size = height, width = picture.shape[0], picture.shape[1]
+            even = height + height % 2, width + width % 2  # H.264 wants even sizes
+            factor = max(1, min(-(-MIN_SIZE // even[0]), MAX_SIZE // even[1]))
+            self.frames = _encoder().write_frames(
+                str(self.out),
+                even[::-1],
+                fps=self.rate,
+                codec="libx264",
+                macro_block_size=2,
+                output_params=["-vf", f"scale={even[1] * factor}:{even[0] * factor}:flags=neighbor"],
+            )
+            self.frames.send(None)
+        height, width = self.size
+        if picture.shape[:2] != self.size:
+            rows, columns = (np.arange(n) * found // n for n, found in zip(self.size, picture.shape[:2], strict=True))
+            picture = picture[rows][:, columns]
+        self.frames.send(np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge").tobytes())
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self.frames is not None:
+            self.frames.close()
+        self.size = self.frames = None
+
+
+def _encoder() -> Any:
+    """Return the module of the encoder. Raises `EnvironmentUnsupported` where it is not installed."""
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        raise EnvironmentUnsupported('a video needs an encoder: pip install "polyactor[video]"') from None
+    return imageio_ffmpeg
+
+
+@dataclass(frozen=True)
+class Film:
+    """A video that was written.
+
+    Attributes:
+        score: the score of the game, or of the part of it that is shown.
+        cut: why the game is not shown to its end; empty if it is.
+    """
+
+    score: float
+    cut: str = ""
 
 
 @torch.inference_mode()
@@ -32,11 +109,13 @@ def record(
     *,
     deterministic: bool = False,
     seed: int = 0,
+    timeout: float | None = None,
     stopped: Callable[[], bool] = never,
-) -> float:
+) -> Film:
     """Play one game and write it as an H.264 video; the file appears whole or not at all.
 
-    If a failure of the environment ends the game, the video starts again with a new game.
+    If a failure of the environment ends the game, the video starts again with a new game. A game that is cut, as those
+    of an evaluation are, or that has not ended when the time is over, is shown as far as it was played.
 
     Args:
         config: the run's config.
@@ -44,96 +123,109 @@ def record(
         out: the mp4 to write.
         deterministic: take the most likely action; otherwise sample.
         seed: of the environment and of sampled actions.
+        timeout: seconds after which the video ends; None: ``evaluate.timeout``.
         stopped: called before every frame; returns True to end without a video.
 
-    Returns:
-        The score of the game.
-
     Raises:
-        EnvironmentUnsupported: the environment has no images or fails again and again, or no encoder is installed.
-        RuntimeError: `stopped` returned True.
+        EnvironmentUnsupported: the environment has no pictures or fails again and again, or no encoder is installed.
+        OSError: the encoder failed, as on a full disk.
+        RuntimeError: `stopped` returned True, or there is no encoder that runs.
     """
-    try:
-        import imageio_ffmpeg
-    except ImportError:
-        raise EnvironmentUnsupported('a video needs an encoder: pip install "polyactor[video]"') from None
-    temporary = out.with_name(f".{out.stem}.part{out.suffix}")
-    writer = None
+    _encoder()
     driver = os.environ.get("SDL_VIDEODRIVER", "dummy")  # Gymnasium draws with SDL: open no window
+    out = out.absolute()  # an environment may change the working directory
+    temporary = out.with_name(f".{out.stem}.part{out.suffix}")
+    most, timeout = limits(config), config.evaluate.timeout if timeout is None else timeout
+    doing = Doing("film: making an environment")
     with (
         environment_variables(SDL_VIDEODRIVER=driver),
         torch_threads(1),
-        fresh_envs(config, 1, seed=seed, stopped=stopped, render=True) as (envs, answered),
+        fresh_envs(config, 1, seed=seed, doing=doing, stopped=stopped, render=True) as (envs, heartbeat),
     ):
+        encoder = _Encoder(temporary, envs.frames_per_second)
         try:
             model = make_trained(config, EnvSpec.of(envs), tensors)
             temporary.unlink(missing_ok=True)  # perhaps a planted link
             streams = Streams.of(seed, EVALUATION_STREAM)
             observation, state, is_first = torch.from_numpy(envs.reset(streams.env)), model.initial_state(1), True
-            answered()
-            score, unchanged = 0.0, 0
-            for _ in range(MAX_GAME_STEPS):
+            heartbeat.answered()
+            score, steps, unchanged, cut, why = 0.0, 0, 0, "", "draws no pictures, so there is nothing to record"
+            end = monotonic() + timeout
+            while True:
                 if stopped():
                     raise RuntimeError("a signal asked for the end")
-                frame = envs.render()
-                if frame is None:
-                    raise EnvironmentUnsupported(f"{config.env} draws no pictures, so there is nothing to record")
-                if writer is None:
-                    height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2  # H.264 wants even sizes
-                    factor = max(1, -(-MIN_SIZE // height))
-                    writer = imageio_ffmpeg.write_frames(
-                        str(temporary),
-                        (width, height),
-                        fps=envs.frames_per_second,
-                        codec="libx264",
-                        macro_block_size=2,
-                        output_params=["-vf", f"scale={width * factor}:{height * factor}:flags=neighbor"],
-                    )
-                    writer.send(None)
-                writer.send(frame[:height, :width].tobytes())
+                try:
+                    picture = envs.render()
+                except EnvironmentUnsupported as error:
+                    if steps or isinstance(error.__cause__, Unanswered):
+                        raise
+                    picture, why = None, f"could not be filmed: {error}"
+                if picture is not None:
+                    encoder.write(picture)
+                elif encoder.size is None and steps >= BLANK_STEPS:
+                    break
                 params, state = model.step(observation, state, torch.tensor([is_first]))
                 pi = model.distribution(params)
                 action = pi.mode() if deterministic else pi.sample(streams.act)
                 step = envs.step(action.numpy())
-                answered()
+                heartbeat.answered()
                 after = torch.from_numpy(step.observation)
                 unchanged = unchanged + 1 if torch.equal(after, observation) and step.reward[0] == 0 else 0
                 observation, is_first, score = after, bool(step.lost[0]), score + float(step.reward[0])
+                steps += 1
+                doing.words = f"film: {steps:,} steps"
                 if step.lost[0]:
-                    writer.close()
-                    writer, score, unchanged = None, 0.0, 0
-                elif step.done[0] or unchanged >= STUCK_AFTER:
+                    encoder.close()
+                    score, steps, unchanged, why = 0.0, 0, 0, f"was not played to its end: {step.why[-1]}"
+                if step.done[0]:
                     break
-            if writer is None:
-                raise EnvironmentUnsupported(f"no game of {config.env} was played to its end: {step.why[-1]}")
-            writer.close()
-            writer = None
+                if unchanged >= most["stuck_after"]:
+                    cut = f"nothing changed for {unchanged:,} steps"
+                elif steps >= most["max_game_steps"]:
+                    cut = f"the game had not ended after {steps:,} steps"
+                elif monotonic() > end:
+                    cut = f"the game had not ended within {timeout:g} s, after {steps:,} steps"
+                if cut:
+                    break
+            if encoder.size is None:
+                raise EnvironmentUnsupported(f"{name_of(config.env)} {why}")
+            encoder.close()
             os.replace(temporary, out)
-            return score
+            return Film(score, cut)
         finally:
-            if writer is not None:
-                writer.close()
+            with suppress(*FAILURES):  # what it has written is removed, and an error before this one is raised
+                encoder.close()
             temporary.unlink(missing_ok=True)
 
 
 def keepsakes(
-    config: Config, directory: Path, *, games: bool, stopped: Callable[[], bool] = never
+    config: Config, directory: Path, *, games: bool, stopped: Callable[[], bool] = never, say: Say = unsaid
 ) -> Iterator[tuple[str, str]]:
     """Write the learning curve and a video of a finished run, and yield an event and a reason for each that failed.
+
+    Nothing that fails here raises, since the run is over. A video that does not show its game to the end has an event,
+    too.
 
     Args:
         config: the run's config.
         directory: the run directory.
         games: whether a game has finished, without which there is no curve.
         stopped: returns True to end without a video.
+        say: prints a line.
     """
-    if games:
-        curve([directory], directory / "curve.png")
-    else:
-        yield "curve_skipped", "no game has finished"
     try:
+        if games:
+            curve([directory], directory / "curve.png")
+        else:
+            yield "curve_skipped", "no game has ended"
+    except FAILURES as error:
+        yield "curve_skipped", one_line(error) or type(error).__name__
+    try:
+        within = FILM_WITHIN if games else ENDLESS_WITHIN
+        say(f"playing a game for the film, {within:g} s at most")
         _, tensors = read(directory, trust_env=True)
-        record(config, tensors, directory / "replay.mp4", seed=config.seed, stopped=stopped)
-    # OSError and RuntimeError come from the encoder, the latter also from a stop signal.
-    except (EnvironmentUnsupported, CheckpointError, OSError, RuntimeError) as error:
-        yield "video_skipped", str(error) or type(error).__name__
+        film = record(config, tensors, directory / "replay.mp4", seed=config.seed, timeout=within, stopped=stopped)
+        if film.cut:
+            yield "video_cut", film.cut
+    except FAILURES as error:
+        yield "video_skipped", one_line(error) or type(error).__name__

@@ -6,10 +6,12 @@ import os
 import shutil
 from dataclasses import replace
 
+import cloudpickle
+
 from polyactor.config import TRANSPORTS, Config
 from polyactor.data import OPTIONAL
 from polyactor.errors import UsageError, one_line
-from polyactor.fields import fits, kind, walk
+from polyactor.fields import OneOf, converted, fits, kind, replace_at, walk
 
 
 def check(config: Config) -> None:
@@ -48,6 +50,8 @@ def check(config: Config) -> None:
         raise UsageError(
             f"--per-worker is not allowed with {flag}, where one learner serves all: use hogwild or param-server"
         )
+    if config.evaluate.envs == 0 and config.evaluate_every is not None:
+        raise UsageError("--evaluate.envs 0 is not allowed with --evaluate-every, which needs an environment: use 1")
     unknown = set(config.algorithm.needs) - OPTIONAL
     if unknown:
         raise UsageError(
@@ -55,9 +59,39 @@ def check(config: Config) -> None:
             f"its `needs` may name {', '.join(sorted(OPTIONAL))}"
         )
     TRANSPORTS[config.transport].fits(config)
+    if TRANSPORTS[config.transport].forks(scheme) and not scheme.in_threads and not isinstance(config.env, str):
+        _refuse_unsendable(config)
     scheme.fits(config)
     memory, alone = config.model.core != "none", scheme.alone(config)
     config.algorithm.fits(scheme.columns(config), memory=memory, alone=alone)
+
+
+def _refuse_unsendable(config: Config) -> None:
+    """Raise `UsageError` where the user's callable or algorithm cannot be sent to a worker's process."""
+    for what, value in (("the environment", config.env), ("the algorithm", config.algorithm)):
+        try:
+            cloudpickle.dumps(value)
+        except Exception as error:  # the user's own object may raise anything
+            raise UsageError(
+                f"{what} cannot be sent to worker processes ({one_line(error, most=120)}): hand over a function that "
+                "makes all it needs itself, or use --scheme sync or --transport inline"
+            ) from None
+
+
+def settled(config: Config) -> Config:
+    """Return a config with each value as the type that its setting declares, and check the values by themselves.
+
+    Raises:
+        UsageError: a value is not allowed; the sentence names the flag, the value and what is allowed.
+    """
+    for setting in walk(config):
+        value = converted(setting.value, setting.declared.hint)
+        if isinstance(value, str) and any(ord(c) < ord(" ") for c in value):
+            raise UsageError(f"--{setting.flag} {one_line(value, most=80)} is not allowed: it must be one line of text")
+        if value is not setting.value:
+            config = replace_at(config, setting.path, value)
+    check_values(config)
+    return config
 
 
 def check_values(config: Config) -> None:
@@ -71,7 +105,9 @@ def check_values(config: Config) -> None:
         for allowed in setting.declared.allowed:
             for each in value if isinstance(value, tuple) else (value,):
                 if each is not None and each not in allowed:
-                    raise UsageError(f"--{flag} {each} is not allowed: it must be {allowed}")
+                    text = ", not a text" * (isinstance(each, str) and not isinstance(allowed, OneOf))
+                    said = one_line(each, most=80)
+                    raise UsageError(f"--{flag} {said} is not allowed: it must be {allowed}{text}")
         if not fits(value, hint):
             raise UsageError(f"--{flag} {one_line(value, most=80)} is not allowed: it must be {kind(hint)}")
     for entry in config.model.hidden:

@@ -478,11 +478,11 @@ OB_ACER: dict[str, Preset] = {
             "model.torso": "nature-cnn", "algorithm.trust_region": "probs", "algorithm.hold_entropy": True,
             "algorithm.replay_capacity": 800_000, "algorithm.replay_start": 160_000, "atari.life_loss": True,
         },
-        f"{score} in 10M steps (6 runs)",
+        f"{score} after 10M steps (the end of the mean curve of 6 runs)",
     )
     for game, score in {
-        "Enduro": "0", "SpaceInvaders": "656.9", "Qbert": "6,433.4", "Seaquest": "1,066.0", "Pong": "3.1",
-        "BeamRider": "1,959.2", "Breakout": "82.9",
+        "Enduro": "0", "SpaceInvaders": "1,298", "Qbert": "16,612", "Seaquest": "1,734", "Pong": "19.6",
+        "BeamRider": "5,194", "Breakout": "438",
     }.items()
 }
 
@@ -492,11 +492,11 @@ OB: dict[str, Preset] = {
         "a2c",
         f"{game}NoFrameskip-v4",
         {**_A2C_16x5, "optimizer": "rmsprop", "optimizer.lr_end": 0.0, "model.torso": "nature-cnn"},
-        f"{score} in 10M steps (6 runs)",
+        f"{score} after 10M steps (the end of the mean curve of 6 runs)",
     )
     for game, score in {
-        "Enduro": "0", "SpaceInvaders": "463.1", "Qbert": "2,047.1", "Seaquest": "1,150.7", "Pong": "1.0",
-        "BeamRider": "1,302.6", "Breakout": "59.7",
+        "Enduro": "0", "SpaceInvaders": "689", "Qbert": "4,471", "Seaquest": "1,739", "Pong": "18.5",
+        "BeamRider": "2,518", "Breakout": "275",
     }.items()
 }
 

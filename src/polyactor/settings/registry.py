@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
-
 from polyactor.algorithms import ALGORITHMS
 from polyactor.algorithms.base import Algorithm
 from polyactor.errors import UsageError, suggestion
+from polyactor.files import load_file
 from polyactor.optim.rules import RULES
 from polyactor.schemes import SCHEMES
 
@@ -45,7 +43,8 @@ def name_of(kind: str, value: object) -> str:
     for name, known in PARTS[kind].items():
         if type(value) is known:
             return name
-    source = getattr(sys.modules.get(type(value).__module__), "__file__", None)
+    module = type(value).__module__
+    source = getattr(sys.modules.get(module), "__file__", None) or module  # a notebook has no file
     return f"{source}:{type(value).__qualname__}"
 
 
@@ -55,14 +54,10 @@ def _from_file(name: str) -> type[Algorithm]:
     file = Path(path)
     if not file.is_file():
         raise UsageError(f"algorithm {name} does not exist: there is no file {path}")
-    module_name = f"polyactor_file_{file.stem}"  # a file may have the name of another module
-    spec = importlib.util.spec_from_file_location(module_name, file)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"algorithm {name} does not exist: {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses and pickling look their module up here
-    spec.loader.exec_module(module)
-    cloudpickle.register_pickle_by_value(module)  # workers cannot import it by name
+    try:
+        module = load_file(file)
+    except SystemExit as end:  # a script that parses arguments, or ends, where it is imported
+        raise UsageError(f"algorithm {name} does not exist: {path} ended with {end} when it was imported") from end
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, Algorithm) and is_dataclass(found)):
         known = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Algorithm)]

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from polyactor import envs
 from polyactor.algorithms import ALGORITHMS
 from polyactor.algorithms.base import Algorithm
-from polyactor.config import Config, Normalize
-from polyactor.envs import AtariOptions
+from polyactor.config import Config, EvaluateOptions, Normalize
+from polyactor.envs import AtariOptions, EnvFactory
 from polyactor.errors import CheckpointError, UsageError, one_line
-from polyactor.fields import declared, fits, require
+from polyactor.fields import declared, fits, require, walk
 from polyactor.models.spec import ModelSpec
 from polyactor.settings.check import check_values
 from polyactor.settings.registry import PARTS, name_of, part
 
-SECTIONS: dict[str, type[Any]] = {"model": ModelSpec, "normalize": Normalize, "atari": AtariOptions}
+SECTIONS: dict[str, type[Any]] = {
+    "model": ModelSpec, "normalize": Normalize, "atari": AtariOptions, "evaluate": EvaluateOptions
+}  # fmt: skip
 """Sections of a config that have one type in each run."""
 
 
 MOST_PIXELS = 1 << 24
 """Most pixels of an observation that a checkpoint's config may ask for: 600 times Atari's."""
+
+
+LONGEST_NAME = 4_400
+"""Most characters of an environment's name: of a path that Linux opens, and of a callable in it."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +52,44 @@ STAND_INS = (StandIn, StandInWithQ)
 
 def to_json(config: Config) -> dict[str, Any]:
     """Return a config as plain JSON; each part has its name, and an algorithm from a file its model heads."""
-    plain = dataclasses.asdict(config)
+    plain = _plain(config)
     for kind in PARTS:
         plain[kind] = {"name": name_of(kind, getattr(config, kind)), **plain[kind]}
     if type(config.algorithm) not in ALGORITHMS.values():
         plain["algorithm"]["outputs"] = list(config.algorithm.outputs)
-    if not isinstance(config.env, str):
-        plain["env"] = f"{config.env.__module__}:{getattr(config.env, '__qualname__', type(config.env).__name__)}"
+    plain["env"] = config.env if isinstance(config.env, str) else _importable(config.env)
     return plain
+
+
+def _plain(part: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass by name, those of its sections too. Values are not copied: not all can be."""
+    values = {each.name: getattr(part, each.name) for each in dataclasses.fields(part)}
+    return {name: _plain(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
+
+
+def _importable(env: EnvFactory) -> str:
+    """Return the name that a callable can be imported by, or its own name in angle brackets where there is none."""
+    module, name = str(getattr(env, "__module__", "")), envs.name_of(env)
+    home = sys.modules.get(module)
+    if home is None or getattr(home, name, None) is not env:
+        return f"{module}:<{name.strip('<>')}>"
+    file = getattr(home, "__file__", None)
+    own = module == "__main__" or module.startswith("polyactor_file_")  # which no other program imports by its name
+    return f"{file if own else module}:{name}" if file or not own else f"{module}:<{name}>"
+
+
+def refuse_unwritable(config: Config) -> None:
+    """Refuse a config that could not be saved with a checkpoint, or not be read again.
+
+    Raises:
+        UsageError: a value is not plain; only an algorithm of one's own can have such a setting.
+    """
+    for setting in walk(config):
+        try:
+            json.dumps(None if setting.path == "env" else setting.value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            said = one_line(setting.value, most=80)
+            raise UsageError(f"--{setting.flag} {said} is not allowed: it cannot be saved as JSON: {error}") from None
 
 
 def from_json(plain: Mapping[str, Any], *, trust_env: bool = False) -> Config:
@@ -70,7 +109,7 @@ def from_json(plain: Mapping[str, Any], *, trust_env: bool = False) -> Config:
     try:
         config = _from_json(dict(plain))
         check_values(config)
-        if not str(config.env).isprintable() or len(str(config.env)) > 300:
+        if not str(config.env).isprintable() or len(str(config.env)) > LONGEST_NAME:
             raise ValueError(f"env is {config.env}")
         pixels = config.atari.stack * config.atari.frame_size * (config.atari.resize_height or config.atari.frame_size)
         if pixels > MOST_PIXELS:
@@ -78,7 +117,12 @@ def from_json(plain: Mapping[str, Any], *, trust_env: bool = False) -> Config:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError) as error:
         why = one_line(error) or type(error).__name__
         raise CheckpointError(f"the config is not one of this version's: {why}") from None
-    module, colon, _ = str(config.env).rpartition(":")
+    module, colon, name = str(config.env).rpartition(":")
+    if "<" in name and not trust_env:
+        raise UsageError(
+            f"the environment of this run was a callable that has no name to import it by, {one_line(config.env)}: "
+            "hand it over again, in Python: env=…"
+        )
     if colon and not trust_env:
         raise UsageError(
             f"the environment {one_line(config.env)} is code: the module {one_line(module)} would be imported and run; "
@@ -110,7 +154,7 @@ def _from_json(values: dict[str, Any]) -> Config:
     for kind, known in PARTS.items():
         options = dict(values[kind])
         name = options.pop("name")
-        if kind == "algorithm" and ".py:" in name:
+        if kind == "algorithm" and (".py:" in name or (name not in known and "outputs" in options)):
             values[kind] = _stand_in(options.get("outputs", list(Algorithm.outputs)))
             continue
         if name not in known:
@@ -118,6 +162,8 @@ def _from_json(values: dict[str, Any]) -> Config:
                 f"the config names {kind} {one_line(repr(name))}, which is none of {', '.join(known)}"
             )
         values[kind] = _instance(known[name], options)
+    values.setdefault("evaluate", {})  # older runs have none
+    values["model"] = {"channels": "last-up-to-4"} | dict(values["model"])  # of a run of before it could be set
     for section, cls in SECTIONS.items():
         values[section] = _instance(cls, values[section])
     return typing.cast("Config", _instance(Config, values))
@@ -136,6 +182,9 @@ def _instance(cls: type[Any], options: Mapping[str, Any]) -> Any:
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     for name, value in given.items():
         require(cls, name)
-        if not fits(value, declared(cls)[name].hint):
+        hint = declared(cls)[name].hint
+        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):  # a section of an algorithm of one's own
+            given[name] = _instance(typing.cast("type", hint), value)
+        elif not fits(value, hint):
             raise ValueError(f"{name} is {repr(value)[:80]}")
     return cls(**given)

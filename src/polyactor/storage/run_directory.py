@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import socket
 import stat
 from collections.abc import Iterator, Mapping
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from polyactor.config import Config
+from polyactor.envs import name_of
 from polyactor.errors import RunDirectoryError, one_line
 from polyactor.storage.atomic import replace_file, writing
 from polyactor.storage.checkpoint import FOLDER
+from polyactor.system.script import refuse_run
 
 LOCK = "run.lock"
 """The lock file of a run directory. It names the process that trains there, which removes it at its end."""
@@ -28,24 +31,35 @@ CONFIG = "config.json"
 def run_directory(config: Config) -> Path:
     """Return the directory for a new run: ``config.out``, or an unused name in ``runs/``. Nothing is created.
 
+    The path is absolute: an environment may change the working directory.
+
     Raises:
         RunDirectoryError: the directory is taken, or cannot be created.
     """
     if config.out is not None:
         directory = Path(config.out)
     else:
-        env = str(config.env).rpartition("/")[2].rpartition(":")[2]
-        stem = f"{config.preset or 'run'}-{env}-{datetime.now():%Y%m%d-%H%M%S}"
+        stem = f"{_short(config.preset) or 'run'}-{_short(name_of(config.env))}-{datetime.now():%Y%m%d-%H%M%S}"
         directory = Path("runs") / stem
         for n in range(2, 1000):
             if not directory.exists():
                 break
             directory = Path("runs") / f"{stem}-{n}"
     refuse_taken(directory)
-    parent = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+    try:
+        whole = directory.absolute()
+    except FileNotFoundError:
+        raise RunDirectoryError(f"--out {directory} cannot be made: the working directory does not exist") from None
+    parent = next(p for p in (directory, *whole.parents) if p.exists())
     if not os.access(parent, os.W_OK):
         raise RunDirectoryError(f"--out {directory} cannot be made: {parent} is not writable")
-    return directory
+    return whole
+
+
+def _short(name: str) -> str:
+    """Return the last part of a name, with nothing in it that cannot be typed: letters, digits, dots and dashes."""
+    last = re.split(r"[/:]|<locals>\.", name)[-1]
+    return re.sub(r"[^\w.]+", "-", last).strip("-.")[:60]
 
 
 def refuse_taken(directory: Path, *, mine: bool = False) -> None:
@@ -96,6 +110,7 @@ def claimed(directory: Path) -> Iterator[None]:
     Raises:
         RunDirectoryError: another process holds the lock, or the directory cannot be written; then nothing is changed.
     """
+    refuse_run()
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
     descriptor = _locked(directory)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from typing import IO
 
 from rich.console import Console
 
+from polyactor.system.streams import Replacing
+
 
 class Lasting(Console):
-    """A console that goes silent when its reader is gone (`polyactor train … | head`), so that the run goes on."""
+    """A console that replaces characters its terminal cannot show, and goes silent when nobody can read it any more."""
 
-    def on_broken_pipe(self) -> None:
-        """Discard all further output instead of ending the process."""
-        with suppress(SystemExit):
-            super().on_broken_pipe()
+    @property
+    def file(self) -> IO[str]:
+        """The standard output as it is now, or the file that was set."""
+        return Replacing(super().file)  # type: ignore[return-value]
+
+    @file.setter
+    def file(self, new_file: IO[str]) -> None:
+        self._file = new_file

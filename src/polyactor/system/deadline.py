@@ -19,6 +19,7 @@ from typing import Any
 
 from polyactor.errors import EnvironmentUnsupported
 from polyactor.system import notices
+from polyactor.system.child_processes import end_noted
 
 PATIENCE = 2.0
 """Seconds between asking a hanging environment or worker to end and killing its process."""
@@ -109,6 +110,7 @@ def interrupting(
                 tell("failed", sentence)
                 words = f"polyactor: {sentence}; it cannot be interrupted, so this process has ended"
                 print(words, file=sys.stderr, flush=True)
+                end_noted()
                 os._exit(EnvironmentUnsupported.exit_code)
 
     mine = threading.current_thread() is threading.main_thread()

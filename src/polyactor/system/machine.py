@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from polyactor.errors import OutOfResources
+from polyactor.system.descriptors import few_descriptors
 
 CONTAINER_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Files with the memory limit of a container, for control groups version 2 and 1."""
@@ -36,13 +37,14 @@ def tune_allocator() -> bool:
 
 @contextmanager
 def shared_memory() -> Iterator[None]:
-    """Turn torch's error about full shared memory, raised inside the with block, into one that names the way out.
+    """Turn torch's errors about shared memory, raised inside the with block, into ones that name the way out.
 
     Raises:
-        OutOfResources: there is not enough shared memory.
+        OutOfResources: there is not enough shared memory, or there are too few file descriptors for it.
     """
     try:
-        yield
+        with few_descriptors():
+            yield
     except RuntimeError as error:
         if "No space left" not in str(error):
             raise

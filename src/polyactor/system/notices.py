@@ -18,6 +18,14 @@ def to_stderr(sentence: str) -> None:
         print(f"polyactor: {sentence}", file=sys.stderr, flush=True)
 
 
+Say = Callable[[str], object]
+"""A function that prints a line."""
+
+
+def unsaid(line: str) -> None:
+    """Print nothing: the default of `say`."""
+
+
 def _nothing_known() -> str | None:
     return None
 
@@ -26,12 +34,12 @@ class _Terminal:
     """What prints notices in this process, when something was printed last, and what is waited for."""
 
     def __init__(self) -> None:
-        self.voices: list[Callable[[str], object] | None] = []
+        self.voices: list[Say | None] = []
         self.heard = self.began = monotonic()
         self.waits: list[Callable[[], str | None]] = []
 
     @property
-    def say(self) -> Callable[[str], object] | None:
+    def say(self) -> Say | None:
         """What prints a sentence now, or None."""
         return self.voices[-1] if self.voices else None
 
@@ -76,10 +84,23 @@ def waiting(what: Callable[[], str | None] = _nothing_known) -> Iterator[None]:
         _terminal.waits.remove(what)
 
 
+class Doing:
+    """What is being done, for `waiting`: words, and for how long already.
+
+    Args:
+        words: set the attribute when something else is being done.
+    """
+
+    def __init__(self, words: str) -> None:
+        self.words, self.began = words, monotonic()
+
+    def __call__(self) -> str:
+        """Return a sentence for a notice."""
+        return f"{self.words}, after {monotonic() - self.began:.0f} s"
+
+
 @contextmanager
-def noticing(
-    say: Callable[[str], object] | None = to_stderr, what: Callable[[], str | None] = _nothing_known
-) -> Iterator[None]:
+def noticing(say: Say | None = to_stderr, what: Callable[[], str | None] = _nothing_known) -> Iterator[None]:
     """Print a notice inside the with block whenever nothing has been printed for `SILENT_FOR` seconds.
 
     Args:

@@ -10,12 +10,15 @@ from polyactor.config import Config
 from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.storage.metrics_log import MetricsLog
 from polyactor.system.machine import memory_mb
+from polyactor.training.progress import no_game
 from polyactor.training.stragglers import Stragglers
 
 SAID = 5
 """Events of one name that are printed as well; later ones are only logged."""
 WEIGHED_AT = 2
 """The metrics row at which memory in use is printed; by then all workers have been training for some time."""
+LONG_GAME = 30_000
+"""Steps of each environment after which a run says that no game has ended: more than the longest game of Atari."""
 SCARCE = 0.9
 """Share of this machine's memory above which a run warns that memory is low."""
 
@@ -31,7 +34,7 @@ class Events:
     """
 
     def __init__(self, config: Config, counters: SharedCounters, log: MetricsLog, say: Callable[[str], None]) -> None:
-        self.counters, self.log, self.say = counters, log, say
+        self.config, self.counters, self.log, self.say = config, counters, log, say
         self.stragglers, self.told = Stragglers(counters), Counts[str]()
         self.rows, self.skipped = 0, self._skipped()
         self.lasting = not config.algorithm.remembers
@@ -61,9 +64,14 @@ class Events:
         """
         skipped = self._skipped()
         if skipped > self.skipped:
-            self.log.event("update_skipped", "the gradient was not finite", updates=skipped - self.skipped)
+            self.log.event(
+                "update_skipped", "a gradient or a running statistic was not finite", updates=skipped - self.skipped
+            )
             self.skipped = skipped
         self.rows += 1
+        waited = self.counters.steps // (self.config.workers * self.config.envs)
+        if waited >= LONG_GAME and not self.told["no_game"] and not self.counters.table[:, Counter.GAMES].sum():
+            self.tell("no_game", no_game(self.config, self.counters.steps))
         there = memory_mb()
         if self.rows == WEIGHED_AT:
             self.say(f"takes {taken:,.0f} MiB of memory, of {there:,.0f} MiB here")

@@ -3,7 +3,8 @@
 # ruff: noqa: E402
 import signal
 
-signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one handles it
+for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and the end of a terminal reach all; the main process heeds them
+    signal.signal(number, signal.SIG_IGN)
 
 import gc
 

@@ -20,8 +20,10 @@ from polyactor.system.console import Lasting
 from polyactor.system.notices import heard
 from polyactor.training.stats import TROUBLES
 
-LINE_EVERY = 8.0
-"""Seconds between two progress lines where the output is no terminal."""
+LINE_EVERY = 7.0
+"""Seconds between two progress lines where the output is no terminal; fewer than after which a notice is printed."""
+MANY = 32
+"""Environments whose making in the run's own process is announced, since it may take long and cannot be cut short."""
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -56,7 +58,7 @@ class Progress:
     def say(self, message: str) -> None:
         """Print a line, which stays above the live panel."""
         if not self.quiet:
-            self.console.print(message)
+            self.console.print(message, soft_wrap=True)  # one line for programs that read it; terminals wrap it
             self.console.file.flush()
             heard()
 
@@ -124,12 +126,50 @@ def banner(config: Config, directory: Path, precision: str, done: int | None) ->
     """
     workers = f"{config.workers} worker{'s' * (config.workers > 1)} × {config.envs} environments"
     yield f"{directory}: {workers}, rollout {config.rollout}, {precision}, seed {config.seed}"
+    total, here = config.workers * config.envs, config.scheme.in_threads or config.scheme.single
+    if here and total >= MANY:
+        yield f"making {total} environments in this process; Ctrl-C is heeded between two calls of them"
     if done is not None:
         how = "to the bit" if config.exact_resume else "environments and random streams begin anew"
         yield f"goes on from {done:,} steps: {how}"
+        if done >= config.steps:
+            yield f"all {config.steps:,} steps are done already: --steps N gives a larger total"
     preset = PRESETS.get(config.preset)
     if preset is not None and preset.measured and config.env == preset.env:
         yield f"to expect, as measured on two cores: {preset.measured}"
+
+
+def farewell(
+    status: str, config: Config, summary: Mapping[str, Any], directory: Path, skipped: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield the lines printed at the end of a run: its score, and which files there are, and why one is not.
+
+    Args:
+        status: "done" or "reached".
+        config: the run's config.
+        summary: the content of ``summary.json``.
+        directory: the run directory.
+        skipped: the reasons of the events of `keepsakes`.
+    """
+    score, steps = number(summary["score_mean100"]), summary["agent_steps"]
+    yield f"{status}: score {score} after {steps:,} steps in {clock(summary['wall_s'])}"
+    if not summary["games"]:
+        yield no_game(config, steps)
+    there = [name for name, event in (("curve", "curve_skipped"), ("film", "video_skipped")) if event not in skipped]
+    there += ["checkpoints", "numbers"]
+    said = {"curve_skipped": "no curve", "video_skipped": "no film", "video_cut": "the film is not a whole game"}
+    lacks = "".join(f"; {said[event]}: {why}" for event, why in skipped.items())
+    yield f"{', '.join(there[:-1])} and {there[-1]} are in {directory}{lacks}"
+
+
+def no_game(config: Config, steps: int) -> str:
+    """Return the sentence that no game has ended after this many agent steps of all workers, and what to do."""
+    each = steps // (config.workers * config.envs)
+    target = "" if config.stop_at is None else f", and --stop-at {config.stop_at:g} cannot be reached"
+    return (
+        f"no game has ended in about {each:,} steps of each environment, so there is no score{target}: "
+        "--max-episode-steps N ends games after N steps"
+    )
 
 
 def number(value: float | None) -> str:

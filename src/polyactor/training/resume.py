@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from polyactor.agent.parts import Parts
@@ -11,6 +12,7 @@ from polyactor.config import Config
 from polyactor.envs import EnvSpec, check_exact
 from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError, one_line
 from polyactor.evaluation.policy import model_tensors, refuse_misfit
+from polyactor.fields import expect
 from polyactor.settings.registry import name_of
 from polyactor.settings.serialize import StandIn, algorithm_from, from_json
 from polyactor.shared.counters import Counter, SharedCounters
@@ -65,6 +67,49 @@ def config_of(found: Checkpoint, *, algorithm: str | None, env: Any, trust_env: 
     if algorithm is None:
         raise UsageError(f"the run's algorithm is from a file, so name it: --algorithm {one_line(name)}")
     return replace(config, algorithm=algorithm_from(algorithm, options))
+
+
+def going_on(
+    config: Config, found: Checkpoint, *, steps: int | None, restart: bool, quiet: bool, out: Path
+) -> tuple[Config, list[str]]:
+    """Return the config that a run goes on with, and a sentence where a new total makes its schedules jump.
+
+    Args:
+        config: the config of the checkpoint.
+        found: the checkpoint.
+        steps: a new total of agent steps, or None.
+        restart: turn ``exact_resume`` off.
+        quiet: print nothing.
+        out: the run directory.
+
+    Raises:
+        UsageError: an argument has a wrong type, or all the steps are done already.
+    """
+    restart, steps = expect("restart", restart, bool), expect("--steps", steps, int | None)
+    total, done = config.steps, found.meta.get("agent_steps")
+    exact = config.exact_resume and not restart
+    config = replace(config, out=str(out), quiet=expect("quiet", quiet, bool), exact_resume=exact)
+    if steps is None or steps == total:
+        return config, []
+    if isinstance(done, int) and steps <= done:
+        raise UsageError(
+            f"--steps {steps} is not allowed: {done} steps are done already, and the number is the new total of the run"
+        )
+    before, config = config, replace(config, steps=steps)
+    return config, _jumps(before, config, done) if isinstance(done, int) and steps > 0 else []
+
+
+def _jumps(before: Config, after: Config, done: int) -> list[str]:
+    """Return a sentence with the coefficients that another total changes at once, if there are any."""
+    old, new = min(1.0, done / before.steps), done / after.steps
+    changed = {"--optimizer.lr": (before.optimizer.lr_at(old), after.optimizer.lr_at(new))}
+    algorithms = before.algorithm.at(old), after.algorithm.at(new)
+    for field in fields(after.algorithm):
+        flag = f"--algorithm.{field.name.replace('_', '-')}"
+        changed[flag] = getattr(algorithms[0], field.name), getattr(algorithms[1], field.name)
+    numbers = {flag: pair for flag, pair in changed.items() if all(isinstance(each, float) for each in pair)}
+    said = [f"{flag} {b:.3g} (it was {a:.3g})" for flag, (a, b) in numbers.items() if a != b]
+    return [f"the new total stretches what is annealed: goes on with {', '.join(said)}"] if said else []
 
 
 def restored(config: Config, spec: EnvSpec, found: Checkpoint) -> Parts:

@@ -1,4 +1,4 @@
-"""Stopping a run by signal: the first SIGINT or SIGTERM asks it to stop, the second ends the process at once.
+"""Stopping a run by signal: the first one asks it to stop, and a second SIGINT or SIGTERM ends the process at once.
 
 What a run waits for is said in the terminal, at once after a signal and whenever it has been silent for long.
 """
@@ -15,6 +15,8 @@ from types import FrameType
 
 from polyactor.config import Config
 from polyactor.shared.counters import SharedCounters
+from polyactor.system.child_processes import end_noted
+from polyactor.system.interpreter import long_calls_until
 from polyactor.system.notices import hasten, noticing
 
 
@@ -31,9 +33,11 @@ class Stop:
 
 @contextmanager
 def stop_signals(config: Config, counters: SharedCounters, say: Callable[[str], None]) -> Iterator[Stop]:
-    """Handle SIGINT and SIGTERM inside the context: the first sets `asked`, the second ends the process at once.
+    """Handle SIGINT, SIGTERM and SIGHUP inside the context: each sets `asked`.
 
-    The exit code is then 128 + the signal's number. Outside the main thread signals are left alone.
+    If it is set already, SIGINT and SIGTERM end the process at once, with the exit code 128 + the signal's number.
+    SIGHUP does not: a terminal that is closed sends it twice, by the shell and by the kernel. A SIGHUP that was ignored
+    before, as under nohup, stays ignored. Outside the main thread signals are left alone.
 
     Args:
         config: the run's config.
@@ -43,7 +47,8 @@ def stop_signals(config: Config, counters: SharedCounters, say: Callable[[str], 
     stop = Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.asked:
+        if stop.asked and number != signal.SIGHUP:
+            end_noted()
             os._exit(128 + number)
         stop.asked = True
         counters.stop()
@@ -56,11 +61,14 @@ def stop_signals(config: Config, counters: SharedCounters, say: Callable[[str], 
         so_far = f"stopping {on}" if stop.asked else f"{counters.steps:,} steps so far"
         return so_far if waits is None else f"{so_far}; {waits}"
 
-    mine = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if mine else ()
-    before = {number: signal.signal(number, handle) for number in numbers}
+    handled: list[signal.Signals] = []
+    if threading.current_thread() is threading.main_thread():
+        handled += [signal.SIGINT, signal.SIGTERM]
+        handled += [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)
+    before = {number: signal.signal(number, handle) for number in handled}
     try:
-        with noticing(None if config.quiet else say, what):
+        # Long calls are refused from the signal on, and not only once the workers have been told.
+        with long_calls_until(stop), noticing(None if config.quiet else say, what):
             yield stop
     finally:
         for number, handler in before.items():

@@ -12,9 +12,11 @@ from typing import Any
 from polyactor import transport
 from polyactor.agent.parts import Parts, precision
 from polyactor.config import Config
-from polyactor.envs import EnvSpec, env_spec
+from polyactor.envs import EnvSpec, env_spec, name_of
 from polyactor.errors import PolyactorError
 from polyactor.evaluation.policy import refuse_not_finite, start_from
+from polyactor.fields import expect
+from polyactor.files import same_directory
 from polyactor.report.video import keepsakes
 from polyactor.settings.check import check
 from polyactor.settings.serialize import to_json
@@ -26,8 +28,8 @@ from polyactor.system.machine import tune_allocator
 from polyactor.training.background_eval import BackgroundEvaluation
 from polyactor.training.checkpointing import Checkpointer, advise
 from polyactor.training.events import Events
-from polyactor.training.progress import Progress, banner, clock
-from polyactor.training.resume import config_of, refuse_inexact, restored
+from polyactor.training.progress import Progress, banner, farewell
+from polyactor.training.resume import config_of, going_on, refuse_inexact, restored
 from polyactor.training.signals import stop_signals
 from polyactor.training.stats import Stats
 from polyactor.training.target_score import TargetScore
@@ -51,6 +53,7 @@ class Run:
     summary: Mapping[str, Any]
 
 
+@same_directory()
 def train(config: Config, spec: EnvSpec, reasons: Sequence[str] = ()) -> Run:
     """Train a new run and return it when it has ended.
 
@@ -78,6 +81,7 @@ def train(config: Config, spec: EnvSpec, reasons: Sequence[str] = ()) -> Run:
         return _Training(parts, directory, {}, opened).run(reasons)
 
 
+@same_directory()
 def resume(
     path: str | Path,
     *,
@@ -107,21 +111,20 @@ def resume(
         CheckpointError: there is no checkpoint, or it is damaged or does not fit.
         RunDirectoryError: another process trains in the run directory.
     """
-    path = Path(path)
+    path = Path(expect("path", path, str | Path))
     if not checkpoint.exists(path):
         checkpoint.load(path)  # raises, before a directory that is no run is locked
-    asked, path = path, run_of(path)
+    asked, path = path.absolute(), run_of(path.absolute())
     with claimed(path), ExitStack() as opened:
         found = checkpoint.load(asked)
         config = config_of(found, algorithm=algorithm, env=env, trust_env=trust_env)
-        config = replace(config, out=str(path), quiet=quiet, exact_resume=config.exact_resume and not restart)
-        config = config if steps is None else replace(config, steps=steps)
+        config, said = going_on(config, found, steps=steps, restart=restart, quiet=quiet, out=path)
         check(config)
         failpoints.arm()
         tune_allocator()
         refuse_not_finite(found)
         parts = restored(config, env_spec(config.env, atari=config.atari, seconds=config.env_timeout), found)
-        return _Training(parts, path, found.meta, opened).run()
+        return _Training(parts, path, found.meta, opened).run(said)
 
 
 class _Training:
@@ -141,14 +144,14 @@ class _Training:
         self.resumed = bool(before)
         self.stats = Stats(config, counters, before)
         write_config(directory, to_json(config))  # only now: the checkpoint has passed all checks
-        title = f"{config.preset or 'polyactor'} · {config.env} · {config.scheme.name}"
+        title = f"{config.preset or 'polyactor'} · {name_of(config.env)} · {config.scheme.name}"
         self.log = opened.enter_context(MetricsLog(directory, append=self.resumed, steps=counters.steps))
         self.progress = opened.enter_context(Progress(title, config.steps, quiet=config.quiet))
         self.stop = opened.enter_context(stop_signals(config, counters, self.progress.say))
         self.checkpointer = Checkpointer(directory, self.log, self.progress.say)
         self.events = Events(config, counters, self.log, self.progress.say)
         self.background = BackgroundEvaluation(
-            config, self.checkpointer, self.events.tell, before.get("best_evaluation"), counters.steps
+            config, self.checkpointer, self.events, before.get("best_evaluation"), counters.steps
         )
         opened.callback(self.background.close)
         self.target = TargetScore(parts, self.stats, self.events)
@@ -249,9 +252,9 @@ class _Training:
         if status == "stopped":
             self.progress.say(f"stopped and saved; go on with: polyactor resume {self.directory}")
             return
-        for event, why in keepsakes(self.config, self.directory, games=bool(self.stats.scores), stopped=self.stop):
+        say, games = self.progress.say, bool(self.stats.scores)
+        skipped = dict(keepsakes(self.config, self.directory, games=games, stopped=self.stop, say=say))
+        for event, why in skipped.items():
             self.log.event(event, why)
-        mean, wall = self.stats.mean100, clock(self.stats.wall)
-        said = "–" if mean is None else f"{mean:.2f}"
-        self.progress.say(f"{status}: score {said} after {self.counters.steps:,} steps in {wall}")
-        self.progress.say(f"curve, film, checkpoints and numbers are in {self.directory}")
+        for line in farewell(status, self.config, self.stats.summary(status), self.directory, skipped):
+            say(line)

@@ -15,6 +15,7 @@ from polyactor.optim.flat import State
 from polyactor.shared.counters import Counter, SharedCounters, nothing
 from polyactor.shared.timing import Part, Watch
 from polyactor.system import deadline, failpoints
+from polyactor.system.child_processes import stopping_too
 from polyactor.system.machine import computing, shared_memory
 from polyactor.transport.processes import ProcessPool
 from polyactor.transport.supervisor import Supervisor
@@ -48,6 +49,7 @@ def run_roles(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
         given = (part if roles.threads else cloudpickle.dumps(part), state, counters, *roles.shared)
         pool = (ThreadPool if roles.threads else ProcessPool)(run_role, roles.workers, given)
         stack.callback(pool.stop)
+        stack.enter_context(stopping_too(lambda: map(pool.pid, range(roles.workers))))
         stack.callback(counters.stop)
         supervisor = Supervisor(pool, config, counters, roles, tell)
         stack.callback(setattr, counters, "meanwhile", nothing)

@@ -2,73 +2,48 @@
 
 from __future__ import annotations
 
-import faulthandler
-import multiprocessing
-import multiprocessing.util
 import os
-import shutil
 import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from polyactor import errors
 from polyactor.shared.slot_queue import WakeUp
+from polyactor.system.child_processes import die_with_run, end_worker, lead_group
+from polyactor.system.descriptors import few_descriptors, require_descriptors
 from polyactor.system.forkserver import WAYS, one_thread, start_forkserver
-from polyactor.system.machine import settle
+from polyactor.system.script import hidden_script
+from polyactor.transport.surroundings import Surroundings
 
 DONE = "done"
 """The last message of a worker that succeeded. Exit code 0 is no proof: an environment may end the process with it."""
-UNKNOWN = 255
-"""The exit code that multiprocessing gives for a process whose fork server is gone; the process may still be alive."""
 LAST_WORDS = 6_000
 """Most characters of an error message and of its traceback; both fit into an unread pipe (64 KiB)."""
 
 
-def die_with_run(litter: str) -> None:
-    """Start a thread that kills this process when the run's own process ends, or if it has ended already.
-
-    The kernel's parent-death signal would not do: the parent of a worker is the fork server.
-
-    Args:
-        litter: the temporary folder of multiprocessing, removed here because a killed run does not remove it.
-    """
-    run = multiprocessing.parent_process()
-    assert run is not None
-
-    def watch() -> None:
-        run.join()
-        shutil.rmtree(litter, ignore_errors=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, name="die-with-run", daemon=True).start()
-
-
-def _enter(
-    target: Callable[..., None], pipe: Connection, environ: Mapping[str, str], litter: str, args: tuple[Any, ...]
-) -> None:
+def _enter(target: Callable[..., None], pipe: Connection, surroundings: Surroundings, args: tuple[Any, ...]) -> None:
     """Run the target in a new worker process, and send the run `DONE` or the error through the pipe."""
-    die_with_run(litter)
-    os.environ.clear()  # the fork server's
-    os.environ.update(environ)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run decides what it means
-    faulthandler.enable()
-    settle()
+    lead_group()
+    die_with_run(surroundings.litter)
+    note = ""
     try:
+        note = surroundings.take_over()
         target(*args)
         pipe.send(DONE)  # the last message the run reads
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # skip the interpreter's teardown: an environment's own threads may never end
     except BaseException as error:
+        if note:
+            error.add_note(note)
         kind = type(error).__name__ if isinstance(error, errors.PolyactorError) else ""
-        pipe.send((kind, _shortened(str(error)), _shortened(traceback.format_exc())))
+        pipe.send((kind, _shortened(str(error)), _shortened(traceback.format_exc().rstrip())))
         os._exit(1)
 
 
@@ -82,20 +57,23 @@ def _started(i: int, target: Callable[..., None], args: tuple[Any, ...]) -> tupl
     """Start the process of worker i, and return it and the pipe that its last message comes through."""
     failure: Exception | None = None
     for way in WAYS:
-        context: Any = get_context(way)
-        ours, theirs = context.Pipe(duplex=False)
-        own = (target, theirs, dict(os.environ), multiprocessing.util.get_temp_dir(), (i, *args))
-        process = context.Process(target=_enter, args=own, name=f"polyactor-worker-{i}")
         try:
-            start_forkserver()
-            process.start()
-        except (ValueError, OSError, EOFError) as error:  # the fork server takes at most 250 shared tensors, or is gone
+            with few_descriptors(), ExitStack() as opened:
+                context: Any = get_context(way)
+                ours, theirs = map(opened.enter_context, context.Pipe(duplex=False))
+                own = (target, theirs, Surroundings(), (i, *args))
+                process = context.Process(target=_enter, args=own, name=f"polyactor-worker-{i}")
+                if way == "forkserver":
+                    start_forkserver()
+                with hidden_script():
+                    process.start()
+                theirs.close()
+                opened.pop_all()
+                return process, ours
+        # The fork server takes at most 250 shared tensors, is gone, or has no room for the path of its socket.
+        except (ValueError, OSError, EOFError, AssertionError) as error:
             failure = error
-            continue
-        finally:
-            theirs.close()
-        return process, ours
-    raise errors.WorkerFailed(f"worker {i} could not be started: {failure}") from failure
+    raise errors.WorkerFailed(f"worker {i} could not be started: {failure or type(failure).__name__}") from failure
 
 
 class ProcessPool:
@@ -114,6 +92,7 @@ class ProcessPool:
         self.done: set[int] = set()
         """Workers whose function has returned."""
         self.workers = workers
+        require_descriptors(workers, others=4)
         try:
             for i in range(workers):
                 self.start(i)
@@ -159,21 +138,21 @@ class ProcessPool:
         """Ask worker i to end with SIGTERM, or with SIGKILL if `kill` is set."""
         process = self.processes.get(i)
         if process is not None and process.exitcode is None:
+            if kill:
+                end_worker(process.pid)
             (process.kill if kill else process.terminate)()
 
     def _end(self, i: int) -> errors.WorkerExit | None:
         """Return how worker i, whose process has ended, was lost, or None if its function returned."""
         process, pipe = self.processes.pop(i), self.pipes.pop(i)
         process.join(1.0)  # the exit code of a spawned process comes a moment after its sentinel
+        end_worker(process.pid)
         code = process.exitcode or 0
         try:
             if not pipe.poll():  # no message; an environment's own process may still hold the other end open
                 raise EOFError
             words = pipe.recv()
         except (EOFError, OSError):
-            if code == UNKNOWN:
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
             killed = f"was killed by signal {-code}" + " (out of memory?)" * (code == -signal.SIGKILL)
             reason = killed if code < 0 else f"ended with code {code}"
             return errors.WorkerExit(i, errors.WorkerFailed(f"worker {i} {reason} before its work was done"), reason)
@@ -204,5 +183,6 @@ class ProcessPool:
             end = time.monotonic() + seconds
             for process in left:
                 process.join(max(0.0, end - time.monotonic()))
-        for pipe in self.pipes.values():
+        for i, pipe in self.pipes.items():
+            end_worker(self.pid(i))
             pipe.close()

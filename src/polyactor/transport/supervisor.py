@@ -7,6 +7,7 @@ from collections import deque
 from typing import Protocol
 
 from polyactor.config import Config, Roles
+from polyactor.envs import name_of
 from polyactor.errors import EnvironmentUnsupported, OutOfResources, PolyactorError, WorkerExit, WorkerFailed
 from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.shared.slot_queue import WakeUp
@@ -186,4 +187,4 @@ class Supervisor:
 
     @property
     def _env(self) -> str:
-        return str(getattr(self.config.env, "__qualname__", self.config.env))
+        return name_of(self.config.env)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 from polyactor import errors
 from polyactor.shared.slot_queue import WakeUp
+from polyactor.system.interpreter import Refused, long_calls_until
 from polyactor.system.machine import torch_threads
+
+SLICE = 0.05
+"""Seconds for which a thread is joined at a time."""
 
 
 class ThreadPool:
@@ -40,6 +43,8 @@ class ThreadPool:
                 with torch_threads(1):
                     self.target(i, *self.args)
                 self.done.add(i)
+            except Refused:
+                return  # the run is about to stop, and not for this thread
             except BaseException as error:
                 self.raised[i] = error
             self.news.set()
@@ -80,7 +85,14 @@ class ThreadPool:
         )
 
     def stop(self, grace: float = 10.0) -> None:
-        """Join all threads for `grace` seconds together; threads that have not ended by then are left running."""
-        end = time.monotonic() + grace
-        for thread in self.threads.values():
-            thread.join(max(0.0, end - time.monotonic()))
+        """Join all threads for `grace` seconds together; threads that have not ended by then are left running.
+
+        Seconds in which a library holds the interpreter do not count, since such a call cannot be cut short.
+        """
+        left, mine = grace, set(self.threads.values())
+        with long_calls_until(lambda: threading.current_thread() in mine):
+            for thread in self.threads.values():
+                while thread.is_alive() and left > 0.0:
+                    thread.join(SLICE)
+                    left -= SLICE
+        self.raised.clear()  # tracebacks hold environments

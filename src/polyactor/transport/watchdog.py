@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from polyactor.config import Config
+from polyactor.envs import name_of
 from polyactor.shared.counters import SharedCounters
 from polyactor.system.deadline import interrupting
 
@@ -29,11 +30,7 @@ def watched(config: Config, counters: SharedCounters, tell: Tell) -> Iterator[No
         counters: the counters of the run; their heartbeats tell which environment has not answered.
         tell: called when an environment hangs.
     """
-    env, heartbeats, seconds = (
-        str(getattr(config.env, "__qualname__", config.env)),
-        counters.heartbeats,
-        config.env_timeout,
-    )
+    env, heartbeats, seconds = name_of(config.env), counters.heartbeats, config.env_timeout
 
     def hanging() -> tuple[int, str] | None:
         found = ((worker, heartbeats.hanging(worker, seconds)) for worker in range(counters.workers))

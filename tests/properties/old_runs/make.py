@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def observations(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any
 def outputs(run: Path) -> list[list[float]]:
     """Statistics of the policy's distribution, one row per made-up observation of one game."""
     policy = pa.load(run)
-    shape, dtype = policy._envs.observation_space.shape, policy._envs.observation_space.dtype
+    with closing(pa.make_envs(policy.config.env, 1, atari=policy.config.atari)) as envs:
+        shape, dtype = envs.observation_space.shape, envs.observation_space.dtype
     state, rows = policy.model.initial_state(1), []
     with torch.inference_mode():
         for i, x in enumerate(observations(shape, dtype)):

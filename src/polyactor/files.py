@@ -1,0 +1,57 @@
+"""A user's files and directory: importing a Python file by its path, and leaving the working directory as it was."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import cloudpickle
+
+_LOADED: dict[str, tuple[int, int]] = {}
+"""By module: when its file was last changed, and the size of it then."""
+
+
+def load_file(path: Path) -> ModuleType:
+    """Import a Python file under a name of its own, because it may be called like an installed module.
+
+    The file runs again only after it was changed. Exceptions that it raises are passed on.
+
+    Raises:
+        OSError: the file cannot be read.
+        ImportError: it is no Python file.
+    """
+    path = path.absolute()
+    name = f"polyactor_file_{path.stem}_{zlib.crc32(str(path).encode(errors='surrogateescape')):08x}"
+    state = path.stat()
+    if name in sys.modules and _LOADED.get(name) == (state.st_mtime_ns, state.st_size):
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling look their module up here
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    cloudpickle.register_pickle_by_value(module)  # workers cannot import it by name
+    _LOADED[name] = state.st_mtime_ns, state.st_size
+    return module
+
+
+@contextmanager
+def same_directory() -> Iterator[None]:
+    """Put the working directory back at the end of the with block, inside which an environment may change it."""
+    before = os.open(os.curdir, getattr(os, "O_PATH", os.O_RDONLY))
+    try:
+        yield
+    finally:
+        os.fchdir(before)
+        os.close(before)

@@ -1,0 +1,62 @@
+"""Calls of C libraries that take seconds, in which a thread cannot be interrupted, and the end of the interpreter."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+BREATH = 0.05
+"""Seconds between two long calls in which the main thread, that may have waited for the first, can heed a signal."""
+
+_one_at_a_time = threading.Lock()
+_refusals: list[Callable[[], bool]] = []
+
+
+class Refused(BaseException):
+    """This thread shall end, so it may not begin another long call. No environment or algorithm should catch it."""
+
+
+def may_begin_long_call() -> None:
+    """Return in the main thread, and in others while they shall go on.
+
+    Raises:
+        Refused: this is not the main thread, and it shall end.
+    """
+    if threading.current_thread() is not threading.main_thread() and any(refused() for refused in _refusals):
+        raise Refused
+
+
+@contextmanager
+def holding_interpreter() -> Iterator[None]:
+    """Make a long call that holds the interpreter in the with block, while no other thread makes one.
+
+    Raises:
+        Refused: this is not the main thread, and it shall end.
+    """
+    with _one_at_a_time:
+        may_begin_long_call()
+        yield
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(BREATH)
+
+
+@contextmanager
+def long_calls_until(refused: Callable[[], bool]) -> Iterator[None]:
+    """Refuse threads other than the main one long calls inside the with block, once `refused` returns True in them."""
+    _refusals.append(refused)
+    try:
+        yield
+    finally:
+        _refusals.remove(refused)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit with a code: at once where workers are still in threads, which the interpreter's teardown would crash."""
+    if any(thread.name.startswith("polyactor-worker") for thread in threading.enumerate()):
+        os._exit(code)
+    sys.exit(code)

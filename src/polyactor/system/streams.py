@@ -1,0 +1,97 @@
+"""Standard input, output and error: printing never costs the work, whatever became of the terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, Any
+
+STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
+"""Names of the standard streams, in the order of their file descriptors, and the modes that they are opened in."""
+
+
+class Replacing:
+    """A text stream whose writes do not fail: for output that a program can do without.
+
+    Args:
+        stream: the stream to write to; it is silenced when a write fails, as where its terminal is gone.
+        passing: exceptions of the stream that are passed on.
+    """
+
+    def __init__(self, stream: IO[str], passing: tuple[type[Exception], ...] = ()) -> None:
+        self.stream, self.passing = stream, passing
+        self.failure = ""
+        """Why the first write failed that did."""
+
+    def write(self, text: str) -> int:
+        """Write a text, with ``?`` for each character that the stream's encoding lacks."""
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        with self._failing():
+            self.stream.write(text.encode(encoding, "replace").decode(encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        with self._failing():
+            self.stream.flush()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except self.passing:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: somebody has closed it
+            self.failure = self.failure or getattr(error, "strerror", "") or str(error)
+            silence(self.stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def silence(stream: IO[str]) -> None:
+    """Point a stream at the null device, so that neither later writes nor the interpreter's last flush fail."""
+    with suppress(OSError, ValueError):  # it has no file descriptor
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+def occupy_descriptors() -> None:
+    """Open the null device where file descriptors 0 to 2 are closed.
+
+    Otherwise files of the run would get these numbers, and what a library in C prints would be written into them.
+    """
+    for descriptor in range(len(STREAMS)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number, which is this
+
+
+@contextmanager
+def standard_streams() -> Iterator[None]:
+    """Let a program print in the with block without a thought for its streams; flush them at the end.
+
+    Streams that are closed are replaced by the null device. A write fails only where the reader of a pipe has left.
+    """
+    occupy_descriptors()
+    before = [getattr(sys, name) for name in STREAMS]
+    for descriptor, (name, mode) in enumerate(STREAMS.items()):
+        stream = before[descriptor] or os.fdopen(descriptor, mode, closefd=False)
+        setattr(sys, name, stream if mode == "r" else Replacing(stream, passing=(BrokenPipeError,)))
+    printed: Any = sys.stdout
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except BrokenPipeError:
+                silence(stream)
+        if printed.failure:
+            print(f"polyactor: what was printed could not be written: {printed.failure}", file=sys.stderr)
+        for name, stream in zip(STREAMS, before, strict=True):
+            setattr(sys, name, stream)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from polyactor.config import Config
-from polyactor.envs import EnvSpec, VectorEnv, make_envs
+from polyactor.envs import EnvSpec, VectorEnv, make_envs, name_of
 from polyactor.errors import UsageError
 from polyactor.settings.check import check
 from polyactor.system.deadline import Call, bounded
@@ -118,8 +118,7 @@ class Stopwatch:
         tune_allocator()
         self.config, self.made, self.each = config, 0.0, 0.0
         with ExitStack() as opened:
-            name = str(getattr(config.env, "__qualname__", config.env))
-            self.asked = opened.enter_context(bounded(name, config.env_timeout))
+            self.asked = opened.enter_context(bounded(name_of(config.env), config.env_timeout))
             self.envs: VectorEnv = self._make(SIZES[0])
             self.opened = opened.pop_all()
         self.model = make_model(config, EnvSpec.of(self.envs))

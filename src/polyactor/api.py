@@ -23,6 +23,7 @@ from polyactor.settings.serialize import SECTIONS, refuse_unwritable
 from polyactor.storage.run_directory import run_directory
 from polyactor.system.descriptors import require_descriptors
 from polyactor.system.forkserver import start_forkserver
+from polyactor.system.process_state import kept_streams
 from polyactor.system.script import refuse_run
 from polyactor.system.streams import occupy_descriptors
 
@@ -35,6 +36,7 @@ NAMED = {"model": "torso"}
 """Sections of one class for which a name may stand, and the field that the name sets."""
 
 
+@kept_streams()
 def train(
     preset: str | Config = "a3c",
     *,
@@ -76,7 +78,7 @@ def train(
         PolyactorError: any other error that kept the run from starting, or stopped it.
     """
     refuse_run()
-    look = Specs()
+    look = Specs(seconds) if isinstance(seconds := values.get("env_timeout"), float | int) and seconds > 0 else Specs()
     auto = [name for name in AUTO if isinstance(values.get(name), str) and values[name] == "auto"]
     values = {name: value for name, value in values.items() if name not in auto}
     sections = {

@@ -191,8 +191,8 @@ class Config:
     """How often a worker that died or whose environment hangs is replaced within an hour; one loss more stops the run.
     none: no worker is replaced, and the run goes on with those that are left."""
     env_timeout: Annotated[float, Allowed(0, above=True), FAULTS] = 60.0
-    """Seconds a step of an environment may take (a reset: five times as long); then its worker is ended and replaced,
-    or only the environment, if it runs in the run's own process."""
+    """Seconds a step of an environment may take (a constructor or a reset: five times as long); then its worker is
+    ended and replaced, or only the environment, if it runs in the run's own process."""
     checkpoint_every: Annotated[float, Allowed(0), RUN] = 60.0
     """Seconds between two checkpoints."""
     exact_resume: Annotated[bool, RUN] = False

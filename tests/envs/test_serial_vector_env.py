@@ -19,6 +19,7 @@ from gymnasium import spaces
 from polyactor.envs import Step, VectorEnv, check_exact, make_envs
 from polyactor.envs.serial_vector_env import MOST_FAILURES, SOUND_AFTER
 from polyactor.errors import EnvironmentUnsupported
+from polyactor.system.deadline import Call
 from tests.helpers.faulty_games import BOOM, FOR_EVER, LENGTH, RAISED, WRONG, Arcade, B, Game, ends, pays, raises
 
 
@@ -351,26 +352,32 @@ def test_a_listener_hears_what_is_asked_of_whom() -> None:
     class Ear:
         heard: list[Any] = []  # noqa: RUF012
 
-        def asked(self, env: int, action: Any) -> None:
-            self.heard.append((env, None if action is None else int(action)))
+        def asked(self, env: int, action: Any, call: Call = Call.RESET) -> None:
+            self.heard.append((env, str(call) if action is None else int(action)))
+
+        def answered(self) -> None:
+            """Not of what is stepped here."""
 
     ear = Ear()
     always = {("step", 2): raises(BOOM)}
     envs = make_envs(Arcade({1: always}, always=always), B, listener=ear)
-    assert ear.heard == [(1, None), (2, None)]  # each has its own time to be made in
+    assert ear.heard == [(1, "constructor"), (2, "constructor")]  # each has its own time to be made in
     ear.heard.clear()
     envs.reset(0)
-    assert ear.heard == [(0, None), (1, None), (2, None)]
+    assert ear.heard == [(0, "reset"), (1, "reset"), (2, "reset")]
     ear.heard.clear()
     for t in range(2):
         envs.step(np.array([0, 1, t]))
-    assert ear.heard == [(0, 0), (1, 1), (2, 0), (0, 0), (1, 1), (1, None), (2, 1)]
+    assert ear.heard == [(0, 0), (1, 1), (2, 0), (0, 0), (1, 1), (1, "constructor"), (1, "reset"), (2, 1)]
     for _ in range(LENGTH - 2):
         envs.step(np.zeros(B, np.int64))
     ear.heard.clear()
     envs.step(np.ones(B, np.int64))  # games 0 and 2 begin anew
-    assert ear.heard[0] == (0, None)
-    assert ear.heard[-1] == (2, None)
+    assert ear.heard[0] == (0, "reset")
+    assert ear.heard[-1] == (2, "reset")
+    ear.heard.clear()
+    envs.close()
+    assert ear.heard == [(2, "close"), (1, "close"), (0, "close")]
 
 
 class Fragile(gymnasium.Env[Any, Any]):

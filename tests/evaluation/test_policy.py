@@ -14,9 +14,11 @@ import polyactor as pa
 from polyactor.agent.parts import make_model
 from polyactor.envs import env_spec
 from polyactor.errors import UsageError
+from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.settings.serialize import from_json, to_json
 from polyactor.storage import checkpoint
+from polyactor.system.machine import torch_threads
 from tests.helpers.policies import config_of, untrained
 
 
@@ -58,6 +60,21 @@ def test_memory_lasts_until_reset() -> None:
     policy.reset()
     assert np.array_equal(policy.act(observation), first)
     assert np.array_equal(policy.act(observation), second)
+
+
+@pytest.mark.fault("P16")
+def test_one_prediction_uses_one_thread_and_puts_the_number_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, threads, step = untrained("CartPole-v1"), list[int](), ActorCritic.step
+
+    def counted(*given: Any) -> Any:
+        threads.append(torch.get_num_threads())
+        return step(*given)
+
+    monkeypatch.setattr(ActorCritic, "step", counted)
+    with torch_threads(4):
+        policy.act(np.zeros(4, np.float32))
+        assert torch.get_num_threads() == 4
+    assert threads == [1]
 
 
 class Licensed(gymnasium.Env[Any, Any]):

@@ -60,6 +60,16 @@ FAULTS: dict[str, tuple[str, str]] = {
         "who ends a worker ends them, however it ends; in the run's own process (`sync`) those that its environments "
         "began end with it, unless it is killed by SIGKILL",
     ),
+    "P15": (
+        "an environment or a caller changes the process: random streams, handlers, switches of NumPy and torch",
+        "the run trains and stops as without it, and after it all is as before",
+    ),
+    "P16": ("something else computes while one prediction is made", "one thread, and the number is put back"),
+    "P17": (
+        "a constructor, a reset, a step, a picture or a close hangs, or is slow",
+        "one limit for all, named in a sentence; Ctrl-C waits for one step; the run is saved before anything is "
+        "closed; no command is silent for 10 s",
+    ),
     "D1": ("NaN or infinity in a reward or an observation", "as P3; it never reaches a rollout"),
     "D2": ("an answer of another shape or kind", "as P3, with what was expected and what came"),
     "D3": (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
@@ -35,7 +37,9 @@ class Painted(Games):
         return picture
 
 
-def test_a_film_shows_every_step_of_one_game(tmp_path: Path) -> None:
+@pytest.mark.fault("P15")
+def test_a_film_shows_every_step_of_one_game(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
     policy = untrained(Painted)
     out = tmp_path / "film.mp4"
@@ -49,6 +53,7 @@ def test_a_film_shows_every_step_of_one_game(tmp_path: Path) -> None:
     assert width % 2 == height % 2 == 0
     assert min(width, height) >= 320
     assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
+    assert "SDL_VIDEODRIVER" not in os.environ
 
 
 def test_a_film_begins_anew_where_a_game_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +93,20 @@ def test_what_cannot_be_drawn_leaves_no_file(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(EnvironmentUnsupported, match="the paint ran out"):
         record(policy.config, dict(policy.model.state_dict()), tmp_path / "film.mp4")
     assert not list(tmp_path.iterdir())
+
+
+class SlowToDraw(Painted):
+    def render(self) -> Any:
+        time.sleep(100)
+
+
+@pytest.mark.fault("P17")
+def test_a_picture_has_a_deadline(tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    policy = untrained(SlowToDraw)
+    config = replace(policy.config, env_timeout=0.1)
+    with pytest.raises(EnvironmentUnsupported, match=r"SlowToDraw cannot draw itself: .* in a render"):
+        record(config, dict(policy.model.state_dict()), tmp_path / "film.mp4", seed=0)
 
 
 class Endlessly(Endless):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from polyactor.system import machine
 
@@ -18,3 +20,26 @@ def test_memory_is_the_machines_or_what_a_container_leaves(tmp_path: Path, monke
     assert machine.memory_mb() == whole
     files[1].write_text(f"{100 * 2**20}\n")
     assert machine.memory_mb() == 100
+
+
+def test_threads_of_torch_are_put_back_when_blocks_overlap() -> None:
+    """A prediction in one thread begins while a run in another has set its own number, and ends after it."""
+    begun, over, found = threading.Event(), threading.Event(), list[int]()
+
+    def predict() -> None:
+        with machine.torch_threads(1):
+            begun.set()
+            assert over.wait(10)
+        found.append(torch.get_num_threads())
+
+    with machine.torch_threads(3):
+        thread = threading.Thread(target=predict)
+        with machine.torch_threads(2):
+            thread.start()
+            assert begun.wait(10)
+    over.set()
+    thread.join()
+    newcomer = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    newcomer.start()
+    newcomer.join()
+    assert found == [torch.get_num_threads()] * 2

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pytest
 
 import polyactor as pa
 from polyactor.settings.presets import PRESETS, base_config
-from polyactor.system import console
 from polyactor.training.progress import Progress, banner, farewell
 from tests.helpers.policies import config_of
 from tests.helpers.runs import B, T, program
@@ -52,7 +50,9 @@ def test_a_run_outlives_whoever_read_its_output(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
-        assert (process.wait(60), process.stderr.read()) == (0, "")
+        assert process.wait(60) == 0
+        said = process.stderr.read().splitlines()
+    assert [line for line in said if "still at work" not in line] == []  # which a busy machine may make it say
     assert json.loads((out / "summary.json").read_text())["status"] == "done"
 
 
@@ -86,27 +86,6 @@ def test_the_last_line_names_what_there_is_and_why_the_rest_is_not(skipped: dict
     summary = {"score_mean100": 2.0, "agent_steps": 9_000, "wall_s": 61.0, "games": 3}
     lines = list(farewell("done", config_of("CartPole-v1"), summary, Path("runs/1"), skipped))
     assert lines == ["done: score 2.00 after 9,000 steps in 0:01:01", last]
-
-
-@pytest.mark.fault("S2")
-def test_what_takes_long_is_announced_whatever_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "SAY_EVERY", 0.001)
-    said, heard = list[str](), threading.Event()
-
-    def say(line: str) -> None:
-        said.append(line)
-        heard.set()
-
-    with console.Announcer(say, "making an environment") as announcer:
-        assert heard.wait(10.0)
-        assert said[0] == "making an environment, after 0 s"
-        announcer.doing = "playing"
-        heard.clear()
-        assert heard.wait(10.0)
-        heard.clear()
-        assert heard.wait(10.0)  # the line before may have been on its way
-        assert said[-1].startswith("playing, ")
-    assert not announcer._thread.is_alive()
 
 
 @pytest.mark.fault("P13")

@@ -9,18 +9,22 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import polyactor as pa
 from polyactor.evaluation.policy import make_trained
-from polyactor.shared.counters import Counter
+from polyactor.settings.presets import base_config
+from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.storage import checkpoint
 from polyactor.storage.metrics_log import read_rows
-from polyactor.training.signals import stop_signals
+from polyactor.training.signals import Stop, stop_signals
 from tests.helpers import waiting
 from tests.helpers.marks import mostly_slow
 from tests.helpers.programs import environment
@@ -110,10 +114,33 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, second: signal.Signals,
         assert process.wait(10) == code
 
 
+@pytest.mark.fault("P17")
+def test_what_a_stopping_run_waits_for_is_said_at_once() -> None:
+    config, counters = base_config("a2c", env="CartPole-v1"), SharedCounters(1)
+    counters.heartbeats.heartbeat(0).asked(3, np.int64(1))
+    said, spoken = list[str](), threading.Event()
+
+    def say(sentence: str) -> None:
+        said.append(sentence)
+        spoken.set()
+
+    with stop_signals(config, counters, say) as stop:
+        assert not stop.asked
+        os.kill(os.getpid(), signal.SIGINT)
+        assert spoken.wait(5)
+    assert stop.asked
+    assert counters.stopped()()
+    assert said == ["stopping after this step; environment 3 has not answered, in step 0, after the action 1"]
+
+
+def listening() -> AbstractContextManager[Stop]:
+    return stop_signals(base_config("a2c", env="CartPole-v1"), SharedCounters(1), [].append)
+
+
 @pytest.mark.fault("P6")
 def test_a_terminal_that_is_closed_asks_twice_and_ends_nothing_at_once() -> None:
     """The shell sends SIGHUP to its jobs, and the kernel to the group in the foreground."""
-    with stop_signals() as stop:
+    with listening() as stop:
         assert not stop()
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGHUP)
@@ -125,7 +152,7 @@ def test_a_terminal_that_is_closed_asks_twice_and_ends_nothing_at_once() -> None
 def test_a_run_under_nohup_hears_no_terminal() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stop_signals() as stop:
+        with listening() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not stop()
     finally:

@@ -172,6 +172,17 @@ def test_one_wait_is_enough_to_know_that_a_worker_has_ended() -> None:
         pool.stop()
 
 
+@pytest.mark.fault("P15")
+def test_the_start_method_of_the_callers_own_processes_stays_open() -> None:
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(None, force=True)
+    try:
+        finish(ProcessPool(look_around, 1, (torch.zeros(1, 4).share_memory_(),)))  # type: ignore[no-untyped-call]
+        assert multiprocessing.get_start_method(allow_none=True) is None
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
 def begin(worker: int, begun: torch.Tensor) -> None:
     begun[worker, 0] = subprocess.Popen(["sleep", "600"]).pid
     begun[worker, 1] = subprocess.Popen(["sleep", "600"], start_new_session=True).pid

@@ -12,10 +12,11 @@ from polyactor.config import Config, Roles
 from polyactor.errors import EnvironmentUnsupported, WorkerExit, WorkerFailed
 from polyactor.settings.presets import base_config
 from polyactor.shared.counters import Counter, SharedCounters
+from polyactor.shared.heartbeat import ALL
 from polyactor.shared.slot_queue import WakeUp
+from polyactor.system.deadline import PATIENCE, Call
 from polyactor.transport import supervisor as module
 from polyactor.transport.supervisor import LIFELESS, SPARED, WINDOW, Supervisor
-from polyactor.transport.watchdog import PATIENCE
 
 
 class Played:
@@ -116,6 +117,21 @@ def test_nobody_is_replaced_where_that_is_said(monkeypatch: pytest.MonkeyPatch) 
     assert not stage.pool.started
     stage.pool.done.add(1)
     assert stage.supervise()  # all that are left have ended well
+
+
+@pytest.mark.fault("P17")
+def test_who_hangs_when_all_steps_are_done_is_neither_replaced_nor_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, env_timeout=5.0, steps=100)
+    stage.work()
+    stage.counters.count(0, Counter.STEPS, 100)
+    stage.counters.heartbeats.heartbeat(0).asked(ALL, None, Call.CLOSE)
+    for _ in range(6):
+        stage.supervise(1.0)
+    assert stage.pool.asked == [(0, False)]
+    stage.lose()
+    stage.pool.done.add(1)
+    assert stage.supervise(3600.0)
+    assert not stage.pool.started
 
 
 def test_an_error_of_ours_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

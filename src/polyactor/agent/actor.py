@@ -14,7 +14,7 @@ from torch import Tensor
 from polyactor.data import Moments, Rollout, Tree
 from polyactor.envs.spec import EnvSpec
 from polyactor.models.running_stats import blank_row, moments
-from polyactor.shared.heartbeat import ALL, Heartbeat, Heartbeats
+from polyactor.shared.heartbeat import ALL, Call, Heartbeat, Heartbeats
 from polyactor.shared.timing import Part, Watch, unwatched
 from polyactor.system.failpoints import hit
 
@@ -164,7 +164,7 @@ class Actor:
 
     def close(self) -> None:
         """Close the environments and ignore any error they raise."""
-        self.heartbeat.asked(ALL, None)
+        self.heartbeat.asked(ALL, None, Call.CLOSE)
         with suppress(Exception):
             self.envs.close()
         self.heartbeat.answered()

@@ -31,17 +31,20 @@ def compiled(plain: GradientFunction) -> GradientFunction:
     import torch._dynamo.config as dynamo
     import torch._inductor.config as inductor
 
-    dynamo.trace_autograd_ops = True  # the backward pass belongs to the same graph
-    inductor.compile_threads = 1  # compile in this process: each worker would start a pool of compilers
     fast: GradientFunction = torch.compile(plain)
     checked: set[torch.Size] = set()
 
     def run(algorithm: Algorithm, model: ActorCritic, batch: Batch) -> tuple[tuple[Tensor, ...], Metrics]:
+        before = dynamo.trace_autograd_ops, inductor.compile_threads
+        dynamo.trace_autograd_ops = True  # the backward pass belongs to the same graph
+        inductor.compile_threads = 1  # compile in this process: each worker would start a pool of compilers
         try:
             dtheta, metrics = fast(algorithm, model, batch)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             why = " ".join(str(error).split())[:LONGEST_REASON]
             raise UsageError(f"--compile does not work here, learn without it: {why}") from error
+        finally:  # they are those of the whole process
+            dynamo.trace_autograd_ops, inductor.compile_threads = before
         size = batch.rollout.reward.shape
         if size not in checked:
             _same(dtheta, plain(algorithm, model, batch)[0], size)

@@ -135,6 +135,7 @@ class Learner:
         if self.replay is not None:
             self.replay.rewind(int(saved["replayed"]))
 
+    @torch.enable_grad()
     def _direction(self, algorithm: Algorithm, batch: Batch) -> Direction:
         """Return the gradient of the loss, or the direction of the algorithm if it defines its own `differentiate`."""
         hit("gradient")

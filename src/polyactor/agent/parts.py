@@ -16,7 +16,7 @@ from polyactor.agent.learner import Learner
 from polyactor.agent.replay_buffer import ReplayBuffer
 from polyactor.agent.replica import Replica
 from polyactor.agent.resumables import Resumables
-from polyactor.agent.streams import Streams
+from polyactor.agent.streams import Drawing, Streams
 from polyactor.agent.updater import Updater
 from polyactor.config import Config
 from polyactor.data import Rollout
@@ -25,10 +25,11 @@ from polyactor.errors import OutOfResources, UsageError
 from polyactor.models.actor_critic import ActorCritic, Precision
 from polyactor.models.running_stats import blank_moments
 from polyactor.optim.flat import State
-from polyactor.shared.counters import SharedCounters
+from polyactor.shared.counters import SharedCounters, never
 from polyactor.shared.gradient_slots import GradientSlot
-from polyactor.shared.heartbeat import ALL
+from polyactor.shared.heartbeat import ALL, Call
 from polyactor.shared.locks import Reading, once
+from polyactor.system.process_state import attention, kept_switches
 
 T = TypeVar("T", Rollout, GradientSlot)
 
@@ -62,8 +63,7 @@ def make_model(config: Config, spec: EnvSpec) -> ActorCritic:
         UsageError: the torso cannot read these observations, or the critic cannot take these actions.
         OutOfResources: the model does not fit the memory.
     """
-    with torch.random.fork_rng(devices=[]):  # forking a GPU's stream would open the GPU in every process
-        torch.manual_seed(config.seed)
+    with Drawing(config.seed):
         try:
             return ActorCritic(
                 spec.observation_space,
@@ -118,6 +118,7 @@ class Parts:
     resumables: Resumables = field(default_factory=Resumables)
 
     @classmethod
+    @torch.inference_mode(False)  # as tensors that can be learned, whatever the caller has set
     def fresh(cls, config: Config, spec: EnvSpec) -> Self:
         """Return the parts of a new run, with a new state and counters at zero.
 
@@ -138,16 +139,18 @@ class Parts:
         streams = self._streams(worker)
         heartbeat = counters.heartbeats.heartbeat(worker)
         with ExitStack() as made:  # closes the environments if the rest of the actor cannot be made
-            heartbeat.asked(ALL, None)
-            envs = make_envs(
-                config.env,
-                config.envs,
-                atari=config.atari,
-                max_episode_steps=config.max_episode_steps,
-                threads=threads,
-                saved=config.exact_resume,
-                listener=heartbeat,
-            )
+            heartbeat.attend = attention(never if config.exact_resume else counters.stopped())
+            heartbeat.asked(ALL, None, Call.CONSTRUCTOR)
+            with kept_switches():
+                envs = make_envs(
+                    config.env,
+                    config.envs,
+                    atari=config.atari,
+                    max_episode_steps=config.max_episode_steps,
+                    threads=threads,
+                    saved=config.exact_resume,
+                    listener=heartbeat,
+                )
             made.callback(envs.close)
             heartbeat.answered()
             replica = self.replica(reading=reading)

@@ -234,6 +234,17 @@ def take(args: list[str], flag: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
+def env_timeout(args: list[str]) -> float:
+    """Return the value of ``--env-timeout`` in the flags of a run, or its default if it is missing or not allowed."""
+    from polyactor.envs import ENV_TIMEOUT
+
+    with contextlib.suppress(ValueError, UsageError):
+        value, _ = take([arg.replace("--env_timeout", "--env-timeout") for arg in args], "env-timeout")
+        seconds = ENV_TIMEOUT if value is None else float(value)
+        return seconds if 0 < seconds < float("inf") else ENV_TIMEOUT
+    return ENV_TIMEOUT
+
+
 def positional(args: list[str], needed: str) -> tuple[str, list[str]]:
     """Return the first argument and the others; where it is a flag or missing, raise `UsageError` with `needed`."""
     if not args or args[0].startswith("-"):

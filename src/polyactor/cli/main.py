@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from polyactor.cli.flags import KEEPS, read_config, small_flags, take_auto
-from polyactor.cli.verbs import LOOKING, the_run
+from polyactor.cli.flags import KEEPS, env_timeout, read_config, small_flags, take_auto
+from polyactor.cli.verbs import LOOKING, noticed, the_run
 from polyactor.errors import PolyactorError, UsageError, WorkerFailed, one_line, suggestion
 from polyactor.system.interpreter import leave
 from polyactor.system.streams import standard_streams
@@ -28,7 +28,7 @@ usage: polyactor VERB ...
   plot RUN... [--out FILE]        learning curves over steps and over wall time
   compare RUN...                  the same, and a table
   presets [NAME]                  every name that train takes, or one of them in full
-  check --env ID                  is this environment fit for training?
+  check --env ID [--env-timeout S]  is this environment fit for training?
   bench [PRESET] [--env ID] [--seconds S] [--schemes A,B,…]
                                   speed on this machine, against the environments alone
 """
@@ -68,7 +68,8 @@ def run(args: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise UsageError(f"there is no verb '{verb}'{suggestion(verb, VERBS)}: choose from {', '.join(VERBS)}")
-    return VERBS[verb](rest)
+    with noticed(rest):
+        return VERBS[verb](rest)
 
 
 def _train(args: list[str]) -> int:
@@ -77,7 +78,7 @@ def _train(args: list[str]) -> int:
     from polyactor.api import prepare
     from polyactor.envs import Specs
 
-    look = Specs()
+    look = Specs(env_timeout(args))
     (ready,) = prepare([read_config(args, look)], auto, look)
     from polyactor.training.trainer import train
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyactor.cli.flags import HELP, read_config, small_flags, take, take_auto
+from polyactor.cli.flags import HELP, env_timeout, read_config, small_flags, take, take_auto
 from polyactor.errors import UsageError
 from polyactor.fields import replace_at
+from polyactor.system.notices import heard, noticing, to_stderr
 
 if TYPE_CHECKING:
     from polyactor.config import Config
@@ -32,7 +34,7 @@ def _evaluate(args: list[str]) -> int:
     games, seed, cores = options.get("games", 100), options.get("seed", 0), len(os.sched_getaffinity(0))
     _say(f"playing {games} game{'s' * (games != 1)} greedy, then as many sampled, {config.evaluate.timeout:g} s each")
     for deterministic in (True, False):
-        played = evaluate(config, tensors, games=games, deterministic=deterministic, seed=seed, threads=cores, say=_say)
+        played = evaluate(config, tensors, games=games, deterministic=deterministic, seed=seed, threads=cores)
         print(played, flush=True)
     return 0
 
@@ -48,6 +50,7 @@ def _evaluating(config: Config, options: dict[str, Any]) -> Config:
 def _say(line: str) -> None:
     """Print a line about what goes on, apart from the results."""
     print(line, file=sys.stderr, flush=True)
+    heard()
 
 
 def _record(args: list[str]) -> int:
@@ -65,7 +68,7 @@ def _record(args: list[str]) -> int:
     how = {"deterministic": options.get("greedy", False), "seed": options.get("seed", 0)}
     _say(f"playing a game for the film, {config.evaluate.timeout:g} s at most")
     with writing(out):  # also what the encoder complains of
-        film = record(config, tensors, out, **how, say=_say)
+        film = record(config, tensors, out, **how)
     print(f"{out}: a game of score {film.score:g}{film.cut and f', not to its end: {film.cut}'}")
     return 0
 
@@ -104,12 +107,13 @@ def _presets(args: list[str]) -> int:
 
 def _check(args: list[str]) -> int:
     """Check whether an environment is fit for training, and print the result: ``polyactor check``."""
-    options = small_flags(args, {"env": str}, "check --env ID", runs=False)
+    kinds = {"env": str, "env-timeout": float}
+    options = small_flags(args, kinds, "check --env ID [--env-timeout SECONDS]", runs=False)
     if "env" not in options:
         raise UsageError("check needs --env, such as: polyactor check --env CartPole-v1")
-    from polyactor.envs.check import inspect
+    from polyactor.envs.check import DEADLINE, inspect
 
-    print(inspect(options["env"]))
+    print(inspect(options["env"], seconds=options.get("env-timeout", DEADLINE)))
     return 0
 
 
@@ -121,7 +125,7 @@ def _bench(args: list[str]) -> int:
 
     if HELP.intersection(args):
         print("usage: polyactor bench [PRESET] [--env ID] [--seconds S] [--schemes A,B,…], and flags of train:\n")
-    look, (auto, args) = Specs(), take_auto(args)
+    look, (auto, args) = Specs(env_timeout(args)), take_auto(args)
     seconds, args = take(args, "seconds")
     schemes, args = take(args, "schemes")
     if not args or args[0].startswith("-"):
@@ -140,6 +144,11 @@ def _bench(args: list[str]) -> int:
         print(reason)
     bench([run.config for run in ready], seconds=options["seconds"])
     return 0
+
+
+def noticed(args: list[str]) -> AbstractContextManager[None]:
+    """Return a context in which a verb with these arguments is never silent for long, but with ``--quiet``."""
+    return noticing(None if "--quiet" in args else to_stderr)
 
 
 def the_run(options: dict[str, Any]) -> Path:

@@ -14,7 +14,9 @@ This package does not import torch, and imports ale-py only for Atari ids.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import numpy as np
 from gymnasium.envs.registration import EnvSpec as Registered
@@ -27,6 +29,8 @@ from polyactor.envs.spec import EnvSpec
 from polyactor.envs.vector_env import ActionSpace, Listener, Step, VectorEnv
 from polyactor.errors import EnvironmentUnsupported
 from polyactor.files import same_directory
+from polyactor.system.deadline import Call, bounded
+from polyactor.system.process_state import kept_streams, kept_switches, moved, streams
 
 __all__ = [
     "ActionSpace",
@@ -40,6 +44,7 @@ __all__ = [
     "check_exact",
     "env_spec",
     "is_atari",
+    "looked_at",
     "make_envs",
     "name_of",
     "resolved",
@@ -93,20 +98,61 @@ def make_envs(
     )
 
 
-def env_spec(env: str | EnvFactory, *, atari: AtariOptions = AtariOptions()) -> EnvSpec:  # noqa: B008 (frozen)
+ENV_TIMEOUT = 60.0
+"""Seconds that an environment may take for a step, where nobody says otherwise."""
+
+
+@contextmanager
+def looked_at(
+    env: str | EnvFactory, num_envs: int, *, seconds: float, **options: Any
+) -> Iterator[tuple[VectorEnv, Listener]]:
+    """Yield environments that are made, looked at and closed again, each call bounded, and who is told of calls.
+
+    Global state of this process is put back after it: the working directory, random streams, handlers of signals and
+    switches.
+
+    Args:
+        env: an environment as in `make_envs`.
+        num_envs: B.
+        seconds: the deadline of a step, with that of all else as in `Call.factor`.
+        options: further arguments of `make_envs`.
+
+    Raises:
+        Unanswered: the environment missed its deadline.
+        EnvironmentUnsupported: the environment cannot be made, as in `make_envs`.
+    """
+    with same_directory(), kept_streams(), kept_switches(), bounded(name_of(env), seconds) as answers:
+        answers.asked(-1, None, Call.CONSTRUCTOR)
+        envs = make_envs(env, num_envs, listener=answers, **options)
+        answers.answered()
+        try:
+            yield envs, answers
+        finally:
+            answers.asked(-1, None, Call.CLOSE)
+            envs.close()
+            answers.answered()
+
+
+def env_spec(
+    env: str | EnvFactory,
+    *,
+    atari: AtariOptions = AtariOptions(),  # noqa: B008 (frozen)
+    seconds: float = ENV_TIMEOUT,
+) -> EnvSpec:
     """Return spaces and limits of an environment, of which one copy is made and closed again.
 
     Args:
         env: an environment as in `make_envs`.
         atari: preprocessing of Atari games; other environments ignore it.
+        seconds: the deadline of a step, with that of all else as in `Call.factor`.
 
     Raises:
-        EnvironmentUnsupported: the environment cannot be made, as in `make_envs`.
+        EnvironmentUnsupported: the environment cannot be made, as in `make_envs`, or missed its deadline.
     """
     source = gymnasium_env.find(env)
     stack = atari.stack if isinstance(source, Registered) and _atari.is_atari(source) else 1
     limit = source.max_episode_steps if isinstance(source, Registered) else None
-    with same_directory(), closing(make_envs(env, 1, atari=atari)) as envs:
+    with looked_at(env, 1, atari=atari, seconds=seconds) as (envs, _):
         return EnvSpec.of(envs, stack=stack, max_episode_steps=limit)
 
 
@@ -131,26 +177,40 @@ def check_exact(
     *,
     atari: AtariOptions = AtariOptions(),  # noqa: B008 (frozen)
     max_episode_steps: int | None = None,
+    seconds: float = ENV_TIMEOUT,
 ) -> None:
     """Check that an environment continues from a snapshot exactly, by comparing two copies over random steps.
 
     Raises:
-        EnvironmentUnsupported: it cannot be saved, or a restored copy gives other observations, rewards or ends.
+        EnvironmentUnsupported: it cannot be saved, a restored copy gives other observations, rewards or ends, it draws
+            from global random streams, which are not saved, or it missed its deadline.
     """
 
-    def two() -> AbstractContextManager[VectorEnv]:
-        return closing(make_envs(env, 2, atari=atari, max_episode_steps=max_episode_steps, saved=True))
+    def two() -> AbstractContextManager[tuple[VectorEnv, Listener]]:
+        options = {"atari": atari, "max_episode_steps": max_episode_steps}
+        return looked_at(env, 2, seconds=seconds, saved=True, **options)
 
-    with two() as first, two() as second:
-        first.reset(1)
-        second.reset(10_000)
+    with two() as (first, asked_first), two() as (second, asked_second):
+        before = streams()
+        for envs, asked, seed in ((first, asked_first, 1), (second, asked_second, 10_000)):
+            asked.asked(-1, None)
+            envs.reset(seed)
+            asked.answered()
         first.action_space.seed(0)
         actions = [np.stack([first.action_space.sample() for _ in range(2)]) for _ in range(2 * PROOF_STEPS)]
         for action in actions[:PROOF_STEPS]:
             first.step(action)
+            asked_first.answered()
+        if drawn := moved(before):
+            raise EnvironmentUnsupported(
+                f"{name_of(env)} draws from the global random streams of {' and '.join(drawn)}, which are not saved."
+            )
         second.restore(first.snapshot())
         for action in actions[PROOF_STEPS:]:
-            for ours, theirs in zip(first.step(action)[:-1], second.step(action)[:-1], strict=True):
+            answers = first.step(action)[:-1], second.step(action)[:-1]
+            asked_first.answered()
+            asked_second.answered()
+            for ours, theirs in zip(*answers, strict=True):
                 if ours.tobytes() != theirs.tobytes():
                     raise EnvironmentUnsupported(
                         f"{name_of(env)} does not go on from its saved state as it did: "
@@ -159,9 +219,14 @@ def check_exact(
 
 
 class Specs:
-    """`env_spec` with a cache, so that each environment is made at most once to learn its spaces and limits."""
+    """`env_spec` with a cache, so that each environment is made at most once to learn its spaces and limits.
 
-    def __init__(self) -> None:
+    Args:
+        seconds: the deadline of a step, as in `env_spec`.
+    """
+
+    def __init__(self, seconds: float = ENV_TIMEOUT) -> None:
+        self.seconds = seconds
         self._known: dict[tuple[str | int, AtariOptions | None], EnvSpec] = {}
 
     def __call__(self, env: str | EnvFactory, *, atari: AtariOptions = AtariOptions()) -> EnvSpec:  # noqa: B008
@@ -172,5 +237,5 @@ class Specs:
         """
         key = (env if isinstance(env, str) else id(env), atari if is_atari(env) else None)
         if key not in self._known:
-            self._known[key] = env_spec(env, atari=atari)
+            self._known[key] = env_spec(env, atari=atari, seconds=self.seconds)
         return self._known[key]

@@ -6,50 +6,61 @@ import time
 
 import numpy as np
 
-from polyactor.envs import EnvFactory, make_envs, name_of
+from polyactor.envs import EnvFactory, looked_at, name_of
 from polyactor.errors import EnvironmentUnsupported
 
 STEPS = 500
-"""Number of random steps of each environment."""
+"""Most random steps of each environment."""
+ENOUGH = 8.0
+"""Seconds after which no more steps are taken."""
+DEADLINE = 4.0
+"""Seconds that a step may take, where nobody says otherwise; a constructor and a reset have five times as long."""
 LARGE = 1e4
 """Size of observations above which `check` advises to scale them: they would saturate the first layer of an MLP."""
 
 
-def inspect(env: str | EnvFactory, num_envs: int = 4) -> str:
+def inspect(env: str | EnvFactory, num_envs: int = 4, *, seconds: float = DEADLINE) -> str:
     """Take random steps in an environment, and report its spaces, rewards, number of finished games and speed.
 
+    Args:
+        env: the environment, as in `make_envs`.
+        num_envs: the number of copies that are stepped.
+        seconds: the deadline of a step, with that of all else as in `Call.factor`.
+
     Raises:
-        EnvironmentUnsupported: the environment is not supported, failed, or returned a NaN or an infinity.
+        EnvironmentUnsupported: the environment is not supported, failed, missed its deadline, or returned a NaN or an
+            infinity.
     """
-    envs = make_envs(env, num_envs)
-    try:
+    with looked_at(env, num_envs, seconds=seconds) as (envs, asked):
         rng = np.random.default_rng(0)
         envs.action_space.seed(0)
         actions = [envs.action_space.sample() for _ in range(64)]
+        asked.asked(-1, None)
         envs.reset(seed=0)
-        rewards, ends, largest, start = [], 0, 0.0, time.perf_counter()
-        for step in range(STEPS):
+        asked.answered()
+        rewards, ends, largest, steps, start = [], 0, 0.0, 0, time.perf_counter()
+        while steps < STEPS and (time.perf_counter() < start + ENOUGH or not steps):
             action = np.stack([actions[i] for i in rng.integers(64, size=num_envs)])
             observation, reward, _, done, _, why = envs.step(action)
+            asked.answered()
             if why:
                 raise EnvironmentUnsupported(f"{why[0].removesuffix(': made anew')}.")
             for what, values in (("an observation", observation), ("a reward", reward)):
                 if not np.isfinite(values).all():
-                    raise EnvironmentUnsupported(f"{name_of(env)} gave {what} that is not finite at step {step}")
+                    raise EnvironmentUnsupported(f"{name_of(env)} gave {what} that is not finite at step {steps}")
             rewards.append(reward)
             largest = max(largest, float(np.abs(observation).max(initial=0)))
             ends += int(done.sum())
-        rate = STEPS * num_envs / (time.perf_counter() - start)
+            steps += 1
+        rate = steps * num_envs / (time.perf_counter() - start)
         action_space, observation_space = envs.action_space, envs.observation_space
-    finally:
-        envs.close()
     size = f"up to {largest:.3g} in size" + "; --normalize.observation scales them" * (largest > LARGE)
     return "\n".join(
         [
             f"{name_of(env)} is fit for training.",
             f"  observation   {observation_space.dtype} {list(observation_space.shape)}, {size}",
             f"  action        {action_space}",
-            f"  reward        {np.min(rewards):g} to {np.max(rewards):g} in {STEPS * num_envs:,} random steps",
+            f"  reward        {np.min(rewards):g} to {np.max(rewards):g} in {steps * num_envs:,} random steps",
             f"  games ended   {ends}",
             f"  speed         {rate:,.0f} steps/s, {num_envs} environments in one process",
         ]

@@ -75,7 +75,7 @@ class Conversion:
         """Flatten and cast one observation ``[*O]`` or several ``[B, *O]`` of the environment, to a new array."""
         if self.flat:
             observation = spaces.flatten(self._observed, observation)
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             return np.array(observation, self.observation_space.dtype, order="C")
 
 
@@ -101,7 +101,7 @@ class Flattened(gymnasium.ObservationWrapper[Any, Any, Any]):
 
 
 def _in_float32(box: spaces.Box) -> spaces.Box:
-    with np.errstate(over="ignore"):  # a bound of float64 may be infinite in float32
+    with np.errstate(all="ignore"):  # a bound of float64 may be infinite in float32
         return spaces.Box(box.low.astype(np.float32), box.high.astype(np.float32), dtype=np.float32)
 
 
@@ -175,14 +175,15 @@ def _actions(space: spaces.Space[Any], name: str) -> tuple[ActionSpace, Callable
         low, high, dtype = space.low.astype(np.float64), space.high.astype(np.float64), space.dtype
         if not space.shape[0] or not (low <= high).all():
             raise EnvironmentUnsupported(f"{said}; a Box needs a dimension, and bounds that are in order.")
-        with np.errstate(over="ignore", invalid="ignore"):  # a range that float64 does not hold is none
+        with np.errstate(all="ignore"):  # a range that float64 does not hold is none
             bounded = np.isfinite(low) & np.isfinite(high) & np.isfinite(high - low)
         # 0 in dimensions without two bounds, so that the arithmetic below stays finite.
         bottom, width = np.where(bounded, low, 0.0), np.where(bounded, high, 0.0) - np.where(bounded, low, 0.0)
 
         def rescale(action: NDArray[Any]) -> NDArray[Any]:
             inside = bottom + (action + 1.0) / 2.0 * width
-            return np.clip(np.where(bounded, inside, action), low, high).astype(dtype)
+            with np.errstate(all="ignore"):
+                return np.clip(np.where(bounded, inside, action), low, high).astype(dtype)
 
         limit = np.where(bounded, 1.0, np.inf).astype(np.float32)
         return spaces.Box(-limit, limit, dtype=np.float32), rescale

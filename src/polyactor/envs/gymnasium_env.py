@@ -29,6 +29,7 @@ from polyactor.envs.serial_vector_env import FAILURES, SerialVectorEnv, first_li
 from polyactor.envs.vector_env import Listener, Step, none_lost
 from polyactor.errors import EnvironmentUnsupported, one_line, suggestion
 from polyactor.files import load_file, same_directory
+from polyactor.system.deadline import Call
 
 EnvFactory = Callable[[], "gymnasium.Env[Any, Any]"]
 """A callable without arguments that makes one environment; it is called once per environment."""
@@ -119,7 +120,7 @@ class GymnasiumEnvs:
         max_episode_steps: truncate episodes after this many steps; None leaves the limit of the environment.
         saved: whether `snapshot` will be taken, possibly after `close`.
         render: whether environment 0 shall draw pictures.
-        listener: told before each call of an environment; not used with Gymnasium's vector class.
+        listener: told before each call of an environment; with Gymnasium's vector class only of drawing.
 
     Raises:
         EnvironmentUnsupported: the environment cannot be made, or polyactor does not support its spaces.
@@ -136,7 +137,7 @@ class GymnasiumEnvs:
         listener: Listener | None = None,
     ) -> None:
         self._name = _name(source)
-        self._saved, self._render = saved, render
+        self._saved, self._render, self._listener = saved, render, listener
         self._last: bytes | None = None
         self._envs: gymnasium.vector.VectorEnv[Any, Any, Any] | SerialVectorEnv
         if (
@@ -234,6 +235,8 @@ class GymnasiumEnvs:
         if not self._render:
             return None
         drawn: Any
+        if self._listener is not None:
+            self._listener.asked(0, None, Call.RENDER)
         try:
             if isinstance(self._envs, SerialVectorEnv):
                 single = self._envs.envs[0]
@@ -245,6 +248,9 @@ class GymnasiumEnvs:
         except FAILURES as error:  # graphics libraries raise exceptions of many classes
             what = "" if isinstance(error, Exception) else f"{type(error).__name__}: "
             raise EnvironmentUnsupported(f"{self._name} cannot draw itself: {what}{first_line(error)}.") from error
+        finally:
+            if self._listener is not None:
+                self._listener.answered()
 
 
 def _make(source: EnvSpec | EnvFactory, *, max_episode_steps: int | None, render: bool) -> gymnasium.Env[Any, Any]:

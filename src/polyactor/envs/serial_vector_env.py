@@ -7,8 +7,10 @@ environment that fails too often in a row ends the run.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from polyactor.envs.vector_env import Listener, Step
 from polyactor.errors import EnvironmentUnsupported
 from polyactor.system.child_processes import end_noted, noting
+from polyactor.system.deadline import PATIENCE, Call, Unanswered
 
 MOST_FAILURES = 5
 """Failures of one environment in a row that end the run."""
@@ -78,7 +81,7 @@ class SerialVectorEnv:
             made.callback(self.close)
             for i in range(1, b):
                 if listener is not None:
-                    listener.asked(i, None)
+                    listener.asked(i, None, Call.CONSTRUCTOR)
                 try:
                     self.envs.append(self._make(i))
                 except Unsound as error:
@@ -118,8 +121,8 @@ class SerialVectorEnv:
         Raises:
             EnvironmentUnsupported: an environment failed `MOST_FAILURES` times in a row.
         """
-        b, shape, castable, listener, over = self.num_envs, self.shape, self.castable, self.listener, self.over
-        rows, reward = np.empty((b, *shape), self.dtype), np.zeros(b, np.float32)
+        b, shape, dtype, listener, over = self.num_envs, self.shape, self.dtype, self.listener, self.over
+        rows, rewards = np.empty((b, *shape), self.dtype), [0.0] * b
         terminated, done, lost = np.zeros(b, np.bool_), np.zeros(b, np.bool_), np.zeros(b, np.bool_)
         before, self.action = self.action, action
         self.time += 1
@@ -138,7 +141,7 @@ class SerialVectorEnv:
                     r_i = _number(r_i)
                 if not -LARGEST <= r_i <= LARGEST:
                     raise Unsound(f"returned the reward {r_i}, which is not finite as float32")
-                if type(x_i) is not np.ndarray or x_i.dtype not in castable or x_i.shape != shape:
+                if type(x_i) is not np.ndarray or x_i.dtype is not dtype or x_i.shape != shape:
                     x_i = self._checked(x_i)
                 if type(terminated_i) is not bool:
                     terminated_i = _end("terminated", terminated_i)
@@ -149,14 +152,15 @@ class SerialVectorEnv:
                     terminated[i] = done[i] = True
                 elif truncated_i:
                     done[i] = True
-                reward[i] = r_i
+                rewards[i] = r_i
             except FAILURES as error:
                 last = before if over[i] else action
                 where = " in reset" if over[i] else ""
                 rows[i] = self._replacement(i, error, where, None if last is None else last[i])
                 lost[i] = True
                 terminated[i] = done[i] = False
-        observation = self._cast(rows)
+        with np.errstate(all="ignore"):  # whatever the environment has NumPy do about numbers too large or too small
+            observation, reward = self._cast(rows), np.array(rewards, np.float32)
         if observation.dtype == np.float32 and not np.isfinite(observation).all():
             # One check of all rows costs less than one per environment. First observations were checked already.
             for i in np.flatnonzero(~np.isfinite(observation.reshape(b, -1)).all(1)).tolist():
@@ -179,9 +183,24 @@ class SerialVectorEnv:
         self.failures, self.in_a_row, self.failed_at = saved.failures, saved.in_a_row, saved.failed_at
 
     def close(self) -> None:
-        """Close the environments; exceptions that they raise are ignored."""
+        """Close the environments; exceptions that they raise are ignored.
+
+        They are closed one after the other, in the thread that made them. After the first that did not answer within
+        its deadline the others are closed at once, each in a thread of its own, for `PATIENCE` seconds together.
+        """
         while self.envs:
-            self._close(len(self.envs) - 1, self.envs.pop())
+            i, env = len(self.envs) - 1, self.envs.pop()
+            if self.listener is not None:
+                self.listener.asked(i, None, Call.CLOSE)
+            if not self._close(i, env):
+                break
+        threads = [threading.Thread(target=self._close, args=pair, daemon=True) for pair in enumerate(self.envs)]
+        self.envs.clear()
+        end = monotonic() + PATIENCE / 2  # below what the watchdog waits for
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, end - monotonic()))
 
     def _replacement(self, i: int, error: BaseException, where: str, action: Any = None) -> NDArray[Any]:
         """Replace environment i, which failed, and return the first observation of the new one, ``[*O]``.
@@ -193,7 +212,8 @@ class SerialVectorEnv:
             action: the action that was last given to it, or None.
 
         Raises:
-            EnvironmentUnsupported: the environment failed `MOST_FAILURES` times in a row.
+            EnvironmentUnsupported: the environment failed `MOST_FAILURES` times in a row, or missed its deadline before
+                the first step: at once, if no other has answered, else twice.
         """
         when = f" at step {self.time}" + ("" if action is None else f", after the action {_shown(action)}")
         broken: gymnasium.Env[Any, Any] | None = self.envs[i]
@@ -205,16 +225,20 @@ class SerialVectorEnv:
             self.in_a_row[i] = 1 if good >= SOUND_AFTER else self.in_a_row[i] + 1
             self.failures[i] += 1
             self.failed_at[i] = self.time
+            if isinstance(error, Unanswered) and self.time == 0 and (i == 0 or self.failures[i] > 1):
+                raise EnvironmentUnsupported(f"environment {i} of {self.name} {what}.")
             if self.in_a_row[i] >= MOST_FAILURES:
                 raise EnvironmentUnsupported(
                     f"environment {i} of {self.name} failed {MOST_FAILURES} times in a row without {SOUND_AFTER} good"
                     f" steps in between; the last time it {what}."
                 ) from (error.__cause__ if isinstance(error, Unsound) and error.__cause__ else error)
             if self.listener is not None:
-                self.listener.asked(i, None)
+                self.listener.asked(i, None, Call.CONSTRUCTOR)
             try:
                 broken, where = None, ""
                 broken = made = self._make(i)
+                if self.listener is not None:
+                    self.listener.asked(i, None)
                 self.why.append(f"environment {i} of {self.name} {what}: made anew")
                 where, what = " in reset", ""
                 with noting(self.begun[i]):
@@ -256,13 +280,19 @@ class SerialVectorEnv:
                 raise Unsound(f"has the {kind} space {shortened(space)} once and {shortened(first)} at first")
         return made
 
-    def _close(self, i: int, env: gymnasium.Env[Any, Any]) -> None:
-        """Close an environment that was made as number i; where that fails, end the processes that it has begun."""
+    def _close(self, i: int, env: gymnasium.Env[Any, Any]) -> bool:
+        """Close an environment that was made as number i, and return whether it answered within its deadline.
+
+        Where that fails, the processes that it has begun are ended.
+        """
+        failure: BaseException | None = None
         try:
             env.close()
-        except FAILURES:
+        except FAILURES as error:
+            failure = error
             end_noted(self.begun[i])
         self.begun[i] = set()
+        return not isinstance(failure, Unanswered)
 
     def _first_observation(self, env: gymnasium.Env[Any, Any], seed: int | None) -> NDArray[Any]:
         """Reset an environment and return its first observation ``[*O]``, checked to be valid and finite.
@@ -281,7 +311,7 @@ class SerialVectorEnv:
         return x
 
     def _checked(self, observation: Any) -> NDArray[Any]:
-        """Return an observation as an array, checked to have the space's shape and a dtype castable to the space's.
+        """Return an observation as an array of the space's shape and dtype.
 
         Raises:
             Unsound: the observation is no such array.
@@ -294,17 +324,21 @@ class SerialVectorEnv:
             raise Unsound(f"returned an observation of {x.dtype}, which cannot be cast to {self.dtype}")
         if x.shape != self.shape:
             raise Unsound(f"returned an observation of shape {x.shape} where its space has {self.shape}")
-        if self.dtype.kind == "f" or np.can_cast(x.dtype, self.dtype):
-            self.castable.add(x.dtype)
-        elif (x != (cast := x.astype(self.dtype))).any():
-            other = x[x != cast].flat[0]
-            raise Unsound(f"returned an observation with the number {other}, which {self.dtype} does not hold")
-        return x
+        with np.errstate(all="ignore"):
+            cast = x.astype(self.dtype, copy=False)
+            if x.dtype in self.castable:
+                return cast
+            if self.dtype.kind == "f" or np.can_cast(x.dtype, self.dtype):
+                self.castable.add(x.dtype)
+            elif (x != cast).any():
+                other = x[x != cast].flat[0]
+                raise Unsound(f"returned an observation with the number {other}, which {self.dtype} does not hold")
+        return cast
 
     def _cast(self, rows: NDArray[Any]) -> NDArray[Any]:
         if rows.dtype == self.result:
             return rows
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             return rows.astype(self.result)
 
 
@@ -335,6 +369,8 @@ def _description(error: BaseException) -> str:
     """Describe a failure as the rest of a sentence that begins with the environment's name."""
     if isinstance(error, Unsound):
         return str(error)
+    if isinstance(error, Unanswered):
+        return f"was interrupted: {error}"
     found = re.fullmatch(r"not enough values to unpack \(expected 5, got (\d)\)", _text(error))
     if found and _innermost(error).startswith("gymnasium."):  # a wrapper unpacked the values before they were checked
         return f"failed: step returned {found[1]} values where Gymnasium has 5"

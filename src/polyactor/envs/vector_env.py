@@ -8,6 +8,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from polyactor.system.deadline import Call
+
 if TYPE_CHECKING:
     from polyactor.envs.conversion import Conversion
 
@@ -47,8 +49,11 @@ def none_lost(num_envs: int) -> NDArray[np.bool_]:
 class Listener(Protocol):
     """An object that is told before each call of an environment, so that one that hangs can be named."""
 
-    def asked(self, env: int, action: Any) -> None:
-        """Record that environment number `env` is about to take an action, or to be made or reset (None)."""
+    def asked(self, env: int, action: Any, call: Call = Call.RESET) -> None:
+        """Record that environment number `env` is about to take an action, or another `call` if the action is None."""
+
+    def answered(self) -> None:
+        """Record that all environments asked have answered."""
 
 
 class VectorEnv(Protocol):

@@ -16,18 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyactor.agent.streams import EVALUATION_STREAM, Streams
+from polyactor.agent.streams import EVALUATION_STREAM, GLOBAL_STREAM, Streams
 from polyactor.config import Config
-from polyactor.envs import EnvSpec, VectorEnv, is_atari, make_envs
+from polyactor.envs import EnvSpec, VectorEnv, is_atari, make_envs, name_of
 from polyactor.envs.atari import MAX_FRAMES
 from polyactor.errors import EnvironmentUnsupported
 from polyactor.evaluation.policy import make_trained
 from polyactor.files import same_directory
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.shared.counters import SharedCounters, never, nothing
-from polyactor.shared.heartbeat import ALL, Heartbeat
-from polyactor.system.console import Announcer, Say, unsaid
+from polyactor.shared.heartbeat import ALL, Call, Heartbeat
+from polyactor.system.deadline import Halted
 from polyactor.system.machine import torch_threads
+from polyactor.system.notices import Doing, Say, unsaid, waiting
+from polyactor.system.process_state import attention, kept_streams, kept_switches
 from polyactor.transport.watchdog import Tell, untold, watched
 
 STUCK_AFTER = 2_000
@@ -142,7 +144,10 @@ def play(
         pi = model.distribution(params)
         action = pi.mode() if deterministic else pi.sample(streams.act)
         before = observation
-        step = envs.step(action.numpy())
+        try:
+            step = envs.step(action.numpy())
+        except Halted:
+            break
         answered()
         observation, reward, done = step.observation, step.reward, step.done
         score, length = score + reward, length + ~ended
@@ -180,22 +185,50 @@ def limits(config: Config) -> dict[str, float]:
 
 @contextmanager
 def fresh_envs(
-    config: Config, count: int, tell: Tell = untold, **options: Any
+    config: Config,
+    count: int,
+    tell: Tell = untold,
+    *,
+    seed: int,
+    doing: Doing,
+    stopped: Callable[[], bool] = never,
+    **options: Any,
 ) -> Iterator[tuple[VectorEnv, Heartbeat]]:
     """Yield new environments for whole games, and the heartbeat to tell whenever they are asked and have answered.
 
-    The environments run in this process. One that hangs is interrupted by a watchdog, as `watched` says.
+    The environments run in this process. One that hangs is interrupted by a watchdog, as `watched` says. The global
+    random streams are seeded for them, and put back after the games, as are the working directory, handlers of signals
+    and switches.
 
     Args:
         config: the run's config.
         count: the number of environments.
         tell: logs an event, as `MetricsLog.event` does.
+        seed: of the global random streams.
+        doing: says in notices what goes on.
+        stopped: returns True to end; the environments are then not asked for another step.
         options: further arguments of `make_envs`.
+
+    Raises:
+        Halted: `stopped` returned True.
     """
     counters = SharedCounters(1)
     heartbeat = counters.heartbeats.heartbeat(0)
-    heartbeat.asked(ALL, None)
-    with same_directory(), watched(config, counters, tell):
+
+    def what() -> str:
+        asked = counters.heartbeats.asked(0)
+        return f"{name_of(config.env)}: {doing()}" + f"; {asked}" * (asked is not None)
+
+    stream = Streams.of(seed, GLOBAL_STREAM).env
+    with (
+        same_directory(),
+        kept_switches(),
+        kept_streams(stream),
+        watched(config, counters, tell),
+        waiting(what),
+    ):
+        heartbeat.attend = attention(stopped)
+        heartbeat.asked(ALL, None, Call.CONSTRUCTOR)
         envs = make_envs(
             config.env,
             count,
@@ -208,7 +241,7 @@ def fresh_envs(
         try:
             yield envs, heartbeat
         finally:
-            heartbeat.asked(ALL, None)
+            heartbeat.asked(ALL, None, Call.CLOSE)
             envs.close()
             heartbeat.answered()
 
@@ -223,12 +256,11 @@ def evaluate(
     threads: int = 1,
     stopped: Callable[[], bool] = never,
     tell: Tell = untold,
-    say: Say = unsaid,
 ) -> Evaluation:
     """Play whole games with the given parameters in new environments: as many as a worker has, or ``evaluate.envs``.
 
     An environment that does not answer within ``env_timeout`` counts as failed. After ``evaluate.timeout`` seconds the
-    evaluation ends with the games so far.
+    evaluation ends with the games so far. Notices say how many games have ended.
 
     Args:
         config: the run's config.
@@ -239,15 +271,12 @@ def evaluate(
         threads: the number of emulator threads.
         stopped: returns True to end with the games finished so far.
         tell: logs an event, as `MetricsLog.event` does.
-        say: prints how many games have ended, every 8 seconds.
     """
     most = min(config.envs, MOST_ENVS) if config.evaluate.envs is None else config.evaluate.envs
     count = max(1, min(games, most))
-    with (
-        Announcer(say, f"making {count} environment{'s' * (count > 1)}") as announcer,
-        fresh_envs(config, count, tell, threads=threads) as (envs, heartbeat),
-    ):
-        announcer.doing = f"0 of {games} games"
+    doing = Doing(f"making {count} environment{'s' * (count > 1)}")
+    with fresh_envs(config, count, tell, seed=seed, doing=doing, stopped=stopped, threads=threads) as (envs, heartbeat):
+        doing.words = f"0 of {games} games"
         spec = EnvSpec.of(envs)
         # Threads that wait for one another cost more than a few rows of a small network.
         with torch_threads(torch.get_num_threads() if spec.image else 1):
@@ -260,7 +289,7 @@ def evaluate(
                 timeout=config.evaluate.timeout,
                 stopped=stopped,
                 answered=heartbeat.answered,
-                note=partial(setattr, announcer, "doing"),
+                note=partial(setattr, doing, "words"),
                 **limits(config),
             )
 
@@ -273,9 +302,8 @@ def evaluate_on_all_cores(
     seed: int,
     stopped: Callable[[], bool] = never,
     tell: Tell = untold,
-    say: Say = unsaid,
 ) -> Evaluation:
     """Evaluate as `evaluate` does, with torch and the emulators on all cores; for when training is paused."""
     cores = len(os.sched_getaffinity(0))
     with torch_threads(cores):
-        return evaluate(config, tensors, games=games, seed=seed, threads=cores, stopped=stopped, tell=tell, say=say)
+        return evaluate(config, tensors, games=games, seed=seed, threads=cores, stopped=stopped, tell=tell)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,15 +15,15 @@ from torch import Tensor
 from polyactor.agent.parts import make_model
 from polyactor.agent.streams import EVALUATION_STREAM, Streams
 from polyactor.config import Config
-from polyactor.envs import EnvSpec, make_envs
+from polyactor.envs import EnvSpec, looked_at
 from polyactor.envs.conversion import Conversion
 from polyactor.errors import CheckpointError, UsageError, one_line
 from polyactor.fields import expect
-from polyactor.files import same_directory
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.optim.flat import State
 from polyactor.settings.serialize import from_json
 from polyactor.storage import checkpoint
+from polyactor.system.machine import torch_threads
 
 
 def make_trained(config: Config, spec: EnvSpec, tensors: Mapping[str, Tensor]) -> ActorCritic:
@@ -103,7 +102,7 @@ class Policy:
 
     def __init__(self, config: Config, tensors: Mapping[str, Tensor], seed: int = 0) -> None:
         self.config = config
-        with same_directory(), closing(make_envs(config.env, 1, atari=config.atari)) as envs:
+        with looked_at(config.env, 1, seconds=config.env_timeout, atari=config.atari) as (envs, _):
             spec, self._conversion = EnvSpec.of(envs), envs.conversion
         self.model = make_trained(config, spec, tensors)
         self._generator = Streams.of(seed, EVALUATION_STREAM).act
@@ -135,7 +134,8 @@ class Policy:
         """
         expect("deterministic", deterministic, bool)
         x = torch.as_tensor(_encoded(self._conversion, observation)).unsqueeze(0)
-        params, self._state = self.model.step(x, self._state, torch.tensor([self._first]))
+        with torch_threads(1):  # others would have to be waited for, and one row is soon done
+            params, self._state = self.model.step(x, self._state, torch.tensor([self._first]))
         self._first = False
         pi = self.model.distribution(params)
         action = pi.mode() if deterministic else pi.sample(self._generator)

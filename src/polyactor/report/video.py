@@ -17,15 +17,17 @@ from torch import Tensor
 
 from polyactor.agent.streams import EVALUATION_STREAM, Streams
 from polyactor.config import Config
-from polyactor.envs import EnvSpec, VectorEnv, name_of
+from polyactor.envs import EnvSpec, name_of
 from polyactor.envs.serial_vector_env import FAILURES
 from polyactor.errors import EnvironmentUnsupported, one_line
 from polyactor.evaluation.evaluate import fresh_envs, limits
 from polyactor.evaluation.policy import make_trained, read
 from polyactor.report.curves import curve
 from polyactor.shared.counters import never
-from polyactor.shared.heartbeat import ALL, Heartbeat
-from polyactor.system.console import Announcer, Say, unsaid
+from polyactor.system.deadline import Unanswered
+from polyactor.system.machine import torch_threads
+from polyactor.system.notices import Doing, Say, unsaid
+from polyactor.system.process_state import environment_variables
 
 MIN_SIZE, MAX_SIZE = 320, 4096
 """Least height of a video, and most width of an enlarged one, in pixels; small frames are enlarged by a whole factor,
@@ -109,7 +111,6 @@ def record(
     seed: int = 0,
     timeout: float | None = None,
     stopped: Callable[[], bool] = never,
-    say: Say = unsaid,
 ) -> Film:
     """Play one game and write it as an H.264 video; the file appears whole or not at all.
 
@@ -124,7 +125,6 @@ def record(
         seed: of the environment and of sampled actions.
         timeout: seconds after which the video ends; None: ``evaluate.timeout``.
         stopped: called before every frame; returns True to end without a video.
-        say: prints how many steps have been played, every 8 seconds.
 
     Raises:
         EnvironmentUnsupported: the environment has no pictures or fails again and again, or no encoder is installed.
@@ -132,13 +132,15 @@ def record(
         RuntimeError: `stopped` returned True, or there is no encoder that runs.
     """
     _encoder()
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # Gymnasium draws with SDL: open no window
+    driver = os.environ.get("SDL_VIDEODRIVER", "dummy")  # Gymnasium draws with SDL: open no window
     out = out.absolute()  # an environment may change the working directory
     temporary = out.with_name(f".{out.stem}.part{out.suffix}")
     most, timeout = limits(config), config.evaluate.timeout if timeout is None else timeout
+    doing = Doing("film: making an environment")
     with (
-        Announcer(say, "film: making an environment") as announcer,
-        fresh_envs(config, 1, render=True) as (envs, heartbeat),
+        environment_variables(SDL_VIDEODRIVER=driver),
+        torch_threads(1),
+        fresh_envs(config, 1, seed=seed, doing=doing, stopped=stopped, render=True) as (envs, heartbeat),
     ):
         encoder = _Encoder(temporary, envs.frames_per_second)
         try:
@@ -153,9 +155,9 @@ def record(
                 if stopped():
                     raise RuntimeError("a signal asked for the end")
                 try:
-                    picture = _picture(envs, heartbeat)
+                    picture = envs.render()
                 except EnvironmentUnsupported as error:
-                    if steps:
+                    if steps or isinstance(error.__cause__, Unanswered):
                         raise
                     picture, why = None, f"could not be filmed: {error}"
                 if picture is not None:
@@ -171,7 +173,7 @@ def record(
                 unchanged = unchanged + 1 if torch.equal(after, observation) and step.reward[0] == 0 else 0
                 observation, is_first, score = after, bool(step.lost[0]), score + float(step.reward[0])
                 steps += 1
-                announcer.doing = f"film: {steps:,} steps"
+                doing.words = f"film: {steps:,} steps"
                 if step.lost[0]:
                     encoder.close()
                     score, steps, unchanged, why = 0.0, 0, 0, f"was not played to its end: {step.why[-1]}"
@@ -194,15 +196,6 @@ def record(
             with suppress(*FAILURES):  # what it has written is removed, and an error before this one is raised
                 encoder.close()
             temporary.unlink(missing_ok=True)
-
-
-def _picture(envs: VectorEnv, heartbeat: Heartbeat) -> NDArray[np.uint8] | None:
-    """Return what environment 0 draws, or None where it draws nothing; the watchdog interrupts it if it hangs."""
-    heartbeat.asked(ALL, None)
-    try:
-        return envs.render()
-    finally:
-        heartbeat.answered()
 
 
 def keepsakes(
@@ -231,9 +224,7 @@ def keepsakes(
         within = FILM_WITHIN if games else ENDLESS_WITHIN
         say(f"playing a game for the film, {within:g} s at most")
         _, tensors = read(directory, trust_env=True)
-        film = record(
-            config, tensors, directory / "replay.mp4", seed=config.seed, timeout=within, stopped=stopped, say=say
-        )
+        film = record(config, tensors, directory / "replay.mp4", seed=config.seed, timeout=within, stopped=stopped)
         if film.cut:
             yield "video_cut", film.cut
     except FAILURES as error:

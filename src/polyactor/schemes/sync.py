@@ -39,6 +39,7 @@ def learn(parts: Parts, threads: int) -> Role:
         parts: the parts of the run.
         threads: threads of torch and of the emulators; 0 is all cores for CNNs and 1 otherwise.
     """
+    from polyactor.system.deadline import Halted
     from polyactor.system.machine import torch_threads
 
     config, counters = parts.config, parts.counters
@@ -55,7 +56,11 @@ def learn(parts: Parts, threads: int) -> Role:
             while counters.steps < config.steps:
                 for each in {replica, learning}:
                     each.pull()  # θ' ← θ
-                rollout = actor.collect(replica.version)  # T steps in B environments with π(·; θ')
+                try:
+                    rollout = actor.collect(replica.version)  # T steps in B environments with π(·; θ')
+                except Halted:  # the run is saved before its environments are closed, which may take long
+                    yield None
+                    return
                 for gradients in learner.gradients(rollout):  # dθ'
                     updater.apply(gradients)  # θ ← θ + Δ(dθ')
                 yield None

@@ -11,9 +11,10 @@ from dataclasses import replace
 import numpy as np
 
 from polyactor.config import Config
-from polyactor.envs import EnvSpec, VectorEnv, make_envs
+from polyactor.envs import EnvSpec, VectorEnv, make_envs, name_of
 from polyactor.errors import UsageError
 from polyactor.settings.check import check
+from polyactor.system.deadline import Call, bounded
 
 SIZES = (4, 8, 16, 32, 64)
 """Numbers of environments per worker that are tried."""
@@ -116,7 +117,10 @@ class Stopwatch:
 
         tune_allocator()
         self.config, self.made, self.each = config, 0.0, 0.0
-        self.envs: VectorEnv = self._make(SIZES[0])
+        with ExitStack() as opened:
+            self.asked = opened.enter_context(bounded(name_of(config.env), config.env_timeout))
+            self.envs: VectorEnv = self._make(SIZES[0])
+            self.opened = opened.pop_all()
         self.model = make_model(config, EnvSpec.of(self.envs))
         self.model.lower()
         for part in self.model.running.values():
@@ -145,6 +149,7 @@ class Stopwatch:
                 params, state = model.step(observation, state, is_first, memo)
                 action = model.distribution(params).sample(generator).numpy()
                 steps = [envs.step(some) for some in np.split(action, times)]
+                self.asked.answered()
                 costs.append(1e6 * (time.perf_counter() - start) / size)
                 for place, step in zip(places, steps, strict=True):
                     place.copy_(torch.from_numpy(step.observation))
@@ -153,10 +158,19 @@ class Stopwatch:
     def _make(self, size: int) -> VectorEnv:
         """Create and reset environments, and add the seconds it took to `made`."""
         config, start = self.config, time.perf_counter()
-        envs = make_envs(config.env, size, atari=config.atari, max_episode_steps=config.max_episode_steps)
+        self.asked.asked(-1, None, Call.CONSTRUCTOR)
+        envs = make_envs(
+            config.env,
+            size,
+            atari=config.atari,
+            max_episode_steps=config.max_episode_steps,
+            listener=self.asked,
+        )
         with ExitStack() as failing:
             failing.callback(envs.close)
+            self.asked.asked(-1, None)
             self.first = envs.reset(config.seed)
+            self.asked.answered()
             failing.pop_all()
         took = time.perf_counter() - start
         self.made, self.each = self.made + took, took / size
@@ -164,7 +178,9 @@ class Stopwatch:
 
     def close(self) -> None:
         """Close the environments."""
-        self.envs.close()
+        with self.opened:
+            self.envs.close()
+            self.asked.answered()
 
 
 def _figures(cost: float) -> str:

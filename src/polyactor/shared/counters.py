@@ -166,6 +166,11 @@ class SharedCounters:
             time.sleep(0.005)
         return bool(said == RUN)
 
+    def stopped(self) -> Callable[[], bool]:
+        """Return a function that returns whether the workers are asked to end, at little cost."""
+        word: Any = memoryview(self._word.numpy())  # type: ignore[arg-type] # access takes half the time of an array's
+        return lambda: bool(word[0] == STOP)
+
     def enter(self, worker: int) -> None:
         """Note that a worker starts to change the shared state, so that a pause waits for it."""
         self.table[worker, Counter.PAUSED] = RUN
@@ -280,8 +285,8 @@ class SharedCounters:
             self._word[0] = RUN
 
     def stop(self) -> None:
-        """Ask all workers to end after their current update."""
-        self._word[0] = STOP
+        """Ask all workers to end, between two steps of an environment or after their current update."""
+        self._word.numpy()[0] = STOP  # not by torch: a handler of signals calls this, wherever torch is
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that a checkpoint saves, by name."""

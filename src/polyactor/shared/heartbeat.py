@@ -5,22 +5,29 @@ Each row is written by one worker. The run's own process reads all rows to find 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 import numpy as np
 import torch
 
+from polyactor.system.deadline import Call as Call
+
 BEAT, SINCE, ENV, STEP, COUNT, ACTION = range(6)
 """Columns of a row: time of the last sign of life, time when an environment was asked for a step (0: no environment is
-being asked), number of that environment, steps answered so far, count of the action's numbers (−1: a reset), and from
-ACTION on those numbers. Times are seconds of the monotonic clock."""
+being asked), number of that environment, steps answered so far, count of the action's numbers (below 0: a `Call`), and
+from ACTION on those numbers. Times are seconds of the monotonic clock."""
 NUMBERS_KEPT = 16
 """Numbers of an action that are recorded."""
 ALL = -1
 """The value of the column ENV when all environments of a worker are asked at once."""
-RESET_FACTOR = 5
-"""The deadline of a reset, in deadlines of a step."""
+SLOW = 1e-3
+"""Seconds that an environment took to answer above which `Heartbeat.attend` is called before the next is asked."""
+
+
+def nothing() -> None:
+    """Do nothing: the default of `Heartbeat.attend`."""
 
 
 class Heartbeat:
@@ -34,14 +41,20 @@ class Heartbeat:
         self.row = row
         self.cells: Any = memoryview(row)  # type: ignore[arg-type] # access takes half the time of an array's
         self.cells[SINCE] = 0.0
+        self.attend: Callable[[], object] = nothing
+        """A function called between two calls of environments, in each step of all and after each slow answer. What it
+        raises ends the step, so that a run that stops need not wait for the other environments."""
 
-    def asked(self, env: int, action: Any) -> None:
-        """Record that an environment begins a step with this action, or a reset if the action is None."""
+    def asked(self, env: int, action: Any, call: Call = Call.RESET) -> None:
+        """Record that an environment begins a step with this action, or a `call` if the action is None."""
         cells = self.cells
-        cells[SINCE] = monotonic()  # first: a reader that sees the other columns change then sees no time waited
+        now = monotonic()
+        if (env < 0 or now - cells[SINCE] > SLOW) and (action is not None or call is not Call.CLOSE):
+            self.attend()
+        cells[SINCE] = now  # first: a reader that sees the other columns change then sees no time waited
         cells[ENV] = env
         if action is None:
-            cells[COUNT] = -1
+            cells[COUNT] = call
         elif isinstance(action, np.ndarray):
             count = min(action.size, NUMBERS_KEPT)
             self.row[ACTION : ACTION + count] = action.reshape(-1)[:count]
@@ -90,12 +103,12 @@ class Heartbeats:
 
         Args:
             worker: the number of the worker.
-            timeout: the deadline of a step in seconds; a reset has `RESET_FACTOR` times as long.
+            timeout: the deadline of a step in seconds; that of a `Call` is `Call.factor` times as long.
         """
         row, now = self.tensor.numpy()[worker].copy(), monotonic()
         waited = now - row[SINCE]
         if row[SINCE] > 0:
-            if waited <= timeout * (RESET_FACTOR if row[COUNT] < 0 else 1):
+            if waited <= timeout * (Call(int(row[COUNT])).factor if row[COUNT] < 0 else 1):
                 return None
             return f"{_who(row)} not answered for {waited:.0f} s, {_where(row)}"
         return None
@@ -117,5 +130,5 @@ def _who(row: np.ndarray) -> str:
 
 def _where(row: np.ndarray) -> str:
     numbers = [f"{number:.4g}" for number in row[ACTION : ACTION + max(0, int(row[COUNT]))]]
-    last = "in a reset" if row[COUNT] < 0 else f"after the action {', '.join(numbers)}"
+    last = f"in a {Call(int(row[COUNT]))}" if row[COUNT] < 0 else f"after the action {', '.join(numbers)}"
     return f"in step {int(row[STEP]):,}, {last}"

@@ -10,11 +10,13 @@ the modules it lacks. Environment variables that a library reads at import have 
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
+
+from polyactor.system.process_state import environment_variables
 
 FORKS = sys.platform == "linux"
 WAYS = ("forkserver", "spawn") if FORKS else ("spawn",)
@@ -31,11 +33,14 @@ def start_forkserver() -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Limit the math libraries of processes started inside the with block to one thread."""
-    inherited = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    os.environ.update(dict.fromkeys(inherited, "1"))
+    """Limit the math libraries of processes started inside the with block to one thread.
+
+    To start one would settle the start method of the caller's own processes, too: that is put back.
+    """
+    unsettled = multiprocessing.get_start_method(allow_none=True) is None
     try:
-        yield
+        with environment_variables(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"):
+            yield
     finally:
-        for name, value in inherited.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        if unsettled:
+            multiprocessing.set_start_method(None, force=True)

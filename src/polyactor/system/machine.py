@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -76,12 +77,44 @@ def settle() -> None:
     np.random.seed()
 
 
+class _Threads(threading.local):
+    """How many `torch_threads` blocks are open in a thread, and in all threads the number before the first of them."""
+
+    lock, everywhere, before_all = threading.Lock(), 0, 0
+    here = 0
+
+
+_threads = _Threads()
+
+
+@contextmanager
+def computing(threads: int) -> Iterator[None]:
+    """Set the number of torch threads and allow gradients inside the with block, whatever the caller has set."""
+    with torch_threads(threads), torch.inference_mode(False):
+        yield
+
+
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Set the number of torch threads of this process inside the with block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    """Set the number of torch threads inside the with block, in this thread, and put back what was before it.
+
+    torch keeps the number by thread, but a thread that is new to torch takes the number that any thread set last. So
+    what is put back in it, while another thread is in such a block, is the number from before all of them.
+    """
+    own, shared = _threads, _Threads
+    with shared.lock:
+        before = torch.get_num_threads()
+        if not shared.everywhere:
+            shared.before_all = before
+        elif not own.here:
+            before = shared.before_all
+        shared.everywhere += 1
+        own.here += 1
+        torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with shared.lock:
+            shared.everywhere -= 1
+            own.here -= 1
+            torch.set_num_threads(before)

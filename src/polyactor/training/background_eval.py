@@ -18,7 +18,7 @@ from polyactor.evaluation.evaluate import Evaluation, evaluate
 from polyactor.evaluation.policy import read
 from polyactor.files import same_directory
 from polyactor.storage.atomic import replace_file, writing
-from polyactor.system.console import Announcer
+from polyactor.system.notices import Doing, waiting
 from polyactor.training.checkpointing import Checkpointer
 from polyactor.training.events import Events
 from polyactor.transport.processes import ProcessPool
@@ -156,7 +156,7 @@ class BackgroundEvaluation:
             found = self.evaluator.poll()
             if unless is not None and self.evaluator.busy:
                 self.events.say(f"waiting for the last evaluation, {LAST_EVALUATION_WITHIN:g} s at most")
-                with Announcer(self.events.say, "waiting for the last evaluation"):
+                with waiting(Doing("waiting for the last evaluation")):
                     while self.evaluator.busy and not unless():
                         if time.monotonic() > end:
                             raise TimeoutError(f"it had not ended {LAST_EVALUATION_WITHIN:g} s after the run")

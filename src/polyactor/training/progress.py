@@ -17,10 +17,11 @@ from rich.text import Text
 from polyactor.config import Config
 from polyactor.settings.presets import PRESETS
 from polyactor.system.console import Lasting
+from polyactor.system.notices import heard
 from polyactor.training.stats import TROUBLES
 
-LINE_EVERY = 9.0
-"""Seconds between two progress lines where the output is no terminal."""
+LINE_EVERY = 7.0
+"""Seconds between two progress lines where the output is no terminal; fewer than after which a notice is printed."""
 MANY = 32
 """Environments whose making in the run's own process is announced, since it may take long and cannot be cut short."""
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -59,6 +60,7 @@ class Progress:
         if not self.quiet:
             self.console.print(message, soft_wrap=True)  # one line for programs that read it; terminals wrap it
             self.console.file.flush()
+            heard()
 
     def show(self, row: Mapping[str, Any], *, new: bool) -> None:
         """Display a metrics row.
@@ -71,9 +73,11 @@ class Progress:
             self.curve.append(row["score_mean100"])
         if self.live is not None:
             self.live.update(self._panel(row))
+            heard()
         elif not self.quiet and time.monotonic() >= self.next_line:
             self.next_line = time.monotonic() + LINE_EVERY
             self.console.out(self._line(row))
+            heard()
 
     def _line(self, row: Mapping[str, Any]) -> str:
         return (

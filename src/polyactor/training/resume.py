@@ -30,7 +30,12 @@ def refuse_inexact(config: Config) -> None:
     """
     if config.exact_resume:
         try:
-            check_exact(config.env, atari=config.atari, max_episode_steps=config.max_episode_steps)
+            check_exact(
+                config.env,
+                atari=config.atari,
+                max_episode_steps=config.max_episode_steps,
+                seconds=config.env_timeout,
+            )
         except EnvironmentUnsupported as error:
             raise UsageError(f"--exact-resume is not allowed: {error}".rstrip(".")) from None
 

@@ -1,17 +1,23 @@
-"""Stopping a run by signal: the first one asks it to stop, and a second SIGINT or SIGTERM ends the process at once."""
+"""Stopping a run by signal: the first one asks it to stop, and a second SIGINT or SIGTERM ends the process at once.
+
+What a run waits for is said in the terminal, at once after a signal and whenever it has been silent for long.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from polyactor.config import Config
+from polyactor.shared.counters import SharedCounters
 from polyactor.system.child_processes import end_noted
 from polyactor.system.interpreter import long_calls_until
+from polyactor.system.notices import hasten, noticing
 
 
 @dataclass
@@ -26,30 +32,43 @@ class Stop:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Stop]:
+def stop_signals(config: Config, counters: SharedCounters, say: Callable[[str], None]) -> Iterator[Stop]:
     """Handle SIGINT, SIGTERM and SIGHUP inside the context: each sets `asked`.
 
     If it is set already, SIGINT and SIGTERM end the process at once, with the exit code 128 + the signal's number.
     SIGHUP does not: a terminal that is closed sends it twice, by the shell and by the kernel. A SIGHUP that was ignored
     before, as under nohup, stays ignored. Outside the main thread signals are left alone.
+
+    Args:
+        config: the run's config.
+        counters: the counters of the run; its workers are asked to end by the first signal.
+        say: prints what the run waits for, unless the run is quiet.
     """
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.asked and number != signal.SIGHUP:
             end_noted()
             os._exit(128 + number)
         stop.asked = True
+        counters.stop()
+        hasten()
 
-    handled = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        handled.append(signal.SIGHUP)
+    def what() -> str:
+        asked = (counters.heartbeats.asked(worker) for worker in range(counters.workers))
+        waits = next((sentence for sentence in asked if sentence is not None), None)
+        on = "after this rollout" if config.exact_resume else "after this step"
+        so_far = f"stopping {on}" if stop.asked else f"{counters.steps:,} steps so far"
+        return so_far if waits is None else f"{so_far}; {waits}"
+
+    handled: list[signal.Signals] = []
+    if threading.current_thread() is threading.main_thread():
+        handled += [signal.SIGINT, signal.SIGTERM]
+        handled += [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)
     before = {number: signal.signal(number, handle) for number in handled}
     try:
-        with long_calls_until(stop):  # from now on, and not only once the workers have been told
+        # Long calls are refused from the signal on, and not only once the workers have been told.
+        with long_calls_until(stop), noticing(None if config.quiet else say, what):
             yield stop
     finally:
         for number, handler in before.items():

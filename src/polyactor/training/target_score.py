@@ -63,7 +63,6 @@ class TargetScore:
                     seed=self.config.seed + 1,
                     stopped=stopped,
                     tell=self.events.tell,
-                    say=say,
                 )
                 failure = (
                     played.cuts + f", mean so far {played.mean:.2f}" * bool(played.scores) if played.unplayed else ""

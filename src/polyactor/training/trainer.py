@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def resume(
         failpoints.arm()
         tune_allocator()
         refuse_not_finite(found)
-        parts = restored(config, env_spec(config.env, atari=config.atari), found)
+        parts = restored(config, env_spec(config.env, atari=config.atari, seconds=config.env_timeout), found)
         return _Training(parts, path, found.meta, opened).run(said)
 
 
@@ -139,15 +139,15 @@ class _Training:
 
     def __init__(self, parts: Parts, directory: Path, before: Mapping[str, Any], opened: ExitStack) -> None:
         config, counters = parts.config, parts.counters
-        self.parts, self.config, self.state = parts, config, parts.state
-        self.counters, self.directory = counters, directory
+        self.parts, self.config, self.directory = parts, config, directory
+        self.state, self.counters = parts.state, counters
         self.resumed = bool(before)
         self.stats = Stats(config, counters, before)
         write_config(directory, to_json(config))  # only now: the checkpoint has passed all checks
         title = f"{config.preset or 'polyactor'} · {name_of(config.env)} · {config.scheme.name}"
         self.log = opened.enter_context(MetricsLog(directory, append=self.resumed, steps=counters.steps))
         self.progress = opened.enter_context(Progress(title, config.steps, quiet=config.quiet))
-        self.stop = opened.enter_context(stop_signals())
+        self.stop = opened.enter_context(stop_signals(config, counters, self.progress.say))
         self.checkpointer = Checkpointer(directory, self.log, self.progress.say)
         self.events = Events(config, counters, self.log, self.progress.say)
         self.background = BackgroundEvaluation(
@@ -156,28 +156,28 @@ class _Training:
         opened.callback(self.background.close)
         self.target = TargetScore(parts, self.stats, self.events)
         self.next_checkpoint = time.monotonic() + config.checkpoint_every
-        self.next_show = 0.0
-        self.best_is_unsaved = False
+        self.next_show, self.best_is_unsaved = 0.0, False
 
     def run(self, reasons: Sequence[str] = ()) -> Run:
         """Train until all steps are done, the target score is reached or a signal asks to stop; return the run."""
         config, log, steps = self.config, self.log, self.counters.steps
         shown = precision(config, images=self.state.layout.convolutional)
-        done = steps if self.resumed else None
-        self.progress.say("\n".join((*banner(config, self.directory, shown, done), *reasons)))
+        lines = banner(config, self.directory, shown, steps if self.resumed else None)
+        self.progress.say("\n".join((*lines, *reasons)))
         log.event("started", "; ".join(reasons), precision=shown, workers=config.workers, envs=config.envs)
         if self.resumed:
             log.event("resumed", agent_steps=steps, rows_dropped=log.taken_back)
         try:
-            scheme = transport.run(self.parts, self.events.tell)
-            try:
-                status = self._watch(scheme)
-            finally:
-                self.stats.ended = time.monotonic()
-                scheme.close()
-            self._finish(status)
-            summary = self.stats.summary(status)
-            log.summary(summary)
+            with closing(transport.run(self.parts, self.events.tell)) as scheme:
+                try:
+                    status = self._watch(scheme)
+                finally:
+                    self.stats.ended = time.monotonic()
+                if not config.scheme.single:
+                    scheme.close()  # workers end; environments of this process are closed after the run is saved
+                self._finish(status)
+                summary = self.stats.summary(status)
+                log.summary(summary)
             self._keep_pictures(status)
         except Exception as error:
             advise(error, self.directory)
@@ -192,9 +192,10 @@ class _Training:
         for _ in scheme:
             if self._take_in():
                 return "reached"
-            if self.stop.asked:
-                return "stopped"
-        self._take_in()
+            if self.stop.asked or (self.config.scheme.single and self.counters.steps >= self.config.steps):
+                break
+        else:
+            self._take_in()
         return "stopped" if self.stop.asked else "done"
 
     def _take_in(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,9 @@ from polyactor.agent.parts import Parts
 from polyactor.optim.flat import State
 from polyactor.shared.counters import Counter, SharedCounters, nothing
 from polyactor.shared.timing import Part, Watch
-from polyactor.system import failpoints
+from polyactor.system import deadline, failpoints
 from polyactor.system.child_processes import stopping_too
-from polyactor.system.machine import shared_memory, torch_threads
+from polyactor.system.machine import computing, shared_memory
 from polyactor.transport.processes import ProcessPool
 from polyactor.transport.supervisor import Supervisor
 from polyactor.transport.threads import ThreadPool
@@ -59,7 +59,7 @@ def run_roles(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
                 yield
             return
         looked = time.monotonic()
-        with torch_threads(1), closing(roles.main) as main:
+        with computing(1), closing(roles.main) as main:
             for wake_up in main:
                 if wake_up is not None:
                     supervisor.supervise(LOOK_EVERY, wake_up)
@@ -81,7 +81,7 @@ def run_role(worker: int, part: Any, state: State, counters: SharedCounters, *sh
     """
     work, config, spec = cloudpickle.loads(part) if isinstance(part, bytes) else part
     failpoints.arm(worker, spared=counters.starts(worker) > 0)
-    with closing(work(worker, Parts(config, spec, state, counters), *shared)) as role:
+    with suppress(deadline.Halted), closing(work(worker, Parts(config, spec, state, counters), *shared)) as role:
         for turn, wake_up in enumerate(role):
             if turn == 0:
                 counters.enter(worker)

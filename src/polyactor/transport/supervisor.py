@@ -11,7 +11,8 @@ from polyactor.envs import name_of
 from polyactor.errors import EnvironmentUnsupported, OutOfResources, PolyactorError, WorkerExit, WorkerFailed
 from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.shared.slot_queue import WakeUp
-from polyactor.transport.watchdog import PATIENCE, Tell
+from polyactor.system.deadline import PATIENCE
+from polyactor.transport.watchdog import Tell
 
 WINDOW = 3600.0
 """Seconds during which at most `Config.restarts` losses of a worker are accepted."""
@@ -104,6 +105,9 @@ class Supervisor:
         if loss.raised and self._turns(i) == self.began[i]:
             raise error  # an exception before the first turn would come again
         self.tell("worker_lost", f"worker {i} {reason}", worker=i)
+        if self.counters.steps >= self.config.steps:  # it only closed its environments
+            self.gone.add(i)
+            return
         self.fruitless[i] = self.fruitless[i] + 1 if idle else 0
         if self.fruitless[i] >= FRUITLESS:
             raise self._in_vain(error, loss, hang)

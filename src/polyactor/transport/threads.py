@@ -8,11 +8,10 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from polyactor import errors
 from polyactor.shared.slot_queue import WakeUp
 from polyactor.system.interpreter import Refused, long_calls_until
+from polyactor.system.machine import torch_threads
 
 SLICE = 0.05
 """Seconds for which a thread is joined at a time."""
@@ -33,8 +32,6 @@ class ThreadPool:
         self.done: set[int] = set()
         self.news = threading.Event()
         self.threads: dict[int, threading.Thread] = {}
-        self.before = torch.get_num_threads()
-        torch.set_num_threads(1)
         for i in range(workers):
             self.start(i)
 
@@ -43,7 +40,8 @@ class ThreadPool:
 
         def enter() -> None:
             try:
-                self.target(i, *self.args)
+                with torch_threads(1):
+                    self.target(i, *self.args)
                 self.done.add(i)
             except Refused:
                 return  # the run is about to stop, and not for this thread
@@ -98,4 +96,3 @@ class ThreadPool:
                     thread.join(SLICE)
                     left -= SLICE
         self.raised.clear()  # tracebacks hold environments
-        torch.set_num_threads(self.before)

@@ -1,0 +1,166 @@
+"""Global state of this process that an environment or a run may change: kept as it was, and put back.
+
+Random streams, signal handlers, environment variables, and the switches of NumPy and torch. This module does not import
+torch, and touches torch's state only where torch has been imported.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found] # what `signal` wraps, at 40 times the cost
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from polyactor.system.deadline import Halted
+
+GUARDED = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGURG", "SIGCHLD") if hasattr(signal, name)
+)
+"""Signals by which a run is stopped, its workers are ended and its environments interrupted."""
+
+
+class Handlers:
+    """The handlers of `GUARDED` as they are now, which `put_back` installs again.
+
+    Python can install handlers in the main thread only, so that in other threads this does nothing.
+    """
+
+    def __init__(self) -> None:
+        here = threading.current_thread() is threading.main_thread()
+        found = {int(number): _signal.getsignal(number) for number in (GUARDED if here else ())}
+        self.kept = {number: handler for number, handler in found.items() if handler is not None}
+
+    def put_back(self) -> None:
+        """Install the handlers again."""
+        for number, handler in self.kept.items():
+            _signal.signal(number, handler)
+
+
+LOOK_EVERY = 0.05
+"""Seconds after which handlers are installed again even if Python has not seen others: a library's C code may have."""
+
+
+def attention(stopped: Callable[[], bool]) -> Callable[[], None]:
+    """Return a function to call after each answer of an environment; it puts back the handlers that are installed now.
+
+    Args:
+        stopped: whether the run is asked to stop; the function then raises `Halted`.
+    """
+    handlers, due = Handlers(), 0.0
+    installed = _signal.getsignal  # does not see what a library's C code has installed
+    interrupt, terminate = int(signal.SIGINT), int(signal.SIGTERM)
+    first, second = handlers.kept.get(interrupt), handlers.kept.get(terminate)
+    mine = bool(handlers.kept)
+
+    def attend() -> None:  # called at each step of a run
+        nonlocal due
+        if mine and (monotonic() > due or installed(interrupt) is not first or installed(terminate) is not second):
+            handlers.put_back()
+            due = monotonic() + LOOK_EVERY
+        if stopped():
+            raise Halted
+
+    return attend
+
+
+def streams() -> dict[str, Any]:
+    """Return the states of the global random streams, by the names under which code draws from them."""
+    states = {"random": random.getstate(), "numpy.random": np.random.get_state(legacy=False)}
+    torch = sys.modules.get("torch")
+    return states if torch is None else states | {"torch": torch.get_rng_state()}
+
+
+def moved(before: Mapping[str, Any]) -> list[str]:
+    """Return the names of the global random streams that have been drawn from or seeded since `before`."""
+    now = streams()
+    return [name for name, state in before.items() if repr(_plain(now[name])) != repr(_plain(state))]
+
+
+def _plain(state: Any) -> Any:
+    """Return the state of a stream as values whose `repr` is the whole of them."""
+    if isinstance(state, dict):
+        return {name: _plain(value) for name, value in state.items()}
+    return state.tolist() if hasattr(state, "tolist") else state
+
+
+def _set(states: Mapping[str, Any]) -> None:
+    random.setstate(states["random"])
+    np.random.set_state(states["numpy.random"])
+    if "torch" in states:
+        sys.modules["torch"].set_rng_state(states["torch"])
+
+
+class _Block:
+    """An open `kept_streams` block, and what it will put back."""
+
+    def __init__(self) -> None:
+        self.before = streams()
+
+
+_blocks: list[_Block] = []
+_lock = threading.Lock()
+
+
+@contextmanager
+def kept_streams(seed: int | None = None) -> Iterator[None]:
+    """Put the global random streams back after the with block, and seed them for what is inside.
+
+    Threads share the streams. Of blocks that overlap, the last to end puts back what was before all of them.
+
+    Args:
+        seed: a number of 32 bits; None leaves the streams as they are.
+    """
+    with _lock:
+        _blocks.append(block := _Block())
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed)
+            if (torch := sys.modules.get("torch")) is not None:
+                torch.random.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed GPUs, too
+    try:
+        yield
+    finally:
+        with _lock:
+            i = _blocks.index(block)
+            if i == len(_blocks) - 1:
+                _set(block.before)
+            else:
+                _blocks[i + 1].before = block.before
+            del _blocks[i]
+
+
+@contextmanager
+def kept_switches() -> Iterator[None]:
+    """Put handlers of signals, NumPy's error handling and torch's grad mode and dtype back after the with block."""
+    handlers, errors, torch = Handlers(), np.geterr(), sys.modules.get("torch")
+    switches: list[tuple[Callable[[Any], object], Any]] = [(lambda kept: np.seterr(**kept), errors)]
+    if torch is not None:
+        switches.append((torch.set_default_dtype, torch.get_default_dtype()))
+        if not torch.is_inference_mode_enabled():
+            switches.append((torch.set_grad_enabled, torch.is_grad_enabled()))
+    try:
+        yield
+    finally:
+        handlers.put_back()
+        for switch, before in switches:
+            switch(before)
+
+
+@contextmanager
+def environment_variables(**values: str) -> Iterator[None]:
+    """Set environment variables of this process inside the with block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})

@@ -55,7 +55,6 @@ SMALL = "--envs 3 --rollout 20"
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.fault("P17")
 def test_no_verb_is_silent_while_its_environment_is_slow(tmp_path: Path) -> None:
     (tmp_path / "slow_env.py").write_text(SLOW)
     for arguments in (

@@ -265,7 +265,7 @@ def test_an_environment_is_looked_at_once(preset: str, env: str, asked: list[Con
     if env.startswith("Pong"):
         pytest.importorskip("ale_py")
     pa.train(preset, env=env)
-    assert (len(asked), looks) == (1, [env])
+    assert (len(asked), looks) == (1, [envs.Environment(env)])
 
 
 def test_the_command_line_looks_once_too(
@@ -273,7 +273,7 @@ def test_the_command_line_looks_once_too(
 ) -> None:
     monkeypatch.setattr("polyactor.cli.main._exit_code", lambda run: 0)
     assert cli.run(["train", "a3c", "--env", "CartPole-v1", "--steps", "1000"]) == 0
-    assert (asked[0].steps, looks) == (1_000, ["CartPole-v1"])
+    assert (asked[0].steps, looks) == (1_000, [envs.Environment("CartPole-v1")])
 
 
 def by_flags(preset: str, **values: Any) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from polyactor.algorithms.base import Algorithm
 from polyactor.config import TRANSPORTS, Config, EvaluateOptions, Normalize, Scheme
-from polyactor.envs import AtariOptions, EnvFactory, EnvSpec, Specs, resolved
+from polyactor.envs import AtariOptions, EnvFactory, EnvSpec, Specs, Wrapper, resolved
+from polyactor.envs.environment import written
 from polyactor.errors import UsageError, one_line
-from polyactor.fields import AUTO, replace_at
+from polyactor.fields import AUTO, declared, expect, replace_at
 from polyactor.files import same_directory
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Rule
@@ -48,6 +49,8 @@ def train(
     normalize: Mapping[str, Any] | Normalize | None = None,
     atari: Mapping[str, Any] | AtariOptions | None = None,
     evaluate: Mapping[str, Any] | EvaluateOptions | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    env_wrappers: str | Wrapper | Sequence[str | Wrapper] | None = None,
     **values: Any,
 ) -> Run:
     """Train a new run and return it when it has ended.
@@ -70,6 +73,9 @@ def train(
         normalize: which of observations and rewards are scaled or clipped.
         atari: preprocessing of Atari frames; other environments ignore it.
         evaluate: when evaluations end, and how many environments they make.
+        env_kwargs: what the environment is made with: arguments of ``gymnasium.make`` or of the callable, by name.
+        env_wrappers: callables that are given an environment and return one around it, or names such as
+            "gymnasium.wrappers:FlattenObservation" and "file.py:name"; the first is the innermost.
         values: any other field of `Config`, such as ``steps=300_000, seed=1, workers=2``; ``workers`` and ``envs`` may
             be "auto".
 
@@ -81,6 +87,12 @@ def train(
     look = Specs(seconds) if isinstance(seconds := values.get("env_timeout"), float | int) and seconds > 0 else Specs()
     auto = [name for name in AUTO if isinstance(values.get(name), str) and values[name] == "auto"]
     values = {name: value for name, value in values.items() if name not in auto}
+    if env_kwargs is not None:
+        values["env_kwargs"] = written(env_kwargs)
+    if env_wrappers is not None:
+        one = isinstance(env_wrappers, str) or callable(env_wrappers)
+        wrappers = declared(Config)["env_wrappers"].hint
+        values["env_wrappers"] = expect("env_wrappers", (env_wrappers,) if one else env_wrappers, wrappers)
     sections = {
         "algorithm": algorithm, "scheme": scheme, "optimizer": optimizer,
         "model": model, "normalize": normalize, "atari": atari, "evaluate": evaluate,
@@ -124,11 +136,8 @@ def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, ke
         RunDirectoryError: a run directory is taken or cannot be written.
     """
     occupy_descriptors()
-    configs = [
-        replace(config, env=resolved(config.env)) if isinstance(config.env, str) else config for config in configs
-    ]
-    configs = [settled(config) for config in configs]
-    specs = [look(config.env, atari=config.atari) for config in configs]
+    configs = [_anywhere(settled(config)) for config in configs]
+    specs = [look(config.environment, atari=config.atari) for config in configs]
     for config in configs if kept else ():
         run_directory(config)
     with same_directory():
@@ -143,6 +152,12 @@ def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, ke
             start_forkserver()  # imports torch in parallel with this process
     pairs = list(zip(configs, specs, strict=True))
     return [Ready(config, spec, [*reasons, *_flattened(config, spec)]) for config, spec in pairs]
+
+
+def _anywhere(config: Config) -> Config:
+    """Return a config whose names of files and modules mean the same in every working directory."""
+    env, *wrappers = (resolved(each) if isinstance(each, str) else each for each in (config.env, *config.env_wrappers))
+    return replace(config, env=env, env_wrappers=tuple(wrappers))
 
 
 def _flattened(config: Config, spec: EnvSpec) -> list[str]:
@@ -198,7 +213,8 @@ def configured(
             if value != name_of(kind, getattr(config, kind)):
                 config = replace(config, **{kind: part(kind, value)() if isinstance(value, str) else value})
     elif isinstance(preset, str):
-        config = base_config(preset, env=env, look=look, **picked)
+        made = {name: values[name] for name in ("env_kwargs", "env_wrappers") if name in values}
+        config = base_config(preset, env=env, look=look, **made, **picked)
     else:
         raise UsageError(f"preset {one_line(preset, most=80)} is not allowed: it must be a name or a Config")
     for path, value in {**parts, **settings, **values}.items():

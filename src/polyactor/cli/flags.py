@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 READ_FIRST = """\
 Read first, since they decide which flags there are:
---env ID (any Gymnasium id, module:name or file.py:name),
+--env ID (any Gymnasium id, module:name or file.py:name), --env-kwargs, --env-wrapper,
 --scheme sync|hogwild|param-server|actor-learner, --optimizer sgd|rmsprop|adam.
 """
 KEEPS = "; a run goes on with its own settings, and train … --init-from RUN begins one with others at its parameters"
 """What to do for a flag that resume lacks."""
+SEVERAL = {"env-kwargs": "env_kwargs", "env-wrapper": "env_wrappers"}
+"""Flags of an environment with several values, and the setting of each."""
 HELP = frozenset({"--help", "-h"})
 """Flags that ask for help."""
 SHORT = {"--max-lag": "--scheme.max-lag", "--max-staleness": "--scheme.max-staleness"}
@@ -60,6 +62,8 @@ def read_config(args: list[str], look: Callable[..., EnvSpec] | None = None) -> 
         first_value, args = take(args, flag)
         if first_value is not None:
             first[flag] = first_value
+    several, args = take_several(args)
+    first |= several
     base = base_config(name, look=look or env_spec, **first)
     return _parse(base, args, f"polyactor train {name}")
 
@@ -85,7 +89,7 @@ def _parse(base: Config, args: list[str], prog: str) -> Config:
             near = difflib.get_close_matches(flag[2:], known, n=1, cutoff=0.5)
             hint = f" (did you mean '--{near[0]}'?)" if near else ""
             if re.match(r"--env(\.|[-_](kw)?(arg|option|param))", flag):
-                from polyactor.envs.gymnasium_env import OPTIONS
+                from polyactor.envs.finding import OPTIONS
 
                 hint = f": {OPTIONS}"
             raise UsageError(f"there is no flag {flag}{hint}")
@@ -109,7 +113,7 @@ def _parse(base: Config, args: list[str], prog: str) -> Config:
             raise
         raise UsageError(_one_sentence(complaint.getvalue())) from None
     for setting in walk(base):
-        if setting.path != "env":
+        if setting.path not in ("env", *SEVERAL.values()):
             value = getattr(getattr(parsed, setting.group), _name(setting))
             base = base if value == setting.value else replace_at(base, setting.path, value)
     return base
@@ -126,7 +130,7 @@ def _grouped(base: Config, *, with_help: bool) -> type[Any]:
     for setting in sorted(walk(base), key=lambda setting: "." in setting.path):  # the sections' settings come last
         if setting.path != "env":
             shown = arg(name=setting.flag, help=documented.get(setting.path, ""), prefix_name=False)
-            hint: Any = setting.declared.hint
+            hint: Any = tuple[str, ...] if setting.path in SEVERAL.values() else setting.declared.hint
             groups[setting.group].append((_name(setting), Annotated[hint, shown], _default(setting.value)))
     headings = []
     for name, flags in groups.items():
@@ -232,6 +236,26 @@ def take(args: list[str], flag: str) -> tuple[str | None, list[str]]:
         else:
             rest.append(arg)
     return value, rest
+
+
+def take_several(args: list[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Return the values of flags of `SEVERAL` by setting, which may be given again, and the other arguments."""
+    found, rest, setting = dict[str, tuple[str, ...]](), list[str](), None
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if arg.startswith("-"):
+            setting = SEVERAL.get(name[2:].replace("_", "-"))
+            values = (value,) * bool(equals)
+        else:
+            values = (arg,)
+        if setting is None:
+            rest.append(arg)
+        else:
+            found[setting] = (*found.get(setting, ()), *values)
+    for flag, setting in SEVERAL.items():
+        if found.get(setting) == ():
+            raise UsageError(f"--{flag} needs a value")
+    return found, rest
 
 
 def env_timeout(args: list[str]) -> float:

@@ -19,16 +19,16 @@ USAGE = """\
 usage: polyactor VERB ...
 
   train PRESET --env ID [flags]   train; `polyactor train a3c --env CartPole-v1 --help` lists the flags
-  resume RUN [--steps N] [--algorithm FILE:CLASS] [--restart] [--trust-env] [--quiet]
+  resume RUN [--steps N] [--algorithm FILE:CLASS] [--restart] [--trust-code] [--quiet]
                                   go on with a run; N is the new total
-  evaluate RUN [--games N] [--seed S] [--tag best|last] [--trust-env] [--evaluate.timeout S …]
+  evaluate RUN [--games N] [--seed S] [--tag best|last] [--trust-code] [--evaluate.timeout S …]
                                   whole games with the trained policy, greedy and sampled
-  record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last] [--trust-env]
+  record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last] [--trust-code]
                                   one game as an mp4
   plot RUN... [--out FILE]        learning curves over steps and over wall time
   compare RUN...                  the same, and a table
   presets [NAME]                  every name that train takes, or one of them in full
-  check --env ID [--env-timeout S]  is this environment fit for training?
+  check --env ID [--env-wrapper NAME…] [--env-kwargs NAME=VALUE…]  is this environment fit for training?
   bench [PRESET] [--env ID] [--seconds S] [--schemes A,B,…]
                                   speed on this machine, against the environments alone
 """
@@ -92,8 +92,8 @@ def _exit_code(run: Any) -> int:
 
 def _resume(args: list[str]) -> int:
     """Resume a run: ``polyactor resume``."""
-    kinds = {"steps": int, "algorithm": str, "restart": bool, "trust-env": bool, "quiet": bool}
-    usage = "resume RUN [--steps N] [--algorithm FILE:CLASS] [--restart] [--trust-env] [--quiet]"
+    kinds = {"steps": int, "algorithm": str, "restart": bool, "trust-code": bool, "trust-env": bool, "quiet": bool}
+    usage = "resume RUN [--steps N] [--algorithm FILE:CLASS] [--restart] [--trust-code] [--quiet]"
     options = small_flags(args, kinds, usage, others=KEEPS)
     from polyactor.training.trainer import resume
 

@@ -20,16 +20,19 @@ if TYPE_CHECKING:
 EVALUATING = {"evaluate.envs": int, "evaluate.max-steps": int, "evaluate.stuck-after": int, "evaluate.timeout": float}
 """Flags of ``train`` that hold for the games of other verbs, too, and the type of each."""
 
+TRUSTING = {"trust-code": bool, "trust-env": bool}
+"""Flags that allow the import of code which a run's config names; the second is older, of environments alone."""
+
 
 def _evaluate(args: list[str]) -> int:
     """Play whole games with a run's policy, greedy and sampled, and print the scores: ``polyactor evaluate``."""
-    kinds = {"games": int, "seed": int, "tag": str, "trust-env": bool, **EVALUATING}
-    usage = "evaluate RUN [--games N] [--seed S] [--tag best|last] [--trust-env]"
+    kinds = {"games": int, "seed": int, "tag": str, **TRUSTING, **EVALUATING}
+    usage = "evaluate RUN [--games N] [--seed S] [--tag best|last] [--trust-code]"
     options = small_flags(args, kinds, f"{usage} [{'] ['.join(f'--{flag} N' for flag in EVALUATING)}]")
     from polyactor.evaluation.evaluate import evaluate
     from polyactor.evaluation.policy import read
 
-    config, tensors = read(the_run(options), options.get("tag"), trust_env=options["trust-env"])
+    config, tensors = read(the_run(options), options.get("tag"), **_trusted(options))
     config = _evaluating(config, options)
     games, seed, cores = options.get("games", 100), options.get("seed", 0), len(os.sched_getaffinity(0))
     _say(f"playing {games} game{'s' * (games != 1)} greedy, then as many sampled, {config.evaluate.timeout:g} s each")
@@ -47,6 +50,13 @@ def _evaluating(config: Config, options: dict[str, Any]) -> Config:
     return config
 
 
+def _trusted(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run's reader is told of the code that may be imported, as `read` takes it."""
+    from polyactor.settings.trust import vouched_for
+
+    return {"trust_code": options["trust-code"], "given": vouched_for(options["trust-env"])}
+
+
 def _say(line: str) -> None:
     """Print a line about what goes on, apart from the results."""
     print(line, file=sys.stderr, flush=True)
@@ -55,15 +65,15 @@ def _say(line: str) -> None:
 
 def _record(args: list[str]) -> int:
     """Record one game of a run's policy as an mp4: ``polyactor record``."""
-    kinds = {"out": Path, "seed": int, "greedy": bool, "tag": str, "trust-env": bool, **EVALUATING}
-    usage = "record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last] [--trust-env]"
+    kinds = {"out": Path, "seed": int, "greedy": bool, "tag": str, **TRUSTING, **EVALUATING}
+    usage = "record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last] [--trust-code]"
     options = small_flags(args, kinds, f"{usage} [{'] ['.join(f'--{flag} N' for flag in EVALUATING)}]")
     from polyactor.evaluation.policy import read
     from polyactor.report.video import record
     from polyactor.storage.atomic import writing
 
     path = the_run(options)
-    config, tensors = read(path, options.get("tag"), trust_env=options["trust-env"])
+    config, tensors = read(path, options.get("tag"), **_trusted(options))
     config, out = _evaluating(config, options), options.get("out", path / "replay.mp4")
     how = {"deterministic": options.get("greedy", False), "seed": options.get("seed", 0)}
     _say(f"playing a game for the film, {config.evaluate.timeout:g} s at most")

@@ -3,9 +3,11 @@
 This package does not import torch, and imports ale-py only for Atari ids.
 
 * `vector_env`: `VectorEnv`, the interface of B environments.
+* `environment`: `Environment`, what an environment is made of: an id or callable, arguments, wrappers.
+* `finding`: what names of environments and wrappers stand for.
 * `spec`: `EnvSpec`, spaces and limits of one environment.
 * `conversion`: observations and actions of Gymnasium's spaces as a policy sees and takes them, and back.
-* `gymnasium_env`, `serial_vector_env`: environments of Gymnasium, and B of them stepped one after the other.
+* `gymnasium_env`, `serial_vector_env`: making environments of Gymnasium, and B of them stepped one after the other.
 * `atari`, `atari_exact`: Atari games by ale-py, and Atari games whose state can be saved.
 * `diagnostic`: small environments with known optimal values.
 * `snapshot`: saving and restoring an environment's state.
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,10 +27,11 @@ from gymnasium.envs.registration import EnvSpec as Registered
 from polyactor.envs import atari as _atari
 from polyactor.envs import diagnostic, gymnasium_env
 from polyactor.envs.atari import AtariOptions
-from polyactor.envs.gymnasium_env import EnvFactory, name_of, resolved
+from polyactor.envs.environment import EnvFactory, Environment, Wrapper, name_of
+from polyactor.envs.finding import find, resolved
 from polyactor.envs.spec import EnvSpec
 from polyactor.envs.vector_env import ActionSpace, Listener, Step, VectorEnv
-from polyactor.errors import EnvironmentUnsupported
+from polyactor.errors import EnvironmentUnsupported, UsageError
 from polyactor.files import same_directory
 from polyactor.system.deadline import Call, bounded
 from polyactor.system.process_state import kept_streams, kept_switches, moved, streams
@@ -37,10 +41,12 @@ __all__ = [
     "AtariOptions",
     "EnvFactory",
     "EnvSpec",
+    "Environment",
     "Listener",
     "Specs",
     "Step",
     "VectorEnv",
+    "Wrapper",
     "check_exact",
     "env_spec",
     "is_atari",
@@ -54,7 +60,7 @@ diagnostic.register()
 
 
 def make_envs(
-    env: str | EnvFactory,
+    env: str | EnvFactory | Environment,
     num_envs: int,
     *,
     atari: AtariOptions = AtariOptions(),  # noqa: B008 (frozen)
@@ -67,8 +73,8 @@ def make_envs(
     """Make B copies of one environment.
 
     Args:
-        env: a Gymnasium id, ``module:Env-v0``, ``module:callable``, the same in a file, as ``file.py:callable``, or a
-            callable that returns one `gymnasium.Env`.
+        env: a Gymnasium id, ``module:Env-v0``, ``module:callable``, the same in a file, as ``file.py:callable``, a
+            callable that returns one `gymnasium.Env`, or an `Environment`, which has arguments and wrappers besides.
         num_envs: B.
         atari: preprocessing of Atari games; other environments ignore it.
         max_episode_steps: truncate an episode after this many agent steps. This replaces the limit of an id; an
@@ -80,12 +86,18 @@ def make_envs(
 
     Raises:
         EnvironmentUnsupported: the environment is unknown, not installed or not one of Gymnasium, or has a space that
-            polyactor does not support.
+            polyactor does not support; or a wrapper is unknown, fails or returns no environment.
+        UsageError: an argument is not known, or there are wrappers around a game of Atari.
     """
-    source = gymnasium_env.find(env)
-    if isinstance(source, Registered) and _atari.is_atari(source):
+    found = find(env)
+    if isinstance(found.source, Registered) and _atari.is_atari(found.source):
+        if found.wrappers:
+            raise UsageError(
+                f"--env-wrapper {found.wrappers[0][0]} is not allowed with {found.name}: games of Atari run together "
+                "in one emulator, but a wrapper has one environment; wrap a game in a function: --env FILE.py:FUNCTION"
+            )
         return _atari.AtariEnvs(
-            source,
+            _atari.made_with(found.source, found.kwargs),
             num_envs,
             options=atari,
             max_episode_steps=max_episode_steps,
@@ -94,7 +106,7 @@ def make_envs(
             render=render,
         )
     return gymnasium_env.GymnasiumEnvs(
-        source, num_envs, max_episode_steps=max_episode_steps, saved=saved, render=render, listener=listener
+        found, num_envs, max_episode_steps=max_episode_steps, saved=saved, render=render, listener=listener
     )
 
 
@@ -104,7 +116,7 @@ ENV_TIMEOUT = 60.0
 
 @contextmanager
 def looked_at(
-    env: str | EnvFactory, num_envs: int, *, seconds: float, **options: Any
+    env: str | EnvFactory | Environment, num_envs: int, *, seconds: float, **options: Any
 ) -> Iterator[tuple[VectorEnv, Listener]]:
     """Yield environments that are made, looked at and closed again, each call bounded, and who is told of calls.
 
@@ -134,7 +146,7 @@ def looked_at(
 
 
 def env_spec(
-    env: str | EnvFactory,
+    env: str | EnvFactory | Environment,
     *,
     atari: AtariOptions = AtariOptions(),  # noqa: B008 (frozen)
     seconds: float = ENV_TIMEOUT,
@@ -149,22 +161,24 @@ def env_spec(
     Raises:
         EnvironmentUnsupported: the environment cannot be made, as in `make_envs`, or missed its deadline.
     """
-    source = gymnasium_env.find(env)
+    found = find(env)
+    source = found.source
     stack = atari.stack if isinstance(source, Registered) and _atari.is_atari(source) else 1
-    limit = source.max_episode_steps if isinstance(source, Registered) else None
+    limit = source.max_episode_steps if isinstance(source, Registered) and not found.wrappers else None
     with looked_at(env, 1, atari=atari, seconds=seconds) as (envs, _):
         return EnvSpec.of(envs, stack=stack, max_episode_steps=limit)
 
 
-def is_atari(env: str | EnvFactory) -> bool:
+def is_atari(env: str | EnvFactory | Environment) -> bool:
     """Return whether an environment is an Atari game of ale-py, including old ids such as Pong-v4.
 
     Raises:
         EnvironmentUnsupported: the environment is unknown or not installed.
     """
-    if isinstance(env, str) and _atari.looks_atari(env):
+    asked = Environment.of(env)
+    if isinstance(asked.source, str) and _atari.looks_atari(asked.source):
         return True
-    source = gymnasium_env.find(env)
+    source = find(replace(asked, wrappers=())).source
     return isinstance(source, Registered) and _atari.is_atari(source)
 
 
@@ -173,7 +187,7 @@ PROOF_STEPS = 100
 
 
 def check_exact(
-    env: str | EnvFactory,
+    env: str | EnvFactory | Environment,
     *,
     atari: AtariOptions = AtariOptions(),  # noqa: B008 (frozen)
     max_episode_steps: int | None = None,
@@ -227,15 +241,17 @@ class Specs:
 
     def __init__(self, seconds: float = ENV_TIMEOUT) -> None:
         self.seconds = seconds
-        self._known: dict[tuple[str | int, AtariOptions | None], EnvSpec] = {}
+        self._known: dict[object, EnvSpec] = {}
 
-    def __call__(self, env: str | EnvFactory, *, atari: AtariOptions = AtariOptions()) -> EnvSpec:  # noqa: B008
+    def __call__(self, env: str | EnvFactory | Environment, *, atari: AtariOptions = AtariOptions()) -> EnvSpec:  # noqa: B008
         """Return spaces and limits of an environment, from the cache if it is known.
 
         Raises:
             EnvironmentUnsupported: the environment cannot be made, as in `make_envs`.
         """
-        key = (env if isinstance(env, str) else id(env), atari if is_atari(env) else None)
+        asked = Environment.of(env)
+        parts = [each if isinstance(each, str) else id(each) for each in (asked.source, *asked.wrappers)]
+        key = (*parts, asked.arguments, atari if is_atari(asked) else None)
         if key not in self._known:
-            self._known[key] = env_spec(env, atari=atari, seconds=self.seconds)
+            self._known[key] = env_spec(asked, atari=atari, seconds=self.seconds)
         return self._known[key]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +21,7 @@ from polyactor.fields import expect
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.optim.flat import State
 from polyactor.settings.serialize import from_json
+from polyactor.settings.trust import handed_over, refuse_untrusted, vouched_for
 from polyactor.storage import checkpoint
 from polyactor.system.machine import torch_threads
 
@@ -102,7 +102,7 @@ class Policy:
 
     def __init__(self, config: Config, tensors: Mapping[str, Tensor], seed: int = 0) -> None:
         self.config = config
-        with looked_at(config.env, 1, seconds=config.env_timeout, atari=config.atari) as (envs, _):
+        with looked_at(config.environment, 1, seconds=config.env_timeout, atari=config.atari) as (envs, _):
             spec, self._conversion = EnvSpec.of(envs), envs.conversion
         self.model = make_trained(config, spec, tensors)
         self._generator = Streams.of(seed, EVALUATION_STREAM).act
@@ -159,43 +159,78 @@ def _encoded(conversion: Conversion, observation: Any) -> NDArray[Any]:
     return x
 
 
-def load(path: str | Path, *, tag: str | None = None, env: Any = None, trust_env: bool = False) -> Policy:
+def load(
+    path: str | Path,
+    *,
+    tag: str | None = None,
+    env: Any = None,
+    env_wrappers: Sequence[Any] | None = None,
+    trust_code: bool = False,
+    trust_env: bool = False,
+) -> Policy:
     """Load the policy of a run directory (its best checkpoint, else its last) or of one checkpoint.
 
     Args:
         path: a run directory or a checkpoint directory.
         tag: "best" or "last"; by default "best" if the run has it.
         env: an environment in place of the run's; needed where that was a callable that cannot be imported by name.
-        trust_env: allow the import of the module of an environment ``module:something``. The import runs code that
-            whoever made the checkpoint chose.
+        env_wrappers: wrappers in place of the run's, which are needed likewise.
+        trust_code: allow the import of files and modules that the run's config names, such as an environment
+            ``module:something``. The import runs code that whoever made the checkpoint chose.
+        trust_env: as `trust_code`, for the environment and its wrappers alone.
 
     Raises:
-        UsageError: the run's environment is code, and ``trust_env`` is off.
+        UsageError: the run's config names code that the caller has neither handed over nor trusted.
         CheckpointError: there is no checkpoint, or it is damaged, not of polyactor, or of another model.
     """
-    trust_env = expect("trust_env", trust_env, bool) or env is not None
-    config, tensors = read(Path(expect("path", path, str | Path)), tag, trust_env=trust_env)
-    return Policy(config if env is None else replace(config, env=env), tensors)
+    trust_code, given = (
+        expect("trust_code", trust_code, bool),
+        vouched_for(trust_env, env=env, env_wrappers=env_wrappers),
+    )
+    config, tensors = read(Path(expect("path", path, str | Path)), tag, trust_code=trust_code, given=given)
+    return Policy(handed_over(config, env=env, env_wrappers=env_wrappers), tensors)
 
 
-def read(path: Path, tag: str | None = None, *, trust_env: bool = False) -> tuple[Config, dict[str, Tensor]]:
-    """Read and verify the config and the model's tensors of a run or checkpoint.
+def read(
+    path: Path, tag: str | None = None, *, trust_code: bool = False, given: Collection[str] = ()
+) -> tuple[Config, dict[str, Tensor]]:
+    """Read and verify the config and the model's tensors of a run or checkpoint, to play with its policy.
 
     Args:
         path: a run directory or a checkpoint directory.
         tag: "best" or "last"; by default "best" if the run has it.
-        trust_env: accept an environment ``module:something``, whose module will be imported.
+        trust_code: whether code that the config names may be imported.
+        given: places of the config whose code the caller has handed over or trusts, as in `refuse_untrusted`.
 
     Raises:
-        UsageError: the run's environment is code, and ``trust_env`` is off.
+        UsageError: the run's config names code that is not trusted.
         CheckpointError: there is no checkpoint, or it is damaged, not of polyactor, or not finite.
     """
-    if tag is None:
-        tag = "best" if checkpoint.exists(path, tag="best") else "last"
-    found = checkpoint.load(path, tag=tag)
-    config = from_json(found.meta.get("config", {}), trust_env=trust_env)
+    found = _checkpoint(path, tag)
+    plain = found.meta.get("config", {})
+    config = from_json(plain)
+    refuse_untrusted(plain, trust_code, given=given)
     refuse_not_finite(found)
     return config, model_tensors(found.tensors)
+
+
+def parameters(path: Path, tag: str | None = None) -> dict[str, Tensor]:
+    """Read and verify the model's tensors alone, for which no code that the config names is needed.
+
+    Raises:
+        CheckpointError: as in `read`.
+    """
+    found = _checkpoint(path, tag)
+    from_json(found.meta.get("config", {}))
+    refuse_not_finite(found)
+    return model_tensors(found.tensors)
+
+
+def _checkpoint(path: Path, tag: str | None) -> checkpoint.Checkpoint:
+    """Return the checkpoint with this tag; without one, the best where there is one, else the last."""
+    if tag is None:
+        tag = "best" if checkpoint.exists(path, tag="best") else "last"
+    return checkpoint.load(path, tag=tag)
 
 
 def refuse_not_finite(found: checkpoint.Checkpoint) -> None:
@@ -219,7 +254,7 @@ def start_from(state: State, path: Path) -> None:
     Raises:
         CheckpointError: the other run has another model, or its checkpoint cannot be read.
     """
-    _, tensors = read(path, trust_env=True)  # only its parameters are used, not its environment
+    tensors = parameters(path)
     for name, view in state.views().items():
         if name not in tensors or (tensors[name].shape, tensors[name].dtype) != (view.shape, view.dtype):
             raise CheckpointError(f"--init-from {path} is of another model: {name} is missing or of another shape")

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import gymnasium
+
 from polyactor import envs
 from polyactor.algorithms import ALGORITHMS
 from polyactor.algorithms.base import Algorithm
-from polyactor.config import Config, EvaluateOptions, Normalize
-from polyactor.envs import AtariOptions, EnvFactory
+from polyactor.config import OBJECTS, Config, EvaluateOptions, Normalize
+from polyactor.envs import AtariOptions
 from polyactor.errors import CheckpointError, UsageError, one_line
 from polyactor.fields import declared, fits, require, walk
 from polyactor.models.spec import ModelSpec
@@ -57,7 +59,9 @@ def to_json(config: Config) -> dict[str, Any]:
         plain[kind] = {"name": name_of(kind, getattr(config, kind)), **plain[kind]}
     if type(config.algorithm) not in ALGORITHMS.values():
         plain["algorithm"]["outputs"] = list(config.algorithm.outputs)
-    plain["env"] = config.env if isinstance(config.env, str) else _importable(config.env)
+    for name in OBJECTS:
+        value = getattr(config, name)
+        plain[name] = [_named(each) for each in value] if isinstance(value, tuple) else _named(value)
     return plain
 
 
@@ -67,11 +71,18 @@ def _plain(part: Any) -> dict[str, Any]:
     return {name: _plain(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
 
 
-def _importable(env: EnvFactory) -> str:
-    """Return the name that a callable can be imported by, or its own name in angle brackets where there is none."""
-    module, name = str(getattr(env, "__module__", "")), envs.name_of(env)
+def _named(value: Any) -> str:
+    """Return the name that a callable can be imported by, or its own name in angle brackets where there is none.
+
+    A text is returned as it is.
+    """
+    if isinstance(value, str):
+        return value
+    module, name = str(getattr(value, "__module__", "")), envs.name_of(value)
+    if name in gymnasium.wrappers.__all__ and getattr(gymnasium.wrappers, name) is value:
+        return f"gymnasium.wrappers:{name}"
     home = sys.modules.get(module)
-    if home is None or getattr(home, name, None) is not env:
+    if home is None or getattr(home, name, None) is not value:
         return f"{module}:<{name.strip('<>')}>"
     file = getattr(home, "__file__", None)
     own = module == "__main__" or module.startswith("polyactor_file_")  # which no other program imports by its name
@@ -86,48 +97,33 @@ def refuse_unwritable(config: Config) -> None:
     """
     for setting in walk(config):
         try:
-            json.dumps(None if setting.path == "env" else setting.value, allow_nan=False)
+            json.dumps(None if setting.path in OBJECTS else setting.value, allow_nan=False)
         except (TypeError, ValueError) as error:
             said = one_line(setting.value, most=80)
             raise UsageError(f"--{setting.flag} {said} is not allowed: it cannot be saved as JSON: {error}") from None
 
 
-def from_json(plain: Mapping[str, Any], *, trust_env: bool = False) -> Config:
+def from_json(plain: Mapping[str, Any]) -> Config:
     """Return the config that `to_json` wrote, perhaps on somebody else's machine.
 
     No code is imported: an algorithm from a file becomes a `StandIn`, which is enough to play with the policy and not
-    to train on.
-
-    Args:
-        plain: the config as JSON.
-        trust_env: accept an environment ``module:something``, whose module will be imported.
+    to train on. What uses other code that the config names asks `refuse_untrusted` first.
 
     Raises:
-        UsageError: the environment is ``module:something``, and ``trust_env`` is off.
         CheckpointError: the JSON is no config, or names something that this version does not have.
     """
     try:
         config = _from_json(dict(plain))
         check_values(config)
-        if not str(config.env).isprintable() or len(str(config.env)) > LONGEST_NAME:
-            raise ValueError(f"env is {config.env}")
+        for name in (config.env, *config.env_wrappers):
+            if not str(name).isprintable() or len(str(name)) > LONGEST_NAME:
+                raise ValueError(f"the environment or a wrapper is {name}")
         pixels = config.atari.stack * config.atari.frame_size * (config.atari.resize_height or config.atari.frame_size)
         if pixels > MOST_PIXELS:
             raise ValueError(f"observations of {pixels} pixels")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError) as error:
         why = one_line(error) or type(error).__name__
         raise CheckpointError(f"the config is not one of this version's: {why}") from None
-    module, colon, name = str(config.env).rpartition(":")
-    if "<" in name and not trust_env:
-        raise UsageError(
-            f"the environment of this run was a callable that has no name to import it by, {one_line(config.env)}: "
-            "hand it over again, in Python: env=…"
-        )
-    if colon and not trust_env:
-        raise UsageError(
-            f"the environment {one_line(config.env)} is code: the module {one_line(module)} would be imported and run; "
-            "if you trust it, add --trust-env (in Python: trust_env=True)"
-        )
     return config
 
 

@@ -9,12 +9,14 @@ from typing import Any
 from polyactor.agent.parts import Parts
 from polyactor.agent.resumables import Resumables
 from polyactor.config import Config
-from polyactor.envs import EnvSpec, check_exact
+from polyactor.envs import check_exact, env_spec
 from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError, one_line
-from polyactor.evaluation.policy import model_tensors, refuse_misfit
+from polyactor.evaluation.policy import model_tensors, refuse_misfit, refuse_not_finite
 from polyactor.fields import expect
+from polyactor.settings.check import check
 from polyactor.settings.registry import name_of
 from polyactor.settings.serialize import StandIn, algorithm_from, from_json
+from polyactor.settings.trust import handed_over, refuse_untrusted, vouched_for
 from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.storage.checkpoint import Checkpoint
 
@@ -31,7 +33,7 @@ def refuse_inexact(config: Config) -> None:
     if config.exact_resume:
         try:
             check_exact(
-                config.env,
+                config.environment,
                 atari=config.atari,
                 max_episode_steps=config.max_episode_steps,
                 seconds=config.env_timeout,
@@ -40,33 +42,35 @@ def refuse_inexact(config: Config) -> None:
             raise UsageError(f"--exact-resume is not allowed: {error}".rstrip(".")) from None
 
 
-def config_of(found: Checkpoint, *, algorithm: str | None, env: Any, trust_env: bool) -> Config:
+def config_of(found: Checkpoint, algorithm: str | None, trust_code: bool, trust_env: bool, **handed: Any) -> Config:
     """Return the config of a checkpoint, with the code that the caller names.
 
     Args:
         found: the checkpoint.
-        algorithm: ``file.py:Class``; needed where the run's algorithm came from a file.
-        env: an environment in place of the saved one, or None.
-        trust_env: accept a saved environment ``module:something``, whose module will be imported.
+        algorithm: ``file.py:Class``, in place of the run's algorithm from a file; None takes that, if it is trusted.
+        trust_code: whether code that the config names may be imported.
+        trust_env: the same, for the environment and its wrappers alone.
+        handed: an environment and wrappers in place of the saved ones, by the names of their settings, or None.
 
     Raises:
-        UsageError: the environment or the algorithm is code that the caller has not named or trusted.
+        UsageError: the config names code that the caller has neither handed over nor trusted.
         CheckpointError: the saved config is not valid in this version.
     """
-    config = from_json(found.meta.get("config", {}), trust_env=trust_env or env is not None)
-    config = config if env is None else replace(config, env=env)
-    if not isinstance(config.algorithm, StandIn):
-        if algorithm is not None:
-            raise UsageError(
-                f"--algorithm {one_line(algorithm)} is not allowed: the run goes on with its own algorithm, "
-                f"{name_of('algorithm', config.algorithm)}, and only one from a file has to be named"
-            )
-        return config
-    options = dict(found.meta["config"]["algorithm"])
-    name = options.pop("name")
-    if algorithm is None:
-        raise UsageError(f"the run's algorithm is from a file, so name it: --algorithm {one_line(name)}")
-    return replace(config, algorithm=algorithm_from(algorithm, options))
+    plain = found.meta.get("config", {})
+    config = from_json(plain)
+    given = vouched_for(trust_env, **handed, **{"algorithm.name": algorithm})
+    refuse_untrusted(plain, expect("trust_code", trust_code, bool), given=given, training=True)
+    config = handed_over(config, **handed)
+    if isinstance(config.algorithm, StandIn):
+        options = dict(plain["algorithm"])
+        name = options.pop("name")
+        return replace(config, algorithm=algorithm_from(algorithm or name, options))
+    if algorithm is not None:
+        raise UsageError(
+            f"--algorithm {one_line(algorithm)} is not allowed: the run goes on with its own algorithm, "
+            f"{name_of('algorithm', config.algorithm)}, and only one from a file has to be named"
+        )
+    return config
 
 
 def going_on(
@@ -112,12 +116,17 @@ def _jumps(before: Config, after: Config, done: int) -> list[str]:
     return [f"the new total stretches what is annealed: goes on with {', '.join(said)}"] if said else []
 
 
-def restored(config: Config, spec: EnvSpec, found: Checkpoint) -> Parts:
+def restored(config: Config, found: Checkpoint) -> Parts:
     """Return the parts of a resumed run, with parameters, optimizer state and counters from a checkpoint.
 
     Raises:
+        UsageError: the config cannot be run here.
+        EnvironmentUnsupported: the environment cannot be made.
         CheckpointError: the tensors do not fit the config, or a counter has a value that no run reaches.
     """
+    check(config)
+    refuse_not_finite(found)
+    spec = env_spec(config.environment, atari=config.atari, seconds=config.env_timeout)
     refuse_misfit(config, spec, model_tensors(found.tensors))
     saved = found.tensors
     parts = replace(Parts.fresh(config, spec), resumables=Resumables(saved if config.exact_resume else None))

@@ -12,9 +12,9 @@ from typing import Any
 from polyactor import transport
 from polyactor.agent.parts import Parts, precision
 from polyactor.config import Config
-from polyactor.envs import EnvSpec, env_spec, name_of
+from polyactor.envs import EnvSpec, name_of
 from polyactor.errors import PolyactorError
-from polyactor.evaluation.policy import refuse_not_finite, start_from
+from polyactor.evaluation.policy import start_from
 from polyactor.fields import expect
 from polyactor.files import same_directory
 from polyactor.report.video import keepsakes
@@ -89,6 +89,8 @@ def resume(
     algorithm: str | None = None,
     restart: bool = False,
     env: Any = None,
+    env_wrappers: Sequence[Any] | None = None,
+    trust_code: bool = False,
     trust_env: bool = False,
     quiet: bool = False,
 ) -> Run:
@@ -99,15 +101,15 @@ def resume(
     Args:
         path: the run directory, to resume from its last checkpoint, or one of its checkpoint directories.
         steps: a new total of agent steps.
-        algorithm: ``file.py:Class``; needed where the run's algorithm came from a file, since a config loads no code.
+        algorithm: ``file.py:Class``, in place of the run's own, which is imported from its file if it is trusted.
         restart: turn ``exact_resume`` off, now and for later resumes, so that environments start anew.
-        env: an environment in place of the run's; needed where that was a callable that cannot be imported by name.
-        trust_env: allow the import of the module of an environment ``module:something``. The import runs code that
-            whoever made the checkpoint chose.
+        env, env_wrappers: an environment or wrappers in place of the run's; needed where those have no name to import.
+        trust_code: import the files and modules that the run's config names, which runs code that whoever made the
+            checkpoint chose; `trust_env` is the same for the environment and its wrappers alone.
         quiet: print nothing.
 
     Raises:
-        UsageError: the environment or the algorithm is code that the caller has not named or trusted.
+        UsageError: the run's config names code that the caller has neither handed over nor trusted.
         CheckpointError: there is no checkpoint, or it is damaged or does not fit.
         RunDirectoryError: another process trains in the run directory.
     """
@@ -117,13 +119,11 @@ def resume(
     asked, path = path.absolute(), run_of(path.absolute())
     with claimed(path), ExitStack() as opened:
         found = checkpoint.load(asked)
-        config = config_of(found, algorithm=algorithm, env=env, trust_env=trust_env)
+        config = config_of(found, algorithm, trust_code, trust_env, env=env, env_wrappers=env_wrappers)
         config, said = going_on(config, found, steps=steps, restart=restart, quiet=quiet, out=path)
-        check(config)
         failpoints.arm()
         tune_allocator()
-        refuse_not_finite(found)
-        parts = restored(config, env_spec(config.env, atari=config.atari, seconds=config.env_timeout), found)
+        parts = restored(config, found)
         return _Training(parts, path, found.meta, opened).run(said)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -9,13 +10,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyactor.cli.flags import HELP, env_timeout, read_config, small_flags, take, take_auto
-from polyactor.errors import UsageError
+from polyactor.cli.flags import HELP, env_timeout, read_config, small_flags, take, take_auto, take_several
+from polyactor.errors import EnvironmentUnsupported, PolyactorError, UsageError
 from polyactor.fields import replace_at
 from polyactor.system.notices import heard, noticing, to_stderr
 
 if TYPE_CHECKING:
     from polyactor.config import Config
+    from polyactor.envs import Environment, EnvSpec
 
 EVALUATING = {"evaluate.envs": int, "evaluate.max-steps": int, "evaluate.stuck-after": int, "evaluate.timeout": float}
 """Flags of ``train`` that hold for the games of other verbs, too, and the type of each."""
@@ -116,15 +118,40 @@ def _presets(args: list[str]) -> int:
 
 
 def _check(args: list[str]) -> int:
-    """Check whether an environment is fit for training, and print the result: ``polyactor check``."""
-    kinds = {"env": str, "env-timeout": float}
-    options = small_flags(args, kinds, "check --env ID [--env-timeout SECONDS]", runs=False)
+    """Check whether an environment is fit for training, and print what a run would meet: ``polyactor check``."""
+    usage = "check --env ID [--env-wrapper NAME…] [--env-kwargs NAME=VALUE…] [--env-timeout SECONDS] [--json]"
+    several, args = take_several(args)
+    options = small_flags(args, {"env": str, "env-timeout": float, "json": bool}, usage, runs=False)
     if "env" not in options:
         raise UsageError("check needs --env, such as: polyactor check --env CartPole-v1")
+    from polyactor.envs import Environment
     from polyactor.envs.check import DEADLINE, inspect
 
-    print(inspect(options["env"], seconds=options.get("env-timeout", DEADLINE)))
+    env = Environment(options["env"], several.get("env_kwargs", ()), several.get("env_wrappers", ()))
+    try:
+        report = inspect(env, seconds=options.get("env-timeout", DEADLINE))
+        report.facts |= _network(env, report.spec)
+    except PolyactorError as error:
+        if options["json"]:
+            print(json.dumps({"environment": options["env"], "fit": False, "problems": [str(error)]}))
+        raise
+    print(json.dumps(report.plain()) if options["json"] else report)
     return 0
+
+
+def _network(env: Environment, spec: EnvSpec) -> dict[str, str]:
+    """Return in words the network that A3C would have in an environment.
+
+    Raises:
+        EnvironmentUnsupported: there is none that fits.
+    """
+    from polyactor.report.network import network
+    from polyactor.settings.presets import base_config
+
+    try:
+        return network(base_config("a3c", env=env.source, look=lambda *_, **__: spec), spec)
+    except UsageError as error:
+        raise EnvironmentUnsupported(f"{error}") from None
 
 
 def _bench(args: list[str]) -> int:

@@ -16,7 +16,7 @@ This package does not import torch, and imports ale-py only for Atari ids.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -33,7 +33,7 @@ from polyactor.envs.spec import EnvSpec
 from polyactor.envs.vector_env import ActionSpace, Listener, Step, VectorEnv
 from polyactor.errors import EnvironmentUnsupported, UsageError
 from polyactor.files import same_directory
-from polyactor.system.deadline import Call, bounded
+from polyactor.system.deadline import Answers, Call, bounded
 from polyactor.system.process_state import kept_streams, kept_switches, moved, streams
 
 __all__ = [
@@ -116,7 +116,12 @@ ENV_TIMEOUT = 60.0
 
 @contextmanager
 def looked_at(
-    env: str | EnvFactory | Environment, num_envs: int, *, seconds: float, **options: Any
+    env: str | EnvFactory | Environment,
+    num_envs: int,
+    *,
+    seconds: float,
+    listening: Callable[[Answers], Listener] | None = None,
+    **options: Any,
 ) -> Iterator[tuple[VectorEnv, Listener]]:
     """Yield environments that are made, looked at and closed again, each call bounded, and who is told of calls.
 
@@ -127,6 +132,7 @@ def looked_at(
         env: an environment as in `make_envs`.
         num_envs: B.
         seconds: the deadline of a step, with that of all else as in `Call.factor`.
+        listening: returns who is told of calls, and tells what keeps the deadlines.
         options: further arguments of `make_envs`.
 
     Raises:
@@ -134,15 +140,16 @@ def looked_at(
         EnvironmentUnsupported: the environment cannot be made, as in `make_envs`.
     """
     with same_directory(), kept_streams(), kept_switches(), bounded(name_of(env), seconds) as answers:
-        answers.asked(-1, None, Call.CONSTRUCTOR)
-        envs = make_envs(env, num_envs, listener=answers, **options)
-        answers.answered()
+        told: Listener = answers if listening is None else listening(answers)
+        told.asked(-1, None, Call.CONSTRUCTOR)
+        envs = make_envs(env, num_envs, listener=told, **options)
+        told.answered()
         try:
-            yield envs, answers
+            yield envs, told
         finally:
-            answers.asked(-1, None, Call.CLOSE)
+            told.asked(-1, None, Call.CLOSE)
             envs.close()
-            answers.answered()
+            told.answered()
 
 
 def env_spec(
@@ -201,7 +208,7 @@ def check_exact(
     """
 
     def two() -> AbstractContextManager[tuple[VectorEnv, Listener]]:
-        options = {"atari": atari, "max_episode_steps": max_episode_steps}
+        options: dict[str, Any] = {"atari": atari, "max_episode_steps": max_episode_steps}
         return looked_at(env, 2, seconds=seconds, saved=True, **options)
 
     with two() as (first, asked_first), two() as (second, asked_second):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,10 @@ from polyactor.envs.serial_vector_env import SerialVectorEnv
 from polyactor.errors import EnvironmentUnsupported, UsageError
 from polyactor.evaluation.evaluate import evaluate
 from polyactor.evaluation.policy import read
+from polyactor.report.speed import environments_alone
+from polyactor.settings.autotune import Stopwatch
+from polyactor.settings.presets import base_config
+from polyactor.training.resume import refuse_inexact
 from tests.helpers.runs import events
 
 VALUES: dict[str, Any] = {
@@ -294,6 +300,20 @@ class Paying(gymnasium.Wrapper):
 def negative(env):
     return gymnasium.wrappers.TransformReward(env, lambda reward: -reward)
 """
+NEEDS = """
+import gymnasium
+
+class Wide(gymnasium.ActionWrapper):
+    def __init__(self, env):
+        super().__init__(env)
+        self.action_space = gymnasium.spaces.Discrete(9)
+
+    def action(self, action):
+        return action % 4
+
+def made(size):
+    return gymnasium.make("FrozenLake-v1", map_name=f"{size}x{size}")
+"""
 METHODS = {"sync": "a2c", "hogwild": "a3c", "param-server": "a3c-server", "actor-learner": "impala"}
 
 
@@ -338,6 +358,20 @@ def test_objects_are_sent_to_workers_and_asked_for_again_where_they_have_no_name
             call(run.path, trust_code=True)
     assert pa.load(run.path, env_wrappers=wrappers).config.env_wrappers == tuple(wrappers)
     assert pa.resume(run.path, steps=200, quiet=True, env_wrappers=wrappers).summary["score_mean100"] == -6
+
+
+def test_whatever_measures_or_proves_makes_the_whole_environment(tmp_path: Path) -> None:
+    """Which cannot be made without its argument, and whose wrapper makes the action space larger."""
+    (tmp_path / "my.py").write_text(NEEDS)
+    config = replace(
+        base_config("a2c", env=f"{tmp_path}/my.py:made", env_kwargs=("size=4",), env_wrappers=(f"{tmp_path}/my.py:Wide",)),
+        exact_resume=True,
+    )  # fmt: skip
+    refuse_inexact(config)
+    with closing(Stopwatch(config)) as measured:
+        assert measured.envs.action_space == spaces.Discrete(9)
+        assert measured(4) > 0
+    assert environments_alone(config, 1, 0.1) > 0
 
 
 @pytest.mark.parametrize(

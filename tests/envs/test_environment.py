@@ -317,10 +317,10 @@ def made(size):
 METHODS = {"sync": "a2c", "hogwild": "a3c", "param-server": "a3c-server", "actor-learner": "impala"}
 
 
-@pytest.mark.parametrize("scheme", METHODS)
+@pytest.mark.parametrize("scheme", [*METHODS, pytest.param("sync, evaluated beside", marks=pytest.mark.slow)])
 def test_a_run_has_arguments_and_wrappers_under_every_scheme(scheme: str, tmp_path: Path) -> None:
     """And so has whatever comes after it; the environment asserts its arguments, and a wrapper turns rewards to -5."""
-    file, evaluated = tmp_path / "my.py", scheme == "sync"
+    file, (scheme, _, evaluated) = tmp_path / "my.py", scheme.partition(", ")
     file.write_text(PARTS)
     values = {"workers": 1, "envs": 2, "steps": 200, "max_episode_steps": 6, "quiet": True, "out": tmp_path / "run"}
     values |= {"evaluate_every": 100} if evaluated else {}
@@ -334,11 +334,12 @@ def test_a_run_has_arguments_and_wrappers_under_every_scheme(scheme: str, tmp_pa
     if evaluated:
         (row,) = events(run.path, "evaluation")[:1]
         assert -30 <= row["evaluation_score"] <= -5
+    if scheme == "sync":
         played = evaluate(*read(run.path, trust_code=True), games=2)
         assert all(-30 <= score <= -5 for score in played.scores)
         assert pa.load(run.path, trust_code=True).act(0) in range(4)
-    with pytest.raises(UsageError, match=f"names code, .*: the environment {file}:lake, the wrapper .*, the wrapper "):
-        pa.resume(run.path, steps=300, quiet=True)
+        with pytest.raises(UsageError, match=f": the environment {file}:lake, the wrapper .*, the wrapper .*negative;"):
+            pa.resume(run.path, steps=300, quiet=True)
     again = pa.resume(run.path, steps=300, trust_code=True, quiet=True)
     assert -30 <= again.summary["score_mean100"] <= -5
 
@@ -360,17 +361,34 @@ def test_objects_are_sent_to_workers_and_asked_for_again_where_they_have_no_name
     assert pa.resume(run.path, steps=200, quiet=True, env_wrappers=wrappers).summary["score_mean100"] == -6
 
 
-def test_whatever_measures_or_proves_makes_the_whole_environment(tmp_path: Path) -> None:
+class AtOnce:
+    """Does the work of a pool in this process."""
+
+    def __init__(self, work: Any, workers: int, args: tuple[Any, ...]) -> None:
+        work(0, *args)
+
+    def wait(self, seconds: float) -> bool:
+        return True
+
+    def stop(self) -> None:
+        """There is nothing to stop."""
+
+
+def test_whatever_measures_or_proves_makes_the_whole_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Which cannot be made without its argument, and whose wrapper makes the action space larger."""
     (tmp_path / "my.py").write_text(NEEDS)
+    wrappers = (f"{tmp_path}/my.py:Wide",)
     config = replace(
-        base_config("a2c", env=f"{tmp_path}/my.py:made", env_kwargs=("size=4",), env_wrappers=(f"{tmp_path}/my.py:Wide",)),
+        base_config("a2c", env=f"{tmp_path}/my.py:made", env_kwargs=("size=4",), env_wrappers=wrappers),
         exact_resume=True,
     )  # fmt: skip
     refuse_inexact(config)
     with closing(Stopwatch(config)) as measured:
         assert measured.envs.action_space == spaces.Discrete(9)
         assert measured(4) > 0
+    monkeypatch.setattr("polyactor.report.speed.ProcessPool", AtOnce)
     assert environments_alone(config, 1, 0.1) > 0
 
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 READ_FIRST = """\
 Read first, since they decide which flags there are:
---env ID (any Gymnasium id, module:name or file.py:name), --env-kwargs, --env-wrapper,
+--env ID (any Gymnasium id, module:name or file.py:name),
+--env-kwargs NAME=VALUE…, --env-wrapper NAME…,
 --scheme sync|hogwild|param-server|actor-learner, --optimizer sgd|rmsprop|adam.
 """
 KEEPS = "; a run goes on with its own settings, and train … --init-from RUN begins one with others at its parameters"

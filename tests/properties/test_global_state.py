@@ -202,7 +202,8 @@ def test_defaults_of_torch_do_not_reach_what_is_learned(tmp_path: Path) -> None:
     torch.set_default_device("meta")  # as a GPU would be one: its numbers are not to be had
     try:
         run = train(tmp_path / "run", env=Quiet, steps=SHORT)
-        pa.load(run.path, env=Quiet).act(np.zeros(3, np.float32))
+        for deterministic in (True, False):
+            pa.load(run.path, env=Quiet).act(np.zeros(3, np.float32), deterministic=deterministic)
         assert (torch.get_default_dtype(), torch.get_default_device().type) == (torch.float64, "meta")
     finally:
         torch.set_default_device(None)

@@ -122,7 +122,6 @@ class Policy:
         """Reset the LSTM's state; call it when an episode starts. It has no effect on a policy without an LSTM."""
         self._state, self._first = self.model.initial_state(1), True
 
-    @usual_tensors()
     @torch.inference_mode()
     def act(self, observation: Any, *, deterministic: bool = True) -> Any:
         """Return the action for one observation, in the form that the Gymnasium environment's ``step`` takes.
@@ -135,9 +134,10 @@ class Policy:
             UsageError: the observation has another shape than those of the environment, or `deterministic` no bool.
         """
         expect("deterministic", deterministic, bool)
-        x = torch.as_tensor(_encoded(self._conversion, observation)).unsqueeze(0)
+        # From NumPy, since the caller's default device is not the policy's.
+        x, is_first = map(torch.from_numpy, (_encoded(self._conversion, observation)[None], np.array([self._first])))
         with torch_threads(1):  # others would have to be waited for, and one row is soon done
-            params, self._state = self.model.step(x, self._state, torch.tensor([self._first]))
+            params, self._state = self.model.step(x, self._state, is_first)
         self._first = False
         pi = self.model.distribution(params)
         action = pi.mode() if deterministic else pi.sample(self._generator)

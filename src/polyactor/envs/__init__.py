@@ -35,6 +35,7 @@ from polyactor.errors import EnvironmentUnsupported, UsageError
 from polyactor.files import same_directory
 from polyactor.system.deadline import Answers, Call, bounded
 from polyactor.system.process_state import kept_streams, kept_switches, moved, streams
+from polyactor.system.streams import lasting_streams
 
 __all__ = [
     "ActionSpace",
@@ -139,7 +140,13 @@ def looked_at(
         Unanswered: the environment missed its deadline.
         EnvironmentUnsupported: the environment cannot be made, as in `make_envs`.
     """
-    with same_directory(), kept_streams(), kept_switches(), bounded(name_of(env), seconds) as answers:
+    with (
+        same_directory(),
+        lasting_streams(),
+        kept_streams(),
+        kept_switches(),
+        bounded(name_of(env), seconds) as answers,
+    ):
         told: Listener = answers if listening is None else listening(answers)
         told.asked(-1, None, Call.CONSTRUCTOR)
         envs = make_envs(env, num_envs, listener=told, **options)

@@ -80,7 +80,10 @@ def _named(env: str) -> EnvSpec | EnvFactory:
     module_name, _, name = resolved(env).rpartition(":")
     if module_name:
         module = _import(module_name, env)
-        found = getattr(module, name, None)
+        try:
+            found = getattr(module, name, None)
+        except Exception as error:  # of a module that imports what it has only when it is asked for
+            _refuse_import(module_name, env, error)
         if name not in gymnasium.registry and callable(found):
             return found  # type: ignore[no-any-return]
         own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]

@@ -19,7 +19,7 @@ from polyactor.envs import pictures, snapshot
 from polyactor.envs.conversion import Conversion, Flattened
 from polyactor.envs.environment import EnvFactory, Wrapper
 from polyactor.envs.finding import Found, refuse_unknown
-from polyactor.envs.serial_vector_env import FAILURES, SerialVectorEnv, first_line, shortened
+from polyactor.envs.serial_vector_env import PASSED, SerialVectorEnv, first_line, shortened
 from polyactor.envs.vector_env import Listener, Step, none_lost
 from polyactor.errors import EnvironmentUnsupported, PolyactorError, UsageError
 from polyactor.system.deadline import Call
@@ -177,7 +177,9 @@ class GymnasiumEnvs:
                 drawn = self._envs.render()
                 drawn = None if drawn is None else drawn[0]
             return pictures.rgb(drawn)
-        except FAILURES as error:  # graphics libraries raise exceptions of many classes
+        except PASSED:
+            raise
+        except BaseException as error:  # graphics libraries raise exceptions of many classes
             what = "" if isinstance(error, Exception) else f"{type(error).__name__}: "
             raise EnvironmentUnsupported(f"{self._name} cannot draw itself: {what}{first_line(error)}.") from error
         finally:
@@ -202,14 +204,14 @@ def _make(found: Found, *, max_episode_steps: int | None, render: bool) -> gymna
         else:
             refuse_unknown(source, found.kwargs, name)
             made = _drawing(source, found.kwargs) if render else source(**found.kwargs)
-    except PolyactorError:
+    except (PolyactorError, *PASSED):
         raise
     except gymnasium.error.DependencyNotInstalled as error:
         extra = _extra(source)
         if extra:
             raise EnvironmentUnsupported(f'{name} needs an extra: pip install "polyactor[{extra}]".') from error
         raise EnvironmentUnsupported(f"{name} lacks a dependency: {first_line(error)}.") from error
-    except Exception as error:
+    except BaseException as error:
         given = " ".join(f"{argument}={value!r}" for argument, value in found.kwargs.items())
         how = f" with --env-kwargs {shortened(given)}" if given else ""
         raise EnvironmentUnsupported(
@@ -277,9 +279,11 @@ def _wrapped(env: gymnasium.Env[Any, Any], wrapper: Wrapper, said: str) -> gymna
         if isinstance(made, gymnasium.Env):
             return made
         cause, failed = None, f"returned a {type(made).__name__}; it must return one gymnasium.Env"
-    except FAILURES as error:
+    except (PolyactorError, *PASSED):
+        raise
+    except BaseException as error:
         cause, failed = error, f"raised {type(error).__name__}: {first_line(error)}"
-    with suppress(*FAILURES):
+    with suppress(Exception):
         env.close()
     raise EnvironmentUnsupported(f"{said} {failed}.") from cause
 

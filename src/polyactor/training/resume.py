@@ -53,13 +53,15 @@ def config_of(found: Checkpoint, algorithm: str | None, trust_code: bool, trust_
         handed: an environment and wrappers in place of the saved ones, by the names of their settings, or None.
 
     Raises:
-        UsageError: the config names code that the caller has neither handed over nor trusted.
+        UsageError: the config names code that the caller has neither handed over nor trusted, or an argument has a
+            wrong type.
         CheckpointError: the saved config is not valid in this version.
     """
+    algorithm, trust_code = expect("algorithm", algorithm, str | None), expect("trust_code", trust_code, bool)
+    given = vouched_for(trust_env, **handed, **{"algorithm.name": algorithm})
     plain = found.meta.get("config", {})
     config = from_json(plain)
-    given = vouched_for(trust_env, **handed, **{"algorithm.name": algorithm})
-    refuse_untrusted(plain, expect("trust_code", trust_code, bool), given=given, training=True)
+    refuse_untrusted(plain, trust_code, given=given, training=True)
     config = handed_over(config, **handed)
     if isinstance(config.algorithm, StandIn):
         options = dict(plain["algorithm"])

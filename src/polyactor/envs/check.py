@@ -178,7 +178,8 @@ def inspect(env: str | EnvFactory | Environment, num_envs: int = 4, *, seconds: 
     if left:
         problems.append(f"leaves {len(left)} of the processes that it begins: end them in close()")
     source = find(env).source
-    if not seen.ends and not is_atari(env) and (callable(source) or source.max_episode_steps is None):
+    unlimited = not is_atari(env) and (callable(source) or source.max_episode_steps is None)
+    if unlimited and not seen.ends and len(seen.rewards) >= SAME:
         problems.append(
             f"no game ended in {len(seen.rewards):,} random steps of each: if none can, --max-episode-steps N ends them"
         )

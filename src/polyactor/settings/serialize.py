@@ -57,7 +57,7 @@ def to_json(config: Config) -> dict[str, Any]:
         plain[kind] = {"name": name_of(kind, getattr(config, kind)), **plain[kind]}
     if type(config.algorithm) not in ALGORITHMS.values():
         plain["algorithm"]["outputs"] = list(config.algorithm.outputs)
-    plain["env"] = config.env if isinstance(config.env, str) else _importable(config.env)
+    plain["env"] = config.env if isinstance(config.env, str) else importable(config.env)
     return plain
 
 
@@ -67,7 +67,7 @@ def _plain(part: Any) -> dict[str, Any]:
     return {name: _plain(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
 
 
-def _importable(env: EnvFactory) -> str:
+def importable(env: EnvFactory) -> str:
     """Return the name that a callable can be imported by, or its own name in angle brackets where there is none."""
     module, name = str(getattr(env, "__module__", "")), envs.name_of(env)
     home = sys.modules.get(module)

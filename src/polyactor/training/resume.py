@@ -13,10 +13,12 @@ from polyactor.envs import EnvSpec, check_exact
 from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError, one_line
 from polyactor.evaluation.policy import model_tensors, refuse_misfit
 from polyactor.fields import expect
+from polyactor.settings.changing import changed
 from polyactor.settings.registry import name_of
 from polyactor.settings.serialize import StandIn, algorithm_from, from_json
 from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.storage.checkpoint import Checkpoint
+from polyactor.training.run import shown
 
 MOST_COUNTED = 2**53
 """Largest value that a counter in a checkpoint may have."""
@@ -69,10 +71,24 @@ def config_of(found: Checkpoint, *, algorithm: str | None, env: Any, trust_env: 
     return replace(config, algorithm=algorithm_from(algorithm, options))
 
 
+def changes_of(config: Config, found: Checkpoint) -> dict[str, float | None]:
+    """Return the settings that callbacks have changed before a checkpoint, by dotted name.
+
+    Raises:
+        CheckpointError: they are no changes that a run of this config can have.
+    """
+    made = found.meta.get("changes", {})
+    try:
+        changed(config, dict(made))
+    except (UsageError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"the checkpoint's changes are not what a run keeps: {one_line(error)}") from None
+    return dict(made)
+
+
 def going_on(
     config: Config, found: Checkpoint, *, steps: int | None, restart: bool, quiet: bool, out: Path
 ) -> tuple[Config, list[str]]:
-    """Return the config that a run goes on with, and a sentence where a new total makes its schedules jump.
+    """Return the config that a run goes on with, and sentences: what callbacks changed, and which schedules jump.
 
     Args:
         config: the config of the checkpoint.
@@ -87,16 +103,21 @@ def going_on(
     """
     restart, steps = expect("restart", restart, bool), expect("--steps", steps, int | None)
     total, done = config.steps, found.meta.get("agent_steps")
+    made = changes_of(config, found)
+    numbers = ", ".join(f"--{path.replace('_', '-')} {shown(value)}" for path, value in made.items())
+    said = [f"goes on with what callbacks have changed: {numbers}"] * bool(made)
     exact = config.exact_resume and not restart
     config = replace(config, out=str(out), quiet=expect("quiet", quiet, bool), exact_resume=exact)
     if steps is None or steps == total:
-        return config, []
+        return config, said
     if isinstance(done, int) and steps <= done:
         raise UsageError(
             f"--steps {steps} is not allowed: {done} steps are done already, and the number is the new total of the run"
         )
     before, config = config, replace(config, steps=steps)
-    return config, _jumps(before, config, done) if isinstance(done, int) and steps > 0 else []
+    if isinstance(done, int) and steps > 0:
+        said += _jumps(changed(before, made), changed(config, made), done)
+    return config, said
 
 
 def _jumps(before: Config, after: Config, done: int) -> list[str]:
@@ -127,6 +148,7 @@ def restored(config: Config, spec: EnvSpec, found: Checkpoint) -> Parts:
         tensor.copy_(saved[name])
     _refuse_other_counters(parts.counters, found)
     parts.counters.restore(saved)
+    parts.counters.changes.put(changes_of(config, found))
     return parts
 
 

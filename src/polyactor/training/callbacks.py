@@ -227,7 +227,7 @@ class Callbacks:
         """Tell of the events since the last call; what is logged meanwhile is for the next one."""
         for event in [self.news.popleft() for _ in range(len(self.news))]:
             self._call("on_event", event)
-            if event["event"] == "checkpoint_saved":
+            if event["event"] == "checkpoint_saved" and "path" in event:  # and not an event of a callback's own
                 self._call("on_checkpoint", self.run.path / FOLDER / event["path"])
             elif event["event"] in ("evaluation", "confirmation"):
                 self._call("on_evaluation", event)

@@ -103,7 +103,7 @@ class RunHandle:
         made = self._counters.changes.made()
         config, at = changed(self._given, made | {path: value}), attrgetter(path)
         before, now = at(self.config), at(config)
-        if before == now:
+        if before == now and (path in made or not self._given.per_worker):
             return
         self._counters.changes.put(made | {path: now})
         self.config, annealed = config, self._annealed(config, path)

@@ -244,6 +244,31 @@ def test_an_annealed_coefficient_is_changed_at_the_start_of_its_schedule(tmp_pat
     assert read_rows(run.path / "metrics.jsonl")[-1]["learning_rate"] < 0.05
 
 
+def test_what_is_changed_while_the_run_ends_is_in_its_checkpoint(tmp_path: Path) -> None:
+    class Late:
+        def on_event(self, run: RunHandle, event: Mapping[str, Any]) -> None:
+            if event["event"] == "stopping":
+                run.set("optimizer.max_grad_norm", None)
+
+    run = train(tmp_path / "run", env=Quiet, steps=400, callbacks=[Late()])
+    assert checkpoint.load(run.path).meta["changes"] == {"optimizer.max_grad_norm": None}
+
+
+def test_a_change_takes_the_place_of_values_by_worker(tmp_path: Path) -> None:
+    class Alike:
+        def on_report(self, run: RunHandle, row: Mapping[str, Any]) -> None:
+            run.set("algorithm.entropy_coef", 0.25)  # as the config has it; the workers have not
+
+    run = train(
+        tmp_path / "run", env=Quiet, steps=4_000, scheme="hogwild", transport="inline", workers=2, callbacks=[Alike()],
+        algorithm=Telling(entropy_coef=0.25), per_worker=("algorithm.entropy-coef=.5,1",),
+    )  # fmt: skip
+    rows = read_rows(run.path / "metrics.jsonl")
+    assert rows[0]["coefficient"] >= 0.5
+    assert rows[-1]["coefficient"] == 0.25
+    assert len(events(run.path, "setting_changed")) == 1
+
+
 # ---- files and names ---------------------------------------------------------------------------------------------
 
 WATCH = """

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 import polyactor as pa
 from polyactor.agent.parts import make_model
 from polyactor.envs import env_spec
+from polyactor.envs.conversion import Conversion
+from polyactor.envs.serial_vector_env import Unsound
 from polyactor.errors import UsageError
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
@@ -136,3 +140,24 @@ def test_floats_are_no_pixels() -> None:
         UsageError, match="an observation of floats is not allowed: the policy sees bytes from 0 to 255"
     ):
         policy.act(frame / 255)
+
+
+@pytest.mark.fault("D15")
+@pytest.mark.parametrize("value", [300, -1])
+def test_a_number_that_is_no_byte_is_refused(value: int) -> None:
+    with pytest.raises(UsageError, match=f"an observation with {value} is not allowed: the policy sees bytes"):
+        untrained("polyactor/Catch-v0").act(np.full((1, 44, 44), value))
+
+
+@pytest.mark.fault("D15")
+def test_a_category_that_does_not_exist_is_not_taken_for_another() -> None:
+    conversion = Conversion(spaces.Discrete(5), spaces.Discrete(2), "Lake")
+    assert conversion.encode(4).tolist() == [0, 0, 0, 0, 1]
+    with pytest.raises(Unsound, match="returned the observation -1 where its space has Discrete"):
+        conversion.encode(-1)
+
+
+@pytest.mark.fault("D15")
+def test_a_tag_is_a_text(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="tag 5 is not allowed: it must be a text or none"):
+        pa.load(tmp_path, tag=5)  # type: ignore[arg-type]

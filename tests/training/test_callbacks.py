@@ -168,7 +168,14 @@ def test_an_evaluation_of_another_process_is_told(tmp_path: Path) -> None:
     assert told
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), AssertionError(), KeyError("x"), RecursionError("deep")], ids=repr)
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), AssertionError(), KeyError("x"), Unspeakable()], ids=lambda e: type(e)
+)
 def test_whatever_is_raised_costs_the_callback_alone(error: BaseException, tmp_path: Path) -> None:
     notes: list[tuple[str, str, Any]] = []
 

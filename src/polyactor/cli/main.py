@@ -93,9 +93,7 @@ def _exit_code(run: Any) -> int:
 def _resume(args: list[str]) -> int:
     """Resume a run: ``polyactor resume``."""
     kinds = {"steps": int, "algorithm": str, "callback": list, "restart": bool, "trust-env": bool, "quiet": bool}
-    usage = (
-        "resume RUN [--steps N] [--algorithm FILE:CLASS] [--callback FILE:CLASS …] [--restart] [--trust-env] [--quiet]"
-    )
+    usage = "resume RUN [--steps N] [--algorithm FILE:CLASS] [--callback NAME …] [--restart] [--trust-env] [--quiet]"
     options = small_flags(args, kinds, usage, others=KEEPS)
     from polyactor.training.trainer import resume
 

@@ -72,8 +72,13 @@ class Conversion:
         self.observation_space = box if box.dtype == np.uint8 else _in_float32(box)
 
     def encode(self, observation: Any) -> NDArray[Any]:
-        """Flatten and cast one observation ``[*O]`` or several ``[B, *O]`` of the environment, to a new array."""
+        """Flatten and cast one observation ``[*O]`` or several ``[B, *O]`` of the environment, to a new array.
+
+        Raises:
+            Unsound: a part of it is outside its discrete space, or cannot be cast to its dtype.
+        """
         if self.flat:
+            _refuse_strange(self._observed, observation)
             observation = spaces.flatten(self._observed, observation)
         with np.errstate(all="ignore"):
             return np.array(observation, self.observation_space.dtype, order="C")

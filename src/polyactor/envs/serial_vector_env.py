@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyactor.envs.vector_env import Listener, Step
-from polyactor.errors import EnvironmentUnsupported
+from polyactor.errors import Command, EnvironmentUnsupported, shown
 from polyactor.system.child_processes import end_noted, noting
 from polyactor.system.deadline import PATIENCE, Call, Unanswered
 
@@ -28,8 +28,11 @@ MOST_FAILURES = 5
 SOUND_AFTER = 100
 """Steps without a failure after which failures are counted from 0 again."""
 
+PASSED = (KeyboardInterrupt, GeneratorExit, Command)
+"""Exceptions that end what is done. Any other of an environment costs its game only, also one that is no `Exception`,
+such as `SystemExit`, a panic of Rust, or what asyncio cancels a task with."""
 FAILURES = (Exception, SystemExit)
-"""Exceptions of an environment that cost its game only; `SystemExit` must not end the worker."""
+"""Exceptions of a task beside training that cost only this task."""
 LARGEST = float(np.finfo(np.float32).max)
 """The largest reward that is finite in float32."""
 LONGEST_LINE = 200
@@ -46,12 +49,12 @@ class Unsound(Exception):
 class SerialVectorEnv:
     """B environments in Gymnasium's NEXT_STEP autoreset mode; environment i is seeded with ``seed + i``.
 
-    An environment fails if it raises an exception (including `SystemExit`), or if a step does not return five values
-    with an observation of the space's shape and a castable dtype, finite numbers, and two ends that are true or false.
-    Its row of the step is then `lost`: a new one is made and seeded anew, and the row has its first observation.
+    An environment fails if it raises an exception (other than `PASSED`), or if a step does not return five values with
+    an observation of the space's shape and a castable dtype, finite numbers, and two ends that are true or false. Its
+    row of the step is then `lost`: a new one is made and seeded anew, and the row has its first observation.
 
-    Processes that an environment begins when it is made or first reset are ended where it cannot be made or closed, and
-    otherwise at the end of this process, if its `close` has not done so.
+    Processes that an environment begins when it is made or first reset, and in later resets if it had begun any, are
+    ended where it cannot be made or closed, and otherwise at the end of this process, if its `close` has not done so.
 
     Args:
         factories: one callable per environment that makes it, and makes it again after a failure.
@@ -111,7 +114,9 @@ class SerialVectorEnv:
             try:
                 with noting(self.begun[i]):
                     rows[i] = self._first_observation(env, None if seed is None else seed + i)
-            except FAILURES as error:
+            except PASSED:
+                raise
+            except BaseException as error:
                 rows[i] = self._replacement(i, error, " in reset")
         return self._cast(rows)
 
@@ -131,10 +136,11 @@ class SerialVectorEnv:
                 listener.asked(i, None if over[i] else a_i)
             try:
                 if over[i]:
-                    rows[i] = self._first_observation(env, None)
+                    with noting(self.begun[i]) if self.begun[i] else nullcontext():  # it may begin its simulator anew
+                        rows[i] = self._first_observation(env, None)
                     continue
                 answer = env.step(a_i)
-                if type(answer) is not tuple or len(answer) != 5:
+                if (type(answer) is not tuple and not isinstance(answer, tuple | list)) or len(answer) != 5:
                     raise Unsound(f"failed: step returned {_count(answer)} where Gymnasium has 5")
                 x_i, r_i, terminated_i, truncated_i, _ = answer
                 if not isinstance(r_i, float):
@@ -153,7 +159,9 @@ class SerialVectorEnv:
                 elif truncated_i:
                     done[i] = True
                 rewards[i] = r_i
-            except FAILURES as error:
+            except PASSED:
+                raise
+            except BaseException as error:
                 last = before if over[i] else action
                 where = " in reset" if over[i] else ""
                 rows[i] = self._replacement(i, error, where, None if last is None else last[i])
@@ -243,7 +251,9 @@ class SerialVectorEnv:
                 where, what = " in reset", ""
                 with noting(self.begun[i]):
                     first = self._first_observation(made, self._fresh_seed(i))
-            except FAILURES as again:
+            except PASSED:
+                raise
+            except BaseException as again:
                 if what:
                     self.why.append(f"environment {i} of {self.name} {what}")
                 error = again
@@ -269,7 +279,9 @@ class SerialVectorEnv:
         except EnvironmentUnsupported as error:
             cause = error.__cause__ or error
             raise Unsound(f"could not be made: {type(cause).__name__}: {first_line(cause)}") from cause
-        except FAILURES as error:
+        except PASSED:
+            raise
+        except BaseException as error:
             raise Unsound(f"could not be made: {type(error).__name__}: {first_line(error)}") from error
         if any(made.unwrapped is other.unwrapped for j, other in enumerate(self.envs) if j != i):
             raise Unsound("is the same object twice, but its function must return a new environment at each call")
@@ -288,7 +300,9 @@ class SerialVectorEnv:
         failure: BaseException | None = None
         try:
             env.close()
-        except FAILURES as error:
+        except PASSED:
+            raise
+        except BaseException as error:
             failure = error
             end_noted(self.begun[i])
         self.begun[i] = set()
@@ -303,7 +317,7 @@ class SerialVectorEnv:
             Unsound: the observation is not valid.
         """
         answer = env.reset() if seed is None else env.reset(seed=seed)
-        if not isinstance(answer, tuple) or len(answer) != 2:
+        if not isinstance(answer, tuple | list) or len(answer) != 2:
             raise Unsound(f"failed: reset returned {_count(answer)} where Gymnasium has 2")
         x = self._checked(answer[0])
         if self.result == np.float32 and not np.isfinite(self._cast(x)).all():
@@ -347,22 +361,14 @@ NOT_FINITE = "returned an observation that is not finite"
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's text, shortened to fit a sentence."""
-    lines = _text(error).strip().splitlines()
+    lines = shown(error).strip().splitlines()
     return shortened(lines[0].rstrip("."), LONGEST_LINE) if lines else "no reason given"
 
 
 def shortened(value: Any, most: int = 100, show: Callable[[Any], str] = str) -> str:
     """Return a value as text of one line with at most `most` characters."""
-    text = " ".join(_text(value, show).split())
+    text = " ".join(shown(value, show).split())
     return text if len(text) <= most else text[: most - 3] + "..."
-
-
-def _text(value: Any, show: Callable[[Any], str] = str) -> str:
-    """Return a user's object as text, or its class where it cannot be shown."""
-    try:
-        return show(value)
-    except Exception as error:  # whatever it raises, the sentence about it must be said
-        return f"a {type(value).__name__} that cannot be shown ({type(error).__name__})"
 
 
 def _description(error: BaseException) -> str:
@@ -371,7 +377,7 @@ def _description(error: BaseException) -> str:
         return str(error)
     if isinstance(error, Unanswered):
         return f"was interrupted: {error}"
-    found = re.fullmatch(r"not enough values to unpack \(expected 5, got (\d)\)", _text(error))
+    found = re.fullmatch(r"not enough values to unpack \(expected 5, got (\d)\)", shown(error))
     if found and _innermost(error).startswith("gymnasium."):  # a wrapper unpacked the values before they were checked
         return f"failed: step returned {found[1]} values where Gymnasium has 5"
     return f"raised {type(error).__name__}: {first_line(error)}"

@@ -23,7 +23,7 @@ from polyactor.models.actor_critic import ActorCritic
 from polyactor.optim.flat import State
 from polyactor.settings.serialize import from_json
 from polyactor.storage import checkpoint
-from polyactor.system.machine import torch_threads
+from polyactor.system.machine import torch_threads, usual_tensors
 
 
 def make_trained(config: Config, spec: EnvSpec, tensors: Mapping[str, Tensor]) -> ActorCritic:
@@ -104,7 +104,8 @@ class Policy:
         self.config = config
         with looked_at(config.env, 1, seconds=config.env_timeout, atari=config.atari) as (envs, _):
             spec, self._conversion = EnvSpec.of(envs), envs.conversion
-        self.model = make_trained(config, spec, tensors)
+        with usual_tensors():
+            self.model = make_trained(config, spec, tensors)
         self._generator = Streams.of(seed, EVALUATION_STREAM).act
         self.reset()
 
@@ -133,9 +134,10 @@ class Policy:
             UsageError: the observation has another shape than those of the environment, or `deterministic` no bool.
         """
         expect("deterministic", deterministic, bool)
-        x = torch.as_tensor(_encoded(self._conversion, observation)).unsqueeze(0)
+        # From NumPy, since the caller's default device is not the policy's.
+        x, is_first = map(torch.from_numpy, (_encoded(self._conversion, observation)[None], np.array([self._first])))
         with torch_threads(1):  # others would have to be waited for, and one row is soon done
-            params, self._state = self.model.step(x, self._state, torch.tensor([self._first]))
+            params, self._state = self.model.step(x, self._state, is_first)
         self._first = False
         pi = self.model.distribution(params)
         action = pi.mode() if deterministic else pi.sample(self._generator)
@@ -149,11 +151,16 @@ def _encoded(conversion: Conversion, observation: Any) -> NDArray[Any]:
     except Exception as error:  # whatever a space says of what is none of its values
         x, why = np.empty(0, np.float32), f": {one_line(error, most=120)}"
     shape, bytes_of = conversion.observation_space.shape, conversion.observation_space.dtype == np.uint8
-    if not why and bytes_of and np.asarray(observation).dtype.kind == "f":
-        raise UsageError("an observation of floats is not allowed: the policy sees bytes from 0 to 255")
+    if not why and bytes_of:
+        given = np.asarray(observation)
+        if given.dtype.kind == "f":
+            raise UsageError("an observation of floats is not allowed: the policy sees bytes from 0 to 255")
+        if given.shape == x.shape and (given != x).any():
+            other = given[given != x].flat[0]
+            raise UsageError(f"an observation with {other} is not allowed: the policy sees bytes from 0 to 255")
     if why or x.shape != shape:
-        given = getattr(observation, "shape", None)
-        what = f"a {type(observation).__name__}" if given is None else f"the shape {tuple(given)}"
+        own = getattr(observation, "shape", None)
+        what = f"a {type(observation).__name__}" if own is None else f"the shape {tuple(own)}"
         batch = "; act takes one observation, without a batch axis" * (x.shape[1:] == shape)
         raise UsageError(f"an observation of {what} is not allowed: the policy sees the shape {shape}{why}{batch}")
     return x
@@ -174,6 +181,7 @@ def load(path: str | Path, *, tag: str | None = None, env: Any = None, trust_env
         CheckpointError: there is no checkpoint, or it is damaged, not of polyactor, or of another model.
     """
     trust_env = expect("trust_env", trust_env, bool) or env is not None
+    tag = expect("tag", tag, str | None)
     config, tensors = read(Path(expect("path", path, str | Path)), tag, trust_env=trust_env)
     return Policy(config if env is None else replace(config, env=env), tensors)
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyactor.errors import UsageError, one_line, suggestion
+from polyactor.errors import UsageError, one_line, shown, suggestion
 from polyactor.files import load_file, same_directory
 from polyactor.settings.serialize import importable
 from polyactor.storage.checkpoint import FOLDER
@@ -100,7 +100,7 @@ def names(callbacks: Iterable[object]) -> tuple[str, ...]:
     """Return callbacks as a config names them, without "none". Raises `UsageError` where they are no list."""
     if isinstance(callbacks, str) or not isinstance(callbacks, Iterable):
         raise UsageError(f"callbacks {one_line(callbacks, most=80)} is not allowed: it must be a list of callbacks")
-    return tuple(written(each) for each in callbacks if each != "none")
+    return tuple(written(each) for each in callbacks if not _nothing(each))
 
 
 @same_directory()
@@ -113,7 +113,12 @@ def made(callbacks: Iterable[object]) -> tuple[object, ...]:
     Raises:
         UsageError: there is no such file, module or class, it fails, or it has no method of a callback.
     """
-    return tuple(_made(each) for each in callbacks if each != "none")
+    return tuple(_made(each) for each in callbacks if not _nothing(each))
+
+
+def _nothing(callback: object) -> bool:
+    """Return whether this is the name that stands for nothing."""
+    return isinstance(callback, str) and callback == "none"
 
 
 def resumed(
@@ -191,7 +196,7 @@ def _own(callback: object, method: str) -> Callable[..., object] | None:
 
 def _first_line(error: BaseException) -> str:
     """Return type and first line of an error."""
-    line = next(iter(str(error).splitlines()), "")
+    line = next(iter(shown(error).splitlines()), "")
     return one_line(f"{type(error).__name__}: {line}" if line else type(error).__name__)
 
 

@@ -18,7 +18,7 @@ from polyactor.settings.registry import name_of
 from polyactor.settings.serialize import StandIn, algorithm_from, from_json
 from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.storage.checkpoint import Checkpoint
-from polyactor.training.run import shown
+from polyactor.training.run import as_written
 
 MOST_COUNTED = 2**53
 """Largest value that a counter in a checkpoint may have."""
@@ -52,9 +52,11 @@ def config_of(found: Checkpoint, *, algorithm: str | None, env: Any, trust_env: 
         trust_env: accept a saved environment ``module:something``, whose module will be imported.
 
     Raises:
-        UsageError: the environment or the algorithm is code that the caller has not named or trusted.
+        UsageError: the environment or the algorithm is code that the caller has not named or trusted, or an argument
+            has a wrong type.
         CheckpointError: the saved config is not valid in this version.
     """
+    algorithm, trust_env = expect("algorithm", algorithm, str | None), expect("trust_env", trust_env, bool)
     config = from_json(found.meta.get("config", {}), trust_env=trust_env or env is not None)
     config = config if env is None else replace(config, env=env)
     if not isinstance(config.algorithm, StandIn):
@@ -104,7 +106,7 @@ def going_on(
     restart, steps = expect("restart", restart, bool), expect("--steps", steps, int | None)
     total, done = config.steps, found.meta.get("agent_steps")
     made = changes_of(config, found)
-    numbers = ", ".join(f"--{path.replace('_', '-')} {shown(value)}" for path, value in made.items())
+    numbers = ", ".join(f"--{path.replace('_', '-')} {as_written(value)}" for path, value in made.items())
     said = [f"goes on with what callbacks have changed: {numbers}"] * bool(made)
     exact = config.exact_resume and not restart
     config = replace(config, out=str(out), quiet=expect("quiet", quiet, bool), exact_resume=exact)

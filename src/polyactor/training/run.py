@@ -107,10 +107,10 @@ class RunHandle:
             return
         self._counters.changes.put(made | {path: now})
         self.config, annealed = config, self._annealed(config, path)
-        here = "" if annealed == now else f", annealed to {shown(annealed)} at this step"
+        here = "" if annealed == now else f", annealed to {as_written(annealed)} at this step"
         self.tell(
             "setting_changed",
-            f"{self.caller} changes --{path.replace('_', '-')} from {shown(before)} to {shown(now)}{here}",
+            f"{self.caller} changes --{path.replace('_', '-')} from {as_written(before)} to {as_written(now)}{here}",
             path=path,
             value=now,
             before=before,
@@ -126,6 +126,6 @@ class RunHandle:
         return cast("float | None", attrgetter(path)(now))
 
 
-def shown(value: float | None) -> str:
+def as_written(value: float | None) -> str:
     """Return a value of a setting as people write it."""
     return "none" if value is None else f"{value:.6g}"

@@ -37,7 +37,7 @@ from polyactor.training import trainer
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """Configs of runs that would have been trained."""
     configs: list[Config] = []
-    monkeypatch.setattr(trainer, "train", lambda config, spec, reasons: configs.append(config))
+    monkeypatch.setattr(trainer, "train", lambda config, spec, reasons, callbacks: configs.append(config))
     monkeypatch.setattr(forkserver, "start_forkserver", lambda: None)
     return configs
 
@@ -344,7 +344,7 @@ def test_pictures_that_an_mlp_will_read_are_told(space: Any, said: str | None, m
         action_space = spaces.Discrete(2)
 
     told: list[str] = []
-    monkeypatch.setattr(trainer, "train", lambda config, spec, reasons: told.extend(reasons))
+    monkeypatch.setattr(trainer, "train", lambda config, spec, reasons, callbacks: told.extend(reasons))
     pa.train("a2c", env=Pictured, scheme="sync")
     assert len(told) == (said is not None)
     assert said is None or said in told[0]

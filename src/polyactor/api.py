@@ -27,9 +27,10 @@ from polyactor.system.forkserver import start_forkserver
 from polyactor.system.process_state import kept_streams, kept_switches
 from polyactor.system.script import refuse_run
 from polyactor.system.streams import occupy_descriptors
+from polyactor.training.callbacks import made, names
 
 if TYPE_CHECKING:
-    from polyactor.training.trainer import Run
+    from polyactor.training.run import Run
 
 KINDS: dict[str, type[Any]] = {"algorithm": Algorithm, "scheme": Scheme, "optimizer": Rule, **SECTIONS}
 """Sections of a config, and the class of each."""
@@ -51,6 +52,7 @@ def train(
     evaluate: Mapping[str, Any] | EvaluateOptions | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     env_wrappers: str | Wrapper | Sequence[str | Wrapper] | None = None,
+    callbacks: Sequence[object] | None = None,
     **values: Any,
 ) -> Run:
     """Train a new run and return it when it has ended.
@@ -76,6 +78,8 @@ def train(
         env_kwargs: what the environment is made with: arguments of ``gymnasium.make`` or of the callable, by name.
         env_wrappers: callables that are given an environment and return one around it, or names such as
             "gymnasium.wrappers:FlattenObservation" and "file.py:name"; the first is the innermost.
+        callbacks: objects with methods of `Callback`, their classes, or names as ``file.py:Class``, in the order in
+            which they are called.
         values: any other field of `Config`, such as ``steps=300_000, seed=1, workers=2``; ``workers`` and ``envs`` may
             be "auto".
 
@@ -100,10 +104,10 @@ def train(
     config = configured(
         preset, env, {name: value for name, value in sections.items() if value is not None}, values, look
     )
-    (ready,) = prepare([config], auto, look)
+    (ready,) = prepare([config], auto, look, callbacks=callbacks)
     from polyactor.training.trainer import train as run  # here, so that a wrong value costs no import of torch
 
-    return run(ready.config, ready.spec, ready.reasons)
+    return run(ready.config, ready.spec, ready.reasons, ready.callbacks)
 
 
 @dataclass(frozen=True)
@@ -114,21 +118,31 @@ class Ready:
         config: the run's config, checked and without ``auto``.
         spec: what the environment looks like: spaces and limits.
         reasons: a sentence for each number that was chosen automatically, and for pictures that are read by an MLP.
+        callbacks: the objects that are told of the run's events.
     """
 
     config: Config
     spec: EnvSpec
     reasons: Sequence[str]
+    callbacks: Sequence[object]
 
 
-def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, kept: bool = True) -> list[Ready]:
+def prepare(
+    configs: Sequence[Config],
+    auto: Collection[str],
+    look: Specs,
+    *,
+    kept: bool = True,
+    callbacks: Sequence[object] | None = None,
+) -> list[Ready]:
     """Check configs, look at their environments and choose automatic numbers; no file is written.
 
     Args:
         configs: the configs of runs in the same environment.
         auto: the settings to choose a number for, of "workers" and "envs".
         look: returns what an environment looks like, and remembers it.
-        kept: whether each run will need a run directory.
+        kept: whether each run will need a run directory, and its callbacks.
+        callbacks: objects in place of the callbacks that the configs name.
 
     Raises:
         UsageError: a setting has a value that is not allowed.
@@ -138,6 +152,8 @@ def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, ke
     occupy_descriptors()
     configs = [_anywhere(settled(config)) for config in configs]
     specs = [look(config.environment, atari=config.atari) for config in configs]
+    told = [config.callbacks if callbacks is None else callbacks for config in configs]
+    configs = [replace(config, callbacks=names(own)) for config, own in zip(configs, told, strict=True)]
     for config in configs if kept else ():
         run_directory(config)
     with same_directory(), kept_switches():
@@ -145,13 +161,14 @@ def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, ke
     for config in configs:
         check(config)
         refuse_unwritable(config)
+    told = [made(own) if kept else () for own in told]
     workers = [config.workers for config in configs if TRANSPORTS[config.transport].forks(config.scheme)]
     if workers:
         require_descriptors(max(workers))
         with suppress(OSError):  # workers are then started in another way
             start_forkserver()  # imports torch in parallel with this process
-    pairs = list(zip(configs, specs, strict=True))
-    return [Ready(config, spec, [*reasons, *_flattened(config, spec)]) for config, spec in pairs]
+    runs = list(zip(configs, specs, told, strict=True))
+    return [Ready(config, spec, [*reasons, *_flattened(config, spec)], own) for config, spec, own in runs]
 
 
 def _anywhere(config: Config) -> Config:

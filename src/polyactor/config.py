@@ -222,6 +222,9 @@ class Config:
     refused. It needs a C++ compiler, and time when a run starts: seconds, or more than a minute with an LSTM."""
     quiet: Annotated[bool, RUN] = False
     """Print nothing but errors."""
+    callbacks: Annotated[tuple[str, ...], RUN] = ()
+    """Objects that are told of the run's events and may stop it or change coefficients, each file.py:Class or
+    module:Class; --callback my.py:Watch may be given several times."""
     per_worker: Annotated[tuple[str, ...], SCHEME] = ()
     """Values by worker, such as algorithm.entropy-coef=.01,.02, repeated if there are more workers than values."""
     model: Annotated[ModelSpec, MODEL] = field(default_factory=ModelSpec)

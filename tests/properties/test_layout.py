@@ -34,6 +34,7 @@ ELSEWHERE = {
     "system/script.py": "transport/test_processes.py",  # what workers import of it
     "transport/surroundings.py": "transport/test_processes.py",  # what workers take over
     "system/forkserver.py": "transport/test_processes.py",  # what its processes share
+    "training/run.py": "training/test_callbacks.py",  # what callbacks are given
     "training/forkserver_preload.py": "transport/test_processes.py",  # imports alone
     "transport/inline.py": "properties/test_schedules.py",  # orders of turns
     "transport/pause.py": "faults/test_lost_workers.py",  # pauses while workers die and hang

@@ -32,11 +32,20 @@ def make(size=None):
 def wrap(env):
     return gymnasium.wrappers.TransformReward(env, lambda reward: float(reward))
 
+class Watch:
+    def on_end(self, run, status):
+        pass
+
 @dataclasses.dataclass(frozen=True)
 class Mine(pa.A2C):
     pass
 """
-FILES = {"env": "made.py:make", "env_wrappers": "wrapped.py:wrap", "algorithm.name": "learned.py:Mine"}
+FILES = {
+    "env": "made.py:make",
+    "env_wrappers": "wrapped.py:wrap",
+    "callbacks": "called.py:Watch",
+    "algorithm.name": "learned.py:Mine",
+}
 """For each kind of part a file of its own, which leaves a mark when it is imported."""
 
 
@@ -49,6 +58,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pa.train(
         f"{here}/{FILES['algorithm.name']}", env=f"{here}/{FILES['env']}",
         env_wrappers=[f"{here}/{FILES['env_wrappers']}"], envs=2, steps=100, quiet=True, out=here / "run",
+        callbacks=[f"{here}/{FILES['callbacks']}"],
     )  # fmt: skip
     return here
 
@@ -121,7 +131,7 @@ def test_the_flag_imports_what_is_needed(
     assert marks(trained) == ["made", "wrapped"]  # to play needs no algorithm
     assert pa.load("run", trust_code=True).act(np.zeros(5, np.float32)) in range(2)
     assert said_by("resume run --steps 200 --trust-code --quiet", capsys)[0] == 0
-    assert marks(trained) == ["learned", "made", "wrapped"]
+    assert marks(trained) == ["called", "learned", "made", "wrapped"]
 
 
 def test_the_older_flags_go_on_working(
@@ -132,13 +142,15 @@ def test_the_older_flags_go_on_working(
     assert said_by("evaluate run --games 2 --trust-env", capsys)[0] == 0
     code, said = said_by("resume run --steps 200 --trust-env", capsys)
     assert code == 2
-    assert f"run: the algorithm {trained}/learned.py:Mine; if you trust it" in said
-    code, said = said_by(f"resume run --steps 200 --algorithm {trained}/learned.py:Mine", capsys)
+    assert f"run: the callback {trained}/called.py:Watch, the algorithm {trained}/learned.py:Mine; if you" in said
+    code, said = said_by(f"resume run --steps 200 --algorithm {trained}/learned.py:Mine --callback none", capsys)
     assert code == 2
     assert "the algorithm" not in said
-    assert "learned" not in marks(trained)
-    algorithm = f"{trained}/learned.py:Mine"
-    assert said_by(f"resume run --steps 200 --trust-env --quiet --algorithm {algorithm}", capsys)[0] == 0
+    assert "the callback" not in said
+    assert not {"learned", "called"} & set(marks(trained))
+    again = f"--algorithm {trained}/learned.py:Mine --callback none"
+    assert said_by(f"resume run --steps 200 --trust-env --quiet {again}", capsys)[0] == 0
+    assert "called" not in marks(trained)
 
 
 def test_what_is_handed_over_needs_no_trust(trained: Path, here: Path) -> None:

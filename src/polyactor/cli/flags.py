@@ -30,12 +30,16 @@ Read first, since they decide which flags there are:
 """
 KEEPS = "; a run goes on with its own settings, and train … --init-from RUN begins one with others at its parameters"
 """What to do for a flag that resume lacks."""
-SEVERAL = {"env-kwargs": "env_kwargs", "env-wrapper": "env_wrappers"}
+MADE_OF = {"env-kwargs": "env_kwargs", "env-wrapper": "env_wrappers"}
 """Flags of an environment with several values, and the setting of each."""
 HELP = frozenset({"--help", "-h"})
 """Flags that ask for help."""
-SHORT = {"--max-lag": "--scheme.max-lag", "--max-staleness": "--scheme.max-staleness"}
+SHORT = {
+    "--max-lag": "--scheme.max-lag", "--max-staleness": "--scheme.max-staleness", "--callback": "--callbacks"
+}  # fmt: skip
 """Short names of flags, and the full name of each."""
+SEVERAL = ("callbacks",)
+"""Flags that may be given several times, each with one value."""
 
 
 def read_config(args: list[str], look: Callable[..., EnvSpec] | None = None) -> Config:
@@ -114,7 +118,7 @@ def _parse(base: Config, args: list[str], prog: str) -> Config:
             raise
         raise UsageError(_one_sentence(complaint.getvalue())) from None
     for setting in walk(base):
-        if setting.path not in ("env", *SEVERAL.values()):
+        if setting.path not in ("env", *MADE_OF.values()):
             value = getattr(getattr(parsed, setting.group), _name(setting))
             base = base if value == setting.value else replace_at(base, setting.path, value)
     return base
@@ -122,7 +126,7 @@ def _parse(base: Config, args: list[str], prog: str) -> Config:
 
 def _grouped(base: Config, *, with_help: bool) -> type[Any]:
     """Return a dataclass for tyro: one field per heading of the help, which holds the settings of that group."""
-    from tyro.conf import arg
+    from tyro.conf import UseAppendAction, arg
 
     from polyactor.config import GROUPS
 
@@ -131,7 +135,8 @@ def _grouped(base: Config, *, with_help: bool) -> type[Any]:
     for setting in sorted(walk(base), key=lambda setting: "." in setting.path):  # the sections' settings come last
         if setting.path != "env":
             shown = arg(name=setting.flag, help=documented.get(setting.path, ""), prefix_name=False)
-            hint: Any = tuple[str, ...] if setting.path in SEVERAL.values() else setting.declared.hint
+            hint: Any = tuple[str, ...] if setting.path in MADE_OF.values() else setting.declared.hint
+            hint = Annotated[hint, UseAppendAction] if setting.path in SEVERAL else hint
             groups[setting.group].append((_name(setting), Annotated[hint, shown], _default(setting.value)))
     headings = []
     for name, flags in groups.items():
@@ -225,27 +230,34 @@ def take_auto(args: list[str]) -> tuple[list[str], list[str]]:
 
 def take(args: list[str], flag: str) -> tuple[str | None, list[str]]:
     """Return the value of ``--flag value`` or ``--flag=value``, or None without the flag, and the other arguments."""
-    value, rest = None, []
+    values, rest = take_all(args, flag)
+    return values[-1] if values else None, rest
+
+
+def take_all(args: list[str], flag: str) -> tuple[list[str], list[str]]:
+    """Return all values of a flag, which may be given several times, and the other arguments."""
+    values, rest = [], []
     waiting = iter(args)
     for arg in waiting:
         if arg == f"--{flag}":
             value = next(waiting, None)
             if value is None:
                 raise UsageError(f"--{flag} needs a value")
+            values.append(value)
         elif arg.startswith(f"--{flag}="):
-            value = arg.partition("=")[2]
+            values.append(arg.partition("=")[2])
         else:
             rest.append(arg)
-    return value, rest
+    return values, rest
 
 
 def take_several(args: list[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """Return the values of flags of `SEVERAL` by setting, which may be given again, and the other arguments."""
+    """Return the values of flags of `MADE_OF` by setting, which may be given again, and the other arguments."""
     found, rest, setting = dict[str, tuple[str, ...]](), list[str](), None
     for arg in args:
         name, equals, value = arg.partition("=")
         if arg.startswith("-"):
-            setting = SEVERAL.get(name[2:].replace("_", "-"))
+            setting = MADE_OF.get(name[2:].replace("_", "-"))
             values = (value,) * bool(equals)
         else:
             values = (arg,)
@@ -253,7 +265,7 @@ def take_several(args: list[str]) -> tuple[dict[str, tuple[str, ...]], list[str]
             rest.append(arg)
         else:
             found[setting] = (*found.get(setting, ()), *values)
-    for flag, setting in SEVERAL.items():
+    for flag, setting in MADE_OF.items():
         if found.get(setting) == ():
             raise UsageError(f"--{flag} needs a value")
     return found, rest
@@ -282,6 +294,8 @@ def small_flags(
 ) -> dict[str, Any]:
     """Return the options of a verb other than train: ``--name value``, or ``--name`` alone for a bool.
 
+    A flag of the type list may be given several times; its option is the list of its values.
+
     Args:
         args: the arguments after the verb.
         kinds: the type of each flag by name.
@@ -299,6 +313,10 @@ def small_flags(
     for name, kind in kinds.items():
         if kind is bool:
             options[name], args = f"--{name}" in args, [arg for arg in args if arg != f"--{name}"]
+            continue
+        if kind is list:
+            values, args = take_all(args, name)
+            options |= {name: values} if values else {}
             continue
         value, args = take(args, name)
         if value is not None:

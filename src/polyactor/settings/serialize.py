@@ -61,7 +61,7 @@ def to_json(config: Config) -> dict[str, Any]:
         plain["algorithm"]["outputs"] = list(config.algorithm.outputs)
     for name in OBJECTS:
         value = getattr(config, name)
-        plain[name] = [_named(each) for each in value] if isinstance(value, tuple) else _named(value)
+        plain[name] = [importable(each) for each in value] if isinstance(value, tuple) else importable(value)
     return plain
 
 
@@ -71,7 +71,7 @@ def _plain(part: Any) -> dict[str, Any]:
     return {name: _plain(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
 
 
-def _named(value: Any) -> str:
+def importable(value: Any) -> str:
     """Return the name that a callable can be imported by, or its own name in angle brackets where there is none.
 
     A text is returned as it is.
@@ -115,9 +115,9 @@ def from_json(plain: Mapping[str, Any]) -> Config:
     try:
         config = _from_json(dict(plain))
         check_values(config)
-        for name in (config.env, *config.env_wrappers):
+        for name in (config.env, *config.env_wrappers, *config.callbacks):
             if not str(name).isprintable() or len(str(name)) > LONGEST_NAME:
-                raise ValueError(f"the environment or a wrapper is {name}")
+                raise ValueError(f"the environment, a wrapper or a callback is {name}")
         pixels = config.atari.stack * config.atari.frame_size * (config.atari.resize_height or config.atari.frame_size)
         if pixels > MOST_PIXELS:
             raise ValueError(f"observations of {pixels} pixels")

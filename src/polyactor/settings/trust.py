@@ -31,6 +31,7 @@ class Code:
 PLACES = {
     "env": Code("environment", "env=…"),
     "env_wrappers": Code("wrapper", "env_wrappers=[…]"),
+    "callbacks": Code("callback", "callbacks=[…], or --callback none to go on without", plays=False),
     "algorithm.name": Code("algorithm", "--algorithm FILE:CLASS", plays=False),
 }
 """Every place of a config that may name code, by its dotted path."""
@@ -83,7 +84,7 @@ def refuse_untrusted(
         for name in _names(plain, path) if path not in given and (training or code.plays) else ():
             if "<" in name.rpartition(":")[2]:
                 raise UsageError(
-                    f"the {code.what} of this run was a callable that has no name to import it by, {one_line(name)}: "
+                    f"the {code.what} of this run was an object that has no name to import it by, {one_line(name)}: "
                     f"hand it over again, in Python: {code.again}"
                 )
             named.append(f"the {code.what} {one_line(name)}")
@@ -101,5 +102,6 @@ def _names(plain: Mapping[str, Any], path: str) -> Iterator[str]:
         value = value.get(name, ())
     for name in [value] if isinstance(value, str) else value:
         module, colon, part = name.rpartition(":")
-        if colon and not (module == "gymnasium.wrappers" and part in gymnasium.wrappers.__all__):
+        own = module == "gymnasium.wrappers" and part in gymnasium.wrappers.__all__
+        if "<" in name or (colon and not own):
             yield name

@@ -13,12 +13,14 @@ from polyactor.envs import check_exact, env_spec
 from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError, one_line
 from polyactor.evaluation.policy import model_tensors, refuse_misfit, refuse_not_finite
 from polyactor.fields import expect
+from polyactor.settings.changing import changed
 from polyactor.settings.check import check
 from polyactor.settings.registry import name_of
 from polyactor.settings.serialize import StandIn, algorithm_from, from_json
 from polyactor.settings.trust import handed_over, refuse_untrusted, vouched_for
 from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.storage.checkpoint import Checkpoint
+from polyactor.training.run import as_written
 
 MOST_COUNTED = 2**53
 """Largest value that a counter in a checkpoint may have."""
@@ -42,7 +44,9 @@ def refuse_inexact(config: Config) -> None:
             raise UsageError(f"--exact-resume is not allowed: {error}".rstrip(".")) from None
 
 
-def config_of(found: Checkpoint, algorithm: str | None, trust_code: bool, trust_env: bool, **handed: Any) -> Config:
+def config_of(
+    found: Checkpoint, algorithm: str | None, trust_code: bool, trust_env: bool, *, callbacks: object, **handed: Any
+) -> Config:
     """Return the config of a checkpoint, with the code that the caller names.
 
     Args:
@@ -50,6 +54,7 @@ def config_of(found: Checkpoint, algorithm: str | None, trust_code: bool, trust_
         algorithm: ``file.py:Class``, in place of the run's algorithm from a file; None takes that, if it is trusted.
         trust_code: whether code that the config names may be imported.
         trust_env: the same, for the environment and its wrappers alone.
+        callbacks: what the caller hands over in place of the run's callbacks, whose code is not needed then; or None.
         handed: an environment and wrappers in place of the saved ones, by the names of their settings, or None.
 
     Raises:
@@ -58,7 +63,7 @@ def config_of(found: Checkpoint, algorithm: str | None, trust_code: bool, trust_
         CheckpointError: the saved config is not valid in this version.
     """
     algorithm, trust_code = expect("algorithm", algorithm, str | None), expect("trust_code", trust_code, bool)
-    given = vouched_for(trust_env, **handed, **{"algorithm.name": algorithm})
+    given = vouched_for(trust_env, **handed, **{"callbacks": callbacks, "algorithm.name": algorithm})
     plain = found.meta.get("config", {})
     config = from_json(plain)
     refuse_untrusted(plain, trust_code, given=given, training=True)
@@ -75,10 +80,24 @@ def config_of(found: Checkpoint, algorithm: str | None, trust_code: bool, trust_
     return config
 
 
+def changes_of(config: Config, found: Checkpoint) -> dict[str, float | None]:
+    """Return the settings that callbacks have changed before a checkpoint, by dotted name.
+
+    Raises:
+        CheckpointError: they are no changes that a run of this config can have.
+    """
+    made = found.meta.get("changes", {})
+    try:
+        changed(config, dict(made))
+    except (UsageError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"the checkpoint's changes are not what a run keeps: {one_line(error)}") from None
+    return dict(made)
+
+
 def going_on(
     config: Config, found: Checkpoint, *, steps: int | None, restart: bool, quiet: bool, out: Path
 ) -> tuple[Config, list[str]]:
-    """Return the config that a run goes on with, and a sentence where a new total makes its schedules jump.
+    """Return the config that a run goes on with, and sentences: what callbacks changed, and which schedules jump.
 
     Args:
         config: the config of the checkpoint.
@@ -93,16 +112,21 @@ def going_on(
     """
     restart, steps = expect("restart", restart, bool), expect("--steps", steps, int | None)
     total, done = config.steps, found.meta.get("agent_steps")
+    made = changes_of(config, found)
+    numbers = ", ".join(f"--{path.replace('_', '-')} {as_written(value)}" for path, value in made.items())
+    said = [f"goes on with what callbacks have changed: {numbers}"] * bool(made)
     exact = config.exact_resume and not restart
     config = replace(config, out=str(out), quiet=expect("quiet", quiet, bool), exact_resume=exact)
     if steps is None or steps == total:
-        return config, []
+        return config, said
     if isinstance(done, int) and steps <= done:
         raise UsageError(
             f"--steps {steps} is not allowed: {done} steps are done already, and the number is the new total of the run"
         )
     before, config = config, replace(config, steps=steps)
-    return config, _jumps(before, config, done) if isinstance(done, int) and steps > 0 else []
+    if isinstance(done, int) and steps > 0:
+        said += _jumps(changed(before, made), changed(config, made), done)
+    return config, said
 
 
 def _jumps(before: Config, after: Config, done: int) -> list[str]:
@@ -138,6 +162,7 @@ def restored(config: Config, found: Checkpoint) -> Parts:
         tensor.copy_(saved[name])
     _refuse_other_counters(parts.counters, found)
     parts.counters.restore(saved)
+    parts.counters.changes.put(changes_of(config, found))
     return parts
 
 

@@ -10,8 +10,8 @@ import pytest
 from gymnasium import spaces
 
 from polyactor.envs import env_spec, make_envs
+from polyactor.envs.answers import Unsound
 from polyactor.envs.conversion import MOST_CHOICES, MOST_NUMBERS, Conversion, Flattened
-from polyactor.envs.serial_vector_env import Unsound
 from polyactor.errors import EnvironmentUnsupported
 
 PAIR, TWO = spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(2)

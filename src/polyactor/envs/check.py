@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from polyactor.envs import EnvFactory, looked_at, name_of
+from polyactor.envs import EnvFactory, EnvSpec, draw, looked_at, name_of
 from polyactor.errors import EnvironmentUnsupported
 
 STEPS = 500
@@ -33,32 +33,34 @@ def inspect(env: str | EnvFactory, num_envs: int = 4, *, seconds: float = DEADLI
     """
     with looked_at(env, num_envs, seconds=seconds) as (envs, asked):
         rng = np.random.default_rng(0)
-        envs.action_space.seed(0)
-        actions = [envs.action_space.sample() for _ in range(64)]
         asked.asked(-1, None)
         envs.reset(seed=0)
         asked.answered()
         rewards, ends, largest, steps, start = [], 0, 0.0, 0, time.perf_counter()
         while steps < STEPS and (time.perf_counter() < start + ENOUGH or not steps):
-            action = np.stack([actions[i] for i in rng.integers(64, size=num_envs)])
+            action = draw(envs.action_space, num_envs, rng, envs.action_mask)
             observation, reward, _, done, _, why = envs.step(action)
             asked.answered()
             if why:
                 raise EnvironmentUnsupported(f"{why[0].removesuffix(': made anew')}.")
-            for what, values in (("an observation", observation), ("a reward", reward)):
+            seen = observation.values() if isinstance(observation, dict) else [observation]
+            for what, values in (*(("an observation", each) for each in seen), ("a reward", reward)):
                 if not np.isfinite(values).all():
                     raise EnvironmentUnsupported(f"{name_of(env)} gave {what} that is not finite at step {steps}")
             rewards.append(reward)
-            largest = max(largest, float(np.abs(observation).max(initial=0)))
+            largest = max([largest, *(float(np.abs(each).max(initial=0)) for each in seen)])
             ends += int(done.sum())
             steps += 1
         rate = steps * num_envs / (time.perf_counter() - start)
-        action_space, observation_space = envs.action_space, envs.observation_space
+        action_space, spec = envs.action_space, EnvSpec.of(envs)
     size = f"up to {largest:.3g} in size" + "; --normalize.observation scales them" * (largest > LARGE)
     return "\n".join(
         [
             f"{name_of(env)} is fit for training.",
-            f"  observation   {observation_space.dtype} {list(observation_space.shape)}, {size}",
+            *(
+                f"  {f'observation {name}':13} {box.dtype} {list(box.shape)}, {size}"
+                for name, box in spec.entries.items()
+            ),
             f"  action        {action_space}",
             f"  reward        {np.min(rewards):g} to {np.max(rewards):g} in {steps * num_envs:,} random steps",
             f"  games ended   {ends}",

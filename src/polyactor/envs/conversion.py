@@ -94,9 +94,9 @@ class Conversion:
             box = spaces.flatten_space(flat) if self.flat else observed
             assert isinstance(box, spaces.Box)
             entries[VECTOR] = box if box.dtype == np.uint8 else _in_float32(box)
-        spaces_of = dict(parts)
+        self._spaces = dict(parts)
         for path in self._images:
-            entries[path if path != VECTOR else f"{VECTOR} (image)"] = spaces_of[path]
+            entries[_entry(path)] = self._spaces[path]
         single: Any = next(iter(entries.values()))
         self.observation_space = single if len(entries) == 1 else spaces.Dict(entries)
         self.row = row_dtype(self.observation_space)
@@ -110,14 +110,13 @@ class Conversion:
             if not self.flat:
                 return np.array(observation, self.row, order="C")
             found = dict(_values(self._observed, observation))
-            spaces_of = dict(_parts(self._observed))
-            arrays: list[Any] = [spaces.flatten(spaces_of[path], found[path]) for path in self._vector]
-            arrays = [np.concatenate(arrays)] if len(arrays) > 1 else arrays
-            arrays += [np.asarray(found[path]) for path in self._images]
+            parts: list[Any] = [spaces.flatten(self._spaces[path], found[path]) for path in self._vector]
+            arrays = {VECTOR: np.concatenate(parts) if len(parts) > 1 else parts[0]} if parts else {}
+            arrays |= {_entry(path): np.asarray(found[path]) for path in self._images}
             if len(arrays) == 1:
-                return np.array(arrays[0], self.observation_space.dtype, order="C")
+                return np.array(next(iter(arrays.values())), self.observation_space.dtype, order="C")
             row = np.empty((), self.row)
-            for entry, array in zip(self.row.names or (), arrays, strict=True):
+            for entry, array in arrays.items():
                 if array.shape != row[entry].shape:
                     raise ValueError(f"its {entry} has the shape {array.shape}")
                 row[entry] = array
@@ -159,6 +158,11 @@ class Encoded(gymnasium.Wrapper[Any, Any, Any, Any]):
             return self.conversion.encode(observation), *rest, info
         except ValueError as error:
             raise Unsound(f"returned an observation that its space has not: {error}") from error
+
+
+def _entry(path: str) -> str:
+    """Return the name of the entry of an image."""
+    return path if path != VECTOR else f"{VECTOR} (image)"
 
 
 def _is_image(space: spaces.Space[Any]) -> bool:

@@ -137,11 +137,10 @@ class DuelingCritic:
         prime_t, *u_t = pi_t.from_noise(batch.targets["noise"])
         centred = v[:-1] - sum(advantage(u) for u in u_t) / len(u_t)
         q_taken_t, q_prime_t = centred + advantage(x.action), (centred + advantage(prime_t)).detach()
-        both_t = stack([x.action, prime_t])
 
         def log_prob(pi_t: Policy) -> Tensor:
             assert isinstance(pi_t, Gaussian | Mixed)
-            return pi_t.log_prob(both_t).movedim(0, -1)
+            return stack([pi_t.log_prob(x.action), pi_t.log_prob(prime_t)], -1)
 
         log_rho_t = (log_prob(pi_t) - log_prob(mu_t)).clamp(-LOG_RHO, LOG_RHO)
         log_rho_taken_t, d = log_rho_t[..., 0], pi_t.dims

@@ -19,9 +19,10 @@ import torch
 from gymnasium import spaces
 
 import polyactor as pa
-from polyactor import envs
+from polyactor import api, envs
 from polyactor.cli import main as cli
 from polyactor.config import Config
+from polyactor.envs import Specs
 from polyactor.errors import UsageError
 from polyactor.optim.rules import Adam
 from polyactor.schemes import ActorLearner, Hogwild
@@ -466,3 +467,15 @@ def test_what_cannot_be_sent_to_workers_is_refused_before_anything_exists(
     pa.train("a3c", env=Maker(), workers=1, scheme={"workers_as": "thread"})
     assert len(asked) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.fault("P15")
+def test_to_measure_environments_leaves_the_caller_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(configs: Any, wanted: Any) -> Any:
+        np.seterr(all="raise")  # as an environment may when it is made
+        return configs, []
+
+    monkeypatch.setattr(api, "chosen", chosen)
+    before = np.geterr()
+    api.prepare([base_config("a2c", env="CartPole-v1")], ["envs"], Specs(), kept=False)
+    assert np.geterr() == before

@@ -48,3 +48,16 @@ def test_the_working_directory_is_put_back_even_if_it_is_gone(tmp_path: Path, mo
         os.chdir(tmp_path)
     with pytest.raises(FileNotFoundError):
         Path.cwd()
+
+
+@pytest.mark.fault("F9")
+def test_a_file_imports_its_neighbours_and_leaves_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = Path.cwd()
+    (tmp_path / "of_a_neighbour.py").write_text("name = 'found'\n")
+    (tmp_path / "game.py").write_text("import os\nfrom of_a_neighbour import name\nos.chdir('/')\n")
+    assert load_file(tmp_path / "game.py").name == "found"
+    assert Path.cwd() == before
+    del sys.modules["of_a_neighbour"]

@@ -26,7 +26,7 @@ from polyactor.settings.serialize import SECTIONS, refuse_unwritable
 from polyactor.storage.run_directory import run_directory
 from polyactor.system.descriptors import require_descriptors
 from polyactor.system.forkserver import start_forkserver
-from polyactor.system.process_state import kept_streams
+from polyactor.system.process_state import kept_streams, kept_switches
 from polyactor.system.script import refuse_run
 from polyactor.system.streams import occupy_descriptors
 
@@ -134,7 +134,7 @@ def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, ke
     specs = [look(config.env, atari=config.atari) for config in configs]
     for config in configs if kept else ():
         run_directory(config)
-    with same_directory():
+    with same_directory(), kept_switches():
         configs, reasons = chosen(configs, auto)
     for config in configs:
         check(config)

@@ -7,9 +7,9 @@ or file, the value and what is allowed. The command line prints the sentence and
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class PolyactorError(Exception):
@@ -79,6 +79,18 @@ class WorkerExit:
     raised: bool = False
 
 
+class Command(BaseException):
+    """An exception by which polyactor ends what its own code does; it is no failure of the environment it passes."""
+
+
+def shown(value: object, show: Callable[[Any], str] = str) -> str:
+    """Return a user's object as text, or its class where it cannot be shown, since its methods may raise anything."""
+    try:
+        return show(value)
+    except Exception as error:
+        return f"a {type(value).__name__} that cannot be shown ({type(error).__name__})"
+
+
 def one_line(text: object, most: int = 300) -> str:
     """Return foreign text, such as from a file, safe to print in a sentence: printable, in one line and not too long.
 
@@ -86,7 +98,7 @@ def one_line(text: object, most: int = 300) -> str:
         text: the text, or an object to convert to one.
         most: the most characters returned.
     """
-    line = "".join(c if c.isprintable() else "?" for c in str(text)[: most + 1])
+    line = "".join(c if c.isprintable() else "?" for c in shown(text)[: most + 1])
     return line if len(line) <= most else f"{line[:most]}…"
 
 

@@ -20,7 +20,8 @@ _LOADED: dict[str, tuple[int, int]] = {}
 def load_file(path: Path) -> ModuleType:
     """Import a Python file under a name of its own, because it may be called like an installed module.
 
-    The file runs again only after it was changed. Exceptions that it raises are passed on.
+    The file runs again only after it was changed, and can import its neighbours. Exceptions that it raises are passed
+    on; the working directory stays as it is.
 
     Raises:
         OSError: the file cannot be read.
@@ -36,8 +37,11 @@ def load_file(path: Path) -> ModuleType:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look their module up here
+    if str(path.parent) not in sys.path:  # as of a script, but last: its neighbours hide no installed module
+        sys.path.append(str(path.parent))
     try:
-        spec.loader.exec_module(module)
+        with same_directory():
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise

@@ -335,6 +335,12 @@ def test_module_that_fails_to_import(tmp_path: Any, monkeypatch: pytest.MonkeyPa
     assert "no_such_dependency" in sentence
 
 
+def test_a_module_that_imports_late_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lazy_games.py").write_text("def __getattr__(name):\n    import no_such_dependency\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "could not be imported: ModuleNotFoundError: No module named 'no_such_dep" in refusal("lazy_games:Env")
+
+
 def test_module_id_module_callable_and_callable_work(module: types.ModuleType) -> None:
     module.make = lambda: gymnasium.make("Pendulum-v1")  # type: ignore[attr-defined]
     for env in ("some_games:make", "gymnasium:Pendulum-v1", module.make, "Pendulum-v1"):
@@ -434,10 +440,10 @@ BOX, DISCRETE = spaces.Box(0.0, 1.0, (2,)), spaces.Discrete(2)
     "space",
     [
         spaces.Text(3),
-        spaces.Dict(a=DISCRETE),
-        spaces.MultiBinary(2),
+        spaces.Dict(a=spaces.Text(3)),
+        spaces.Sequence(DISCRETE),
         spaces.Box(0, 9, (2,), np.int64),
-        spaces.MultiDiscrete(np.full((1, 2), 2)),
+        spaces.Tuple([DISCRETE, spaces.Box(0, 9, (2,), np.uint8)]),
     ],
 )
 def test_action_spaces_nobody_can_act_in(space: spaces.Space[Any]) -> None:

@@ -6,9 +6,10 @@ import re
 import signal
 import subprocess
 import sys
+from asyncio import CancelledError
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -436,3 +437,57 @@ def test_those_that_never_fail_lose_nothing(env: str) -> None:
         assert not step.lost.any()
         with pytest.raises(ValueError, match="read-only"):
             step.lost[0] = True
+
+
+class Values(NamedTuple):
+    """What some environments return from a step."""
+
+    observation: Any
+    reward: Any
+    terminated: Any
+    truncated: Any
+    info: Any
+
+
+@pytest.mark.parametrize("kind", [list, lambda answer: Values(*answer)])
+def test_five_values_are_no_fault_in_a_list_or_with_names(kind: Any) -> None:
+    (step,) = steps(make_envs(Arcade({1: {("step", 1): kind, ("reset", 1): list}}), B), 1)
+    assert step.why == ()
+
+
+class Panic(BaseException):
+    """As a library in Rust raises it."""
+
+
+@pytest.mark.fault("P3")
+def test_an_exception_of_another_kind_costs_one_game() -> None:
+    arcade = Arcade({1: {("step", 1): raises(Panic("slice"))}, 2: {("step", 2): raises(CancelledError())}})
+    found = steps(make_envs(arcade, B), 3)
+    assert "raised Panic: slice" in found[0].why[0]
+    assert "raised CancelledError" in found[1].why[0]
+    assert [step.lost.tolist() for step in found] == [[False, True, False], [False, False, True], [False] * 3]
+
+
+class Restarting(Simulated):
+    """Begins its simulator anew in each game."""
+
+    def reset(self, **given: Any) -> Any:
+        self.simulators.append(subprocess.Popen(["sleep", "600"]))
+        return super().reset(**given)
+
+
+@pytest.mark.fault("P14")
+@pytest.mark.skipif(not Path("/proc/thread-self/children").exists(), reason="the kernel does not list children")
+def test_what_is_begun_in_later_games_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Restarting, "simulators", [], raising=False)
+    monkeypatch.setattr(Restarting, "closes", False)
+    envs = make_envs(lambda: Restarting({}, 1), B)
+    try:
+        steps(envs, 2)
+        assert len(Restarting.simulators) == 3 * B
+        envs.close()
+        assert [each.wait(10) for each in Restarting.simulators] == [-signal.SIGKILL] * 3 * B
+    finally:
+        for process in Restarting.simulators:
+            process.kill()
+            process.wait()

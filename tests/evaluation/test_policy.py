@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 import polyactor as pa
 from polyactor.agent.parts import make_model
 from polyactor.envs import env_spec
+from polyactor.envs.answers import Unsound
+from polyactor.envs.conversion import Conversion
 from polyactor.errors import UsageError
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
@@ -66,9 +70,9 @@ def test_memory_lasts_until_reset() -> None:
 def test_one_prediction_uses_one_thread_and_puts_the_number_back(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, threads, step = untrained("CartPole-v1"), list[int](), ActorCritic.step
 
-    def counted(*given: Any) -> Any:
+    def counted(*given: Any, **named: Any) -> Any:
         threads.append(torch.get_num_threads())
-        return step(*given)
+        return step(*given, **named)
 
     monkeypatch.setattr(ActorCritic, "step", counted)
     with torch_threads(4):
@@ -88,6 +92,9 @@ class Licensed(gymnasium.Env[Any, Any]):
         if Licensed.taken:
             raise OSError("the licence is in use")
         Licensed.taken = True
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(2, np.float32), {}
 
     def close(self) -> None:
         Licensed.taken = False
@@ -136,3 +143,24 @@ def test_floats_are_no_pixels() -> None:
         UsageError, match="an observation of floats is not allowed: the policy sees bytes from 0 to 255"
     ):
         policy.act(frame / 255)
+
+
+@pytest.mark.fault("D15")
+@pytest.mark.parametrize("value", [300, -1])
+def test_a_number_that_is_no_byte_is_refused(value: int) -> None:
+    with pytest.raises(UsageError, match=f"an observation with {value} is not allowed: the policy sees bytes"):
+        untrained("polyactor/Catch-v0").act(np.full((1, 44, 44), value))
+
+
+@pytest.mark.fault("D15")
+def test_a_category_that_does_not_exist_is_not_taken_for_another() -> None:
+    conversion = Conversion(spaces.Discrete(5), spaces.Discrete(2), "Lake")
+    assert conversion.encode(4).tolist() == [0, 0, 0, 0, 1]
+    with pytest.raises(Unsound, match="returned the observation -1 where its space has Discrete"):
+        conversion.encode(-1)
+
+
+@pytest.mark.fault("D15")
+def test_a_tag_is_a_text(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="tag 5 is not allowed: it must be a text or none"):
+        pa.load(tmp_path, tag=5)  # type: ignore[arg-type]

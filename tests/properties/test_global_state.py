@@ -194,3 +194,19 @@ def test_looking_at_an_environment_leaves_the_caller_alone() -> None:
     assert np.geterr() == errors
     assert torch.is_grad_enabled()
     assert not moved(before)
+
+
+@pytest.mark.fault("P15")
+def test_defaults_of_torch_do_not_reach_what_is_learned(tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")  # as a GPU would be one: its numbers are not to be had
+    try:
+        run = train(tmp_path / "run", env=Quiet, steps=SHORT)
+        for deterministic in (True, False):
+            pa.load(run.path, env=Quiet).act(np.zeros(3, np.float32), deterministic=deterministic)
+        assert (torch.get_default_dtype(), torch.get_default_device().type) == (torch.float64, "meta")
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    saved = checkpoint.load(run.path).tensors
+    assert {tensor.dtype for name, tensor in saved.items() if name.startswith("model.")} == {torch.float32}

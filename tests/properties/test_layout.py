@@ -13,7 +13,6 @@ OF_NO_MODULE = {"properties", "faults", "benchmarks", "helpers"}
 """Folders whose files are named for what they hold together, break or share."""
 ELSEWHERE = {
     "__main__.py": "cli/test_main.py",  # is the command line
-    "errors.py": "cli/test_main.py",  # sentences and exit codes, as a person gets them
     "fields.py": "cli/test_flags.py",  # a field of a config is a flag
     "types.py": "properties/test_structure.py",  # public names alone
     "agent/replica.py": "properties/test_hygiene.py",  # with updater: what one update does and leaves
@@ -30,7 +29,6 @@ ELSEWHERE = {
     "settings/registry.py": "test_api.py",  # parts by name, mapping and instance
     "settings/serialize.py": "faults/test_fuzz.py",  # of configs that anybody may have written
     "storage/atomic.py": "faults/test_saves.py",  # crashes at every call
-    "system/console.py": "training/test_progress.py",  # where its lines go
     "system/interpreter.py": "transport/test_threads.py",  # threads that it keeps apart
     "system/script.py": "transport/test_processes.py",  # what workers import of it
     "transport/surroundings.py": "transport/test_processes.py",  # what workers take over

@@ -16,6 +16,7 @@ import pytest
 import polyactor as pa
 from polyactor.config import EvaluateOptions
 from polyactor.errors import EnvironmentUnsupported
+from polyactor.report import video
 from polyactor.report.video import Film, keepsakes, record
 from tests.helpers.games import Endless, Games
 from tests.helpers.policies import config_of, untrained
@@ -221,3 +222,20 @@ def test_a_curve_that_cannot_be_drawn_is_an_event(
     monkeypatch.setattr("polyactor.report.video.record", fails)
     found = dict(keepsakes(config_of("CartPole-v1"), finished.path, games=True))
     assert found == {"curve_skipped": "'DejaVu Sans'", "video_skipped": "'DejaVu Sans'"}
+
+
+@pytest.mark.fault("S1")
+def test_a_film_that_its_encoder_did_not_finish_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    close = video._Encoder.close
+
+    def dies(self: video._Encoder) -> None:
+        close(self)
+        if self.out.exists():
+            os.truncate(self.out, 1_000)  # as a full disk leaves it
+
+    monkeypatch.setattr(video._Encoder, "close", dies)
+    policy = untrained(Painted)
+    with pytest.raises(OSError, match="the encoder could not finish the film"):
+        record(policy.config, dict(policy.model.state_dict()), tmp_path / "film.mp4", seed=0)
+    assert list(tmp_path.iterdir()) == []

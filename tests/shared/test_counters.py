@@ -65,3 +65,9 @@ def test_metrics_are_means_since_the_mark() -> None:
     assert counters.metrics()["entropy"] == 1.5  # nothing new
     counters.record(0, {"entropy": 5.0})
     assert counters.metrics()["entropy"] == 5.0
+
+
+def test_what_utf_8_cannot_say_is_replaced_in_the_failure_of_an_environment() -> None:
+    counters = SharedCounters(1)
+    counters.env_error(0, "no file caf\udce9.txt")
+    assert counters.new_env_errors() == [(0, "no file caf?.txt")]

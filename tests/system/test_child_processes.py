@@ -149,3 +149,27 @@ def test_elsewhere_than_on_linux_nothing_is_found(monkeypatch: pytest.MonkeyPatc
     end_worker(process.pid)
     assert process.wait(10) == -signal.SIGKILL
     assert not kept
+
+
+SIGNALLED = """
+import subprocess, time
+from polyactor.system.child_processes import ended_by_signal, noting
+with ended_by_signal(), noting(set()):
+    begun = subprocess.Popen(["sleep", "600"])
+with ended_by_signal():
+    print(begun.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.fault("P14")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_an_environment_has_begun_ends_with_a_program_that_a_signal_ends(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    with program(tmp_path / "run.py", SIGNALLED) as run:
+        assert run.stdout is not None
+        begun = int(run.stdout.readline())
+        run.send_signal(number)
+        assert run.wait(60) == -number
+        until(lambda: not alive(begun), nap)

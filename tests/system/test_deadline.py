@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
+import signal
 import time
 from typing import Any
 
@@ -11,6 +13,7 @@ from polyactor.envs import env_spec, looked_at
 from polyactor.envs.check import inspect
 from polyactor.errors import EnvironmentUnsupported
 from polyactor.system import notices
+from polyactor.system.deadline import Unanswered, interrupting
 from tests.helpers.runs import Quiet
 
 LONG = 100.0
@@ -65,3 +68,25 @@ def test_many_that_hang_when_they_are_closed_cost_one_deadline(monkeypatch: pyte
         assert envs.num_envs == 8
     assert time.monotonic() - start < 2.0
     assert said == ["SlowToClose gave no answer within 0.5 s, in its close; --env-timeout allows more"]
+
+
+def test_one_that_hangs_is_interrupted_though_nobody_can_be_told() -> None:
+    def tell(event: str, sentence: str) -> None:
+        raise OSError("no space left")
+
+    def overdue() -> str | None:
+        return None if done else "it hangs"
+
+    done: list[bool] = []
+    with (
+        pytest.raises(Unanswered, match="it hangs"),
+        interrupting(overdue, lambda: done.append(True), tell, every=0.01, trusting=1.0),
+    ):
+        time.sleep(LONG)
+
+
+def test_a_signal_whose_handler_could_not_be_put_back_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)  # as of a library in C
+    before = _signal.getsignal(signal.SIGURG)
+    with interrupting(lambda: None, lambda: None, lambda *_: None, every=1.0, trusting=1.0):
+        assert _signal.getsignal(signal.SIGURG) is before

@@ -110,3 +110,19 @@ def test_environment_variables_are_put_back(monkeypatch: pytest.MonkeyPatch) -> 
         assert (os.environ["POLYACTOR_ONE"], os.environ["POLYACTOR_TWO"]) == ("in", "in")
     assert os.environ["POLYACTOR_ONE"] == "before"
     assert "POLYACTOR_TWO" not in os.environ
+
+
+@pytest.mark.fault("P15")
+def test_environment_variables_of_blocks_that_overlap_are_those_of_before_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("POLYACTOR_ONE", raising=False)
+    first, second = environment_variables(POLYACTOR_ONE="1"), environment_variables(POLYACTOR_ONE="2")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert os.environ["POLYACTOR_ONE"] == "2"
+    second.__exit__(None, None, None)
+    assert "POLYACTOR_ONE" not in os.environ
+    with environment_variables(POLYACTOR_ONE="1"):
+        with environment_variables(POLYACTOR_ONE="2"):
+            assert os.environ["POLYACTOR_ONE"] == "2"
+        assert os.environ["POLYACTOR_ONE"] == "1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from polyactor.system.streams import Replacing
+from polyactor.system.streams import Replacing, lasting_streams
 from tests.helpers.programs import environment
 
 
@@ -98,3 +99,42 @@ def test_every_verb_prints_where_a_terminal_knows_ascii_alone(tmp_path: Path) ->
             said = re.sub(rb"(?m)^(playing .* each|polyactor: .*, \d+ s after the start)\n", b"", done.stderr)
             assert (done.returncode, said) == (0, b""), verb
             assert done.stdout or redirected
+
+
+@pytest.mark.fault("P13")
+def test_an_error_whose_reader_has_left_keeps_its_code(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "polyactor", "frobnicate"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=writer)
+    os.close(writer)
+    assert done.returncode == 2
+
+
+def test_what_an_environment_prints_never_fails_and_its_streams_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken: Any = Failing(BrokenPipeError())
+    monkeypatch.setattr(sys, "stdout", broken)
+    with lasting_streams():
+        print("a new game")
+        sys.stdout = io.StringIO()
+    assert sys.stdout is broken
+
+
+PRINTS = """
+from tests.helpers.runs import Quiet
+class Talks(Quiet):
+    def reset(self, **given):
+        print("a new game", flush=True)
+        return super().reset(**given)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.fault("P13")
+@pytest.mark.parametrize("method", ["a2c", "a3c"])
+def test_a_run_outlives_the_reader_of_what_its_environments_print(method: str, tmp_path: Path) -> None:
+    (tmp_path / "talks.py").write_text(PRINTS)
+    run = f"-m polyactor train {method} --env talks.py:Talks --steps 6000 --out run"
+    command = f'{{ "{sys.executable}" {run}; echo $? > code; }} | true'
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment())
+    assert (tmp_path / "code").read_text() == "0\n"

@@ -13,6 +13,8 @@ import pytest
 from polyactor.optim.flat import State
 from polyactor.shared.counters import SharedCounters
 from polyactor.storage import checkpoint
+from polyactor.storage.metrics_log import MetricsLog
+from polyactor.training.checkpointing import Checkpointer
 from tests.helpers.runs import Quiet, train
 
 
@@ -43,3 +45,11 @@ def test_workers_wait_while_the_state_is_copied_and_not_while_it_is_written(
     assert len(words["written"]) >= 2
     assert words["copied"][0] > 0  # the number of a pause
     assert words["written"][0] == 0
+
+
+@pytest.mark.fault("S1")
+def test_a_checkpoint_that_is_gone_costs_its_tag_alone(tmp_path: Path) -> None:
+    said: list[str] = []
+    with MetricsLog(tmp_path) as log:
+        assert not Checkpointer(tmp_path, log, said.append).point("best", at="candidate")
+    assert said == [f"not saved: {tmp_path}/checkpoints/candidate.json is missing; training goes on and tries again"]

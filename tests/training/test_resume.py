@@ -167,6 +167,10 @@ def test_a_run_is_saved_drawn_and_gone_on_with(method: str, tmp_path: Path) -> N
 def test_an_algorithm_that_is_not_from_a_file_is_not_replaced(copy: Path) -> None:
     with pytest.raises(UsageError, match="--algorithm ppo is not allowed: the run goes on with its own algorithm, a2c"):
         pa.resume(copy, algorithm="ppo", quiet=True)
+    with pytest.raises(UsageError, match=r"algorithm .* is not allowed: it must be a text or none"):
+        pa.resume(copy, algorithm=pa.PPO, quiet=True)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="trust_env no is not allowed: it must be true or false"):
+        pa.resume(copy, trust_env="no", quiet=True)  # type: ignore[arg-type]
 
 
 @pytest.mark.fault("F11")

@@ -205,3 +205,13 @@ def test_a_signal_is_heeded_while_threads_make_many_emulators(tmp_path: Path) ->
     start = time.monotonic()
     subprocess.run([sys.executable, "-c", make], check=True, env=environment(), capture_output=True)
     assert took < time.monotonic() - start + 4.0
+
+
+def test_signals_whose_handlers_could_not_be_put_back_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "getsignal", lambda number: None)  # as of a library in C
+        context = listening()
+        context.__enter__()
+    assert signal.getsignal(signal.SIGTERM) is before
+    context.__exit__(None, None, None)

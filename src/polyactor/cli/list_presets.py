@@ -18,7 +18,7 @@ def show(name: str | None = None) -> None:
     """
     from polyactor.system.console import Lasting
 
-    console = Lasting(highlight=False, markup=False)
+    console = Lasting()
 
     def say(text: str, indent: int = 0, style: str = "") -> None:
         """Print text, wrapped to the width of the console."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyactor.cli.flags import HELP, env_timeout, read_config, small_flags, take, take_auto
 from polyactor.errors import UsageError
 from polyactor.fields import replace_at
+from polyactor.system.child_processes import ended_by_signal
 from polyactor.system.notices import heard, noticing, to_stderr
 
 if TYPE_CHECKING:
@@ -146,9 +147,14 @@ def _bench(args: list[str]) -> int:
     return 0
 
 
-def noticed(args: list[str]) -> AbstractContextManager[None]:
-    """Return a context in which a verb with these arguments is never silent for long, but with ``--quiet``."""
-    return noticing(None if "--quiet" in args else to_stderr)
+@contextmanager
+def noticed(args: list[str]) -> Iterator[None]:
+    """Open a context in which a verb with these arguments is never silent for long, but with ``--quiet``.
+
+    If a signal ends the verb there, no process that its environments have begun is left.
+    """
+    with ended_by_signal(), noticing(None if "--quiet" in args else to_stderr):
+        yield
 
 
 def the_run(options: dict[str, Any]) -> Path:

@@ -34,6 +34,7 @@ from polyactor.errors import EnvironmentUnsupported
 from polyactor.files import same_directory
 from polyactor.system.deadline import Call, bounded
 from polyactor.system.process_state import kept_streams, kept_switches, moved, streams
+from polyactor.system.streams import lasting_streams
 
 __all__ = [
     "ActionSpace",
@@ -125,7 +126,13 @@ def looked_at(
         Unanswered: the environment missed its deadline.
         EnvironmentUnsupported: the environment cannot be made, as in `make_envs`.
     """
-    with same_directory(), kept_streams(), kept_switches(), bounded(name_of(env), seconds) as answers:
+    with (
+        same_directory(),
+        lasting_streams(),
+        kept_streams(),
+        kept_switches(),
+        bounded(name_of(env), seconds) as answers,
+    ):
         answers.asked(-1, None, Call.CONSTRUCTOR)
         envs = make_envs(env, num_envs, listener=answers, **options)
         answers.answered()

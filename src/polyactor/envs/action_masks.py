@@ -85,7 +85,7 @@ class ActionMasks:
                 f"gave an action mask of {numbers.size} numbers where its actions have {self.choices} choices"
             )
         mask: Mask = numbers.ravel() != 0
-        if numbers.dtype.kind not in "biu" and not ((numbers == 0) | (numbers == 1)).all():
+        if numbers.dtype != np.bool_ and not ((numbers == 0) | (numbers == 1)).all():
             raise Unsound(f"gave the action mask {shortened(raw)}, which has other numbers than 0 and 1")
         if not np.logical_or.reduceat(mask, self.firsts).all():
             if acted_on:

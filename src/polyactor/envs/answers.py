@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from polyactor.errors import Command, shown
 from polyactor.system.deadline import Unanswered
 
+PASSED = (KeyboardInterrupt, GeneratorExit, Command)
+"""Exceptions that end what is done. Any other of an environment costs its game only, also one that is no `Exception`,
+such as `SystemExit`, a panic of Rust, or what asyncio cancels a task with."""
 FAILURES = (Exception, SystemExit)
-"""Exceptions of an environment that cost its game only; `SystemExit` must not end the worker."""
+"""Exceptions of a task beside training that cost only this task."""
 LARGEST = float(np.finfo(np.float32).max)
 """The largest reward that is finite in float32."""
 LONGEST_LINE = 200
@@ -31,22 +35,14 @@ NOT_FINITE = "returned an observation that is not finite"
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's text, shortened to fit a sentence."""
-    lines = _text(error).strip().splitlines()
+    lines = shown(error).strip().splitlines()
     return shortened(lines[0].rstrip("."), LONGEST_LINE) if lines else "no reason given"
 
 
 def shortened(value: Any, most: int = 100, show: Callable[[Any], str] = str) -> str:
     """Return a value as text of one line with at most `most` characters."""
-    text = " ".join(_text(value, show).split())
+    text = " ".join(shown(value, show).split())
     return text if len(text) <= most else text[: most - 3] + "..."
-
-
-def _text(value: Any, show: Callable[[Any], str] = str) -> str:
-    """Return a user's object as text, or its class where it cannot be shown."""
-    try:
-        return show(value)
-    except Exception as error:  # whatever it raises, the sentence about it must be said
-        return f"a {type(value).__name__} that cannot be shown ({type(error).__name__})"
 
 
 def description(error: BaseException) -> str:
@@ -55,7 +51,7 @@ def description(error: BaseException) -> str:
         return str(error)
     if isinstance(error, Unanswered):
         return f"was interrupted: {error}"
-    found = re.fullmatch(r"not enough values to unpack \(expected 5, got (\d)\)", _text(error))
+    found = re.fullmatch(r"not enough values to unpack \(expected 5, got (\d)\)", shown(error))
     if found and _innermost(error).startswith("gymnasium."):  # a wrapper unpacked the values before they were checked
         return f"failed: step returned {found[1]} values where Gymnasium has 5"
     return f"raised {type(error).__name__}: {first_line(error)}"
@@ -108,8 +104,3 @@ def _kind(value: Any) -> str | None:
 def count(answer: Any) -> str:
     """Return how many values an answer has, in words."""
     return f"{len(answer)} values" if isinstance(answer, tuple | list) else f"a single {type(answer).__name__}"
-
-
-def shown(action: Any) -> str:
-    """Return an action as text of one line."""
-    return shortened(np.asarray(action))

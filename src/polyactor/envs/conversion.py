@@ -72,7 +72,7 @@ class Conversion:
         parts = [(path, part) for path, part in _parts(observed) if not (self.masked and path == MASK)]
         self.dropped = tuple(path for path, part in parts if path and isinstance(part, spaces.Text))
         parts = [(path, part) for path, part in parts if path not in self.dropped or not path]
-        for _, part in parts:
+        for _, part in parts if parts or not self.dropped else [("", observed)]:
             if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete):
                 raise EnvironmentUnsupported(f"{said}; what can be observed is {OBSERVATIONS}.")
             if isinstance(part, spaces.Box) and (np.isnan(part.low).any() or np.isnan(part.high).any()):
@@ -105,7 +105,12 @@ class Conversion:
         """Convert one observation ``[*O]`` to a new array; where it has several entries to a structured one, ``[]``.
 
         Several observations ``[B, *O]`` of a Box are converted at once.
+
+        Raises:
+            Unsound: a part of it is outside its discrete space, or cannot be cast to its dtype.
         """
+        if self.flat:
+            _refuse_strange(self._observed, observation)
         with np.errstate(all="ignore"):
             if not self.flat:
                 return np.array(observation, self.row, order="C")
@@ -148,12 +153,11 @@ class Encoded(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self._converted(self.env.step(action), 5)
 
     def _converted(self, answer: Any, count: int) -> Any:
-        if not isinstance(answer, tuple) or len(answer) != count:
+        if not isinstance(answer, tuple | list) or len(answer) != count:
             return answer  # which is refused where the number of values is looked at
         observation, *rest, info = answer
         if self.conversion.masked and isinstance(observation, Mapping) and MASK in observation:
             info = {**(info if isinstance(info, Mapping) else {}), MASK: observation[MASK]}
-        _refuse_strange(self.env.observation_space, observation)
         try:
             return self.conversion.encode(observation), *rest, info
         except ValueError as error:

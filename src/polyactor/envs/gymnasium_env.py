@@ -23,7 +23,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from numpy.typing import NDArray
 
 from polyactor.envs import pictures, snapshot
-from polyactor.envs.answers import FAILURES, first_line, shortened
+from polyactor.envs.answers import PASSED, first_line, shortened
 from polyactor.envs.atari import looks_atari
 from polyactor.envs.conversion import Conversion, Encoded
 from polyactor.envs.serial_vector_env import SerialVectorEnv
@@ -63,7 +63,10 @@ def find(env: str | EnvFactory) -> EnvSpec | EnvFactory:
     module_name, _, name = resolved(env).rpartition(":")
     if module_name:
         module = _import(module_name, env)
-        found = getattr(module, name, None)
+        try:
+            found = getattr(module, name, None)
+        except Exception as error:  # of a module that imports what it has only when it is asked for
+            _refuse_import(module_name, env, error)
         if name not in gymnasium.registry and callable(found):
             return found  # type: ignore[no-any-return]
         own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -254,7 +257,9 @@ class GymnasiumEnvs:
                 drawn = self._envs.render()
                 drawn = None if drawn is None else drawn[0]
             return pictures.rgb(drawn)
-        except FAILURES as error:  # graphics libraries raise exceptions of many classes
+        except PASSED:
+            raise
+        except BaseException as error:  # graphics libraries raise exceptions of many classes
             what = "" if isinstance(error, Exception) else f"{type(error).__name__}: "
             raise EnvironmentUnsupported(f"{self._name} cannot draw itself: {what}{first_line(error)}.") from error
         finally:
@@ -280,14 +285,14 @@ def _make(source: EnvSpec | EnvFactory, *, max_episode_steps: int | None, render
             made = gymnasium.make(source, max_episode_steps=max_episode_steps, disable_env_checker=True, **options)
         else:
             made = _drawing(source) if render else source()
-    except EnvironmentUnsupported:
+    except (EnvironmentUnsupported, *PASSED):
         raise
     except gymnasium.error.DependencyNotInstalled as error:
         extra = _extra(source)
         if extra:
             raise EnvironmentUnsupported(f'{name} needs an extra: pip install "polyactor[{extra}]".') from error
         raise EnvironmentUnsupported(f"{name} lacks a dependency: {first_line(error)}.") from error
-    except Exception as error:
+    except BaseException as error:
         raise EnvironmentUnsupported(
             f"{name} could not be made: {type(error).__name__}: {first_line(error)}."
         ) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from polyactor.envs.action_masks import ActionMasks
 from polyactor.envs.answers import (
-    FAILURES,
     LARGEST,
     NOT_FINITE,
+    PASSED,
     Unsound,
     count,
     description,
@@ -29,7 +29,6 @@ from polyactor.envs.answers import (
     first_line,
     number,
     shortened,
-    shown,
 )
 from polyactor.envs.vector_env import VECTOR, Listener, Observation, Step, entries, row_dtype
 from polyactor.errors import EnvironmentUnsupported
@@ -45,12 +44,12 @@ SOUND_AFTER = 100
 class SerialVectorEnv:
     """B environments in Gymnasium's NEXT_STEP autoreset mode; environment i is seeded with ``seed + i``.
 
-    An environment fails if it raises an exception (including `SystemExit`), or if a step does not return five values
-    with an observation of the space's shape and a castable dtype, finite numbers, and two ends that are true or false.
-    Its row of the step is then `lost`: a new one is made and seeded anew, and the row has its first observation.
+    An environment fails if it raises an exception (other than `PASSED`), or if a step does not return five values with
+    an observation of the space's shape and a castable dtype, finite numbers, and two ends that are true or false. Its
+    row of the step is then `lost`: a new one is made and seeded anew, and the row has its first observation.
 
-    Processes that an environment begins when it is made or first reset are ended where it cannot be made or closed, and
-    otherwise at the end of this process, if its `close` has not done so.
+    Processes that an environment begins when it is made or first reset, and in later resets if it had begun any, are
+    ended where it cannot be made or closed, and otherwise at the end of this process, if its `close` has not done so.
 
     Args:
         factories: one callable per environment that makes it, and makes it again after a failure.
@@ -116,7 +115,9 @@ class SerialVectorEnv:
             try:
                 with noting(self.begun[i]):
                     rows[i] = self._first_observation(i, env, None if seed is None else seed + i)
-            except FAILURES as error:
+            except PASSED:
+                raise
+            except BaseException as error:
                 rows[i] = self._replacement(i, error, " in reset")
         return entries(self._cast(rows))
 
@@ -138,10 +139,11 @@ class SerialVectorEnv:
                 listener.asked(i, None if over[i] else a_i)
             try:
                 if over[i]:
-                    rows[i] = self._first_observation(i, env, None)
+                    with noting(self.begun[i]) if self.begun[i] else nullcontext():  # it may begin its simulator anew
+                        rows[i] = self._first_observation(i, env, None)
                     continue
                 answer = env.step(a_i)
-                if type(answer) is not tuple or len(answer) != 5:
+                if (type(answer) is not tuple and not isinstance(answer, tuple | list)) or len(answer) != 5:
                     raise Unsound(f"failed: step returned {count(answer)} where Gymnasium has 5")
                 x_i, r_i, terminated_i, truncated_i, info_i = answer
                 if not isinstance(r_i, float):
@@ -163,7 +165,9 @@ class SerialVectorEnv:
                 elif truncated_i:
                     done[i] = True
                 rewards[i] = r_i
-            except FAILURES as error:
+            except PASSED:
+                raise
+            except BaseException as error:
                 last = before if over[i] else action
                 where = " in reset" if over[i] else ""
                 rows[i] = self._replacement(i, error, where, None if last is None else last[i])
@@ -226,7 +230,9 @@ class SerialVectorEnv:
             EnvironmentUnsupported: the environment failed `MOST_FAILURES` times in a row, or missed its deadline before
                 the first step: at once, if no other has answered, else twice.
         """
-        when = f" at step {self.time}" + ("" if action is None else f", after the action {shown(action)}")
+        when = f" at step {self.time}" + (
+            "" if action is None else f", after the action {shortened(np.asarray(action))}"
+        )
         broken: gymnasium.Env[Any, Any] | None = self.envs[i]
         while True:
             what = f"{description(error)}{where}{when}"
@@ -254,7 +260,9 @@ class SerialVectorEnv:
                 where, what = " in reset", ""
                 with noting(self.begun[i]):
                     first = self._first_observation(i, made, self._fresh_seed(i))
-            except FAILURES as again:
+            except PASSED:
+                raise
+            except BaseException as again:
                 if what:
                     self.why.append(f"environment {i} of {self.name} {what}")
                 error = again
@@ -280,7 +288,9 @@ class SerialVectorEnv:
         except EnvironmentUnsupported as error:
             cause = error.__cause__ or error
             raise Unsound(f"could not be made: {type(cause).__name__}: {first_line(cause)}") from cause
-        except FAILURES as error:
+        except PASSED:
+            raise
+        except BaseException as error:
             raise Unsound(f"could not be made: {type(error).__name__}: {first_line(error)}") from error
         if any(made.unwrapped is other.unwrapped for j, other in enumerate(self.envs) if j != i):
             raise Unsound("is the same object twice, but its function must return a new environment at each call")
@@ -299,7 +309,9 @@ class SerialVectorEnv:
         failure: BaseException | None = None
         try:
             env.close()
-        except FAILURES as error:
+        except PASSED:
+            raise
+        except BaseException as error:
             failure = error
             end_noted(self.begun[i])
         self.begun[i] = set()
@@ -314,7 +326,7 @@ class SerialVectorEnv:
             Unsound: the observation is not valid.
         """
         answer = env.reset() if seed is None else env.reset(seed=seed)
-        if not isinstance(answer, tuple) or len(answer) != 2:
+        if not isinstance(answer, tuple | list) or len(answer) != 2:
             raise Unsound(f"failed: reset returned {count(answer)} where Gymnasium has 2")
         x = self._checked(answer[0])
         numbers = _numbers(self._cast(x))

@@ -31,6 +31,7 @@ from polyactor.system.deadline import Halted
 from polyactor.system.machine import torch_threads
 from polyactor.system.notices import Doing, Say, unsaid, waiting
 from polyactor.system.process_state import attention, kept_streams, kept_switches
+from polyactor.system.streams import lasting_streams
 from polyactor.transport.watchdog import Tell, untold, watched
 
 STUCK_AFTER = 2_000
@@ -226,6 +227,7 @@ def fresh_envs(
     stream = Streams.of(seed, GLOBAL_STREAM).env
     with (
         same_directory(),
+        lasting_streams(),
         kept_switches(),
         kept_streams(stream),
         watched(config, counters, tell),

@@ -27,7 +27,7 @@ from polyactor.models.actor_critic import ActorCritic
 from polyactor.optim.flat import State
 from polyactor.settings.serialize import from_json
 from polyactor.storage import checkpoint
-from polyactor.system.machine import torch_threads
+from polyactor.system.machine import torch_threads, usual_tensors
 
 
 def make_trained(config: Config, spec: EnvSpec, tensors: Mapping[str, Tensor]) -> ActorCritic:
@@ -108,7 +108,8 @@ class Policy:
         self.config = config
         with looked_at(config.env, 1, seconds=config.env_timeout, atari=config.atari) as (envs, _):
             spec, self._conversion = EnvSpec.of(envs), envs.conversion
-        self.model = make_trained(config, spec, tensors)
+        with usual_tensors():
+            self.model = make_trained(config, spec, tensors)
         self._generator = Streams.of(seed, EVALUATION_STREAM).act
         self.reset()
 
@@ -143,9 +144,10 @@ class Policy:
         if action_mask is None and self._conversion.masked:
             action_mask = observation.get(MASK)
         legal = None if action_mask is None else torch.from_numpy(_mask(self._conversion, action_mask)[np.newaxis])
-        x, first = map_tree(torch.as_tensor, rows), torch.tensor([self._first])
+        # From NumPy, since the caller's default device is not the policy's.
+        x, is_first = map_tree(torch.from_numpy, rows), torch.from_numpy(np.array([self._first]))
         with torch_threads(1):  # others would have to be waited for, and one row is soon done
-            params, self._state = self.model.step(x, self._state, first, action_mask=legal)
+            params, self._state = self.model.step(x, self._state, is_first, action_mask=legal)
         self._first = False
         pi = self.model.distribution(params)
         action = pi.mode() if deterministic else pi.sample(self._generator)
@@ -162,12 +164,17 @@ def _encoded(conversion: Conversion, observation: Any) -> NDArray[Any]:
     if isinstance(space, spaces.Dict):
         wanted, fits = " and ".join(f"{name} {box.shape}" for name, box in space.spaces.items()), not why
     else:
-        wanted, fits = f"the shape {space.shape}", x.shape == space.shape
-        if not why and space.dtype == np.uint8 and np.asarray(observation).dtype.kind == "f":
+        wanted, fits = f"the shape {space.shape}", not why and x.shape == space.shape
+    if not why and space.dtype == np.uint8 and not conversion.flat:
+        given = np.asarray(observation)
+        if given.dtype.kind == "f":
             raise UsageError("an observation of floats is not allowed: the policy sees bytes from 0 to 255")
-    if why or not fits:
-        given = getattr(observation, "shape", None)
-        what = f"a {type(observation).__name__}" if given is None else f"the shape {tuple(given)}"
+        if given.shape == x.shape and (given != x).any():
+            other = given[given != x].flat[0]
+            raise UsageError(f"an observation with {other} is not allowed: the policy sees bytes from 0 to 255")
+    if not fits:
+        own = getattr(observation, "shape", None)
+        what = f"a {type(observation).__name__}" if own is None else f"the shape {tuple(own)}"
         batch = "; act takes one observation, without a batch axis" * (x.shape[1:] == space.shape)
         raise UsageError(f"an observation of {what} is not allowed: the policy sees {wanted}{why}{batch}")
     return x
@@ -197,6 +204,7 @@ def load(path: str | Path, *, tag: str | None = None, env: Any = None, trust_env
         CheckpointError: there is no checkpoint, or it is damaged, not of polyactor, or of another model.
     """
     trust_env = expect("trust_env", trust_env, bool) or env is not None
+    tag = expect("tag", tag, str | None)
     config, tensors = read(Path(expect("path", path, str | Path)), tag, trust_env=trust_env)
     return Policy(config if env is None else replace(config, env=env), tensors)
 

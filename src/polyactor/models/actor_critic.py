@@ -122,7 +122,7 @@ class ActorCritic(nn.Module):
     def running(self) -> dict[str, RunningMoments]:
         """The running statistics that the model keeps, by name."""
         own = {} if self.return_moments is None else {"return_moments": self.return_moments}
-        return {name: part for name, part in self.statistics.values()} | own
+        return dict(self.statistics.values()) | own
 
     @property
     def statistics(self) -> dict[str, tuple[str, RunningMoments]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ BLANK_STEPS = 10
 """Steps of a game after which an environment that has not drawn a picture is taken to draw none."""
 FILM_WITHIN, ENDLESS_WITHIN = 20.0, 5.0
 """Seconds after which the film of a finished run ends, whether or not its game has: the latter if no game of it has."""
+
+FINISHED_WITHIN = 30.0
+"""Seconds within which the first picture of a finished video can be read."""
 
 
 class _Encoder:
@@ -87,6 +91,15 @@ def _encoder() -> Any:
     except ImportError:
         raise EnvironmentUnsupported('a video needs an encoder: pip install "polyactor[video]"') from None
     return imageio_ffmpeg
+
+
+def _refuse_unfinished(film: Path) -> None:
+    """Raise `OSError` for a file that is no film, since an encoder that dies as it finishes one says so to nobody."""
+    command = [_encoder().get_ffmpeg_exe(), "-i", str(film), "-frames:v", "1", "-f", "null", "-"]
+    try:  # to read one picture takes what an encoder writes last
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=FINISHED_WITHIN)
+    except subprocess.SubprocessError:
+        raise OSError("the encoder could not finish the film, as on a full disk") from None
 
 
 @dataclass(frozen=True)
@@ -194,6 +207,7 @@ def record(
             if encoder.size is None:
                 raise EnvironmentUnsupported(f"{name_of(config.env)} {why}")
             encoder.close()
+            _refuse_unfinished(temporary)
             os.replace(temporary, out)
             return Film(score, cut)
         finally:

@@ -53,7 +53,9 @@ def chosen(configs: Sequence[Config], wanted: Collection[str]) -> tuple[list[Con
         reasons += dict.fromkeys(reason for _, reason in pairs)
     if "envs" in wanted:
         sizes = allowed(configs)
-        with closing(Stopwatch(configs[0])) as microseconds:
+        from polyactor.system.machine import usual_tensors
+
+        with usual_tensors(), closing(Stopwatch(configs[0])) as microseconds:
             size, reason = cheapest(microseconds, sizes)
         configs = [replace(config, envs=size) for config in configs]
         reasons.append(reason)

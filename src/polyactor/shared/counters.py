@@ -148,7 +148,7 @@ class SharedCounters:
     def env_error(self, worker: int, sentence: str) -> None:
         """Report the failure of one of a worker's environments, with a sentence that says why."""
         index = int(self.table[worker, Counter.ENV_ERRORS])
-        text = sentence.encode()[:ERROR_LENGTH]
+        text = sentence.encode(errors="replace")[:ERROR_LENGTH]
         place = self._errors.numpy()[worker, index % ERRORS_KEPT]
         place[: len(text)], place[len(text) :] = np.frombuffer(text, np.uint8), 0
         self.table[worker, Counter.ENV_ERRORS] = index + 1

@@ -53,6 +53,30 @@ def end_noted(begun: set[int] | None = None) -> None:
     _kill(_family({pid for pid in begun if pid in table and table[pid][0] == mine}, table))
 
 
+@contextmanager
+def ended_by_signal() -> Iterator[None]:
+    """End what environments have begun if SIGTERM or SIGHUP ends this process inside the context.
+
+    For a program of our own: outside the main thread, and where a signal is ignored or handled already, nothing is
+    done.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if here and signal.getsignal(n) == signal.SIG_DFL]
+
+    def end(number: int, frame: FrameType | None) -> None:
+        end_noted()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def end_worker(pid: int) -> None:
     """Kill a worker that has called `lead_group`, if it lives, and the processes of its group and begun by them.
 

@@ -10,7 +10,13 @@ from polyactor.system.streams import Replacing
 
 
 class Lasting(Console):
-    """A console that replaces characters its terminal cannot show, and goes silent when nobody can read it any more."""
+    """A console that prints text as it is: nothing in it is taken for markup or for the name of an emoji.
+
+    Characters that its terminal cannot show are replaced, and it goes silent when nobody can read it any more.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False)
 
     @property
     def file(self) -> IO[str]:

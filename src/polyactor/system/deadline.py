@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from time import monotonic
 from types import FrameType
 from typing import Any
 
-from polyactor.errors import EnvironmentUnsupported
+from polyactor.errors import Command, EnvironmentUnsupported
 from polyactor.system import notices
 from polyactor.system.child_processes import end_noted
 
@@ -51,7 +50,7 @@ class Unanswered(EnvironmentUnsupported):
     """An environment of this process missed its deadline and was interrupted (exit code 3)."""
 
 
-class _Overdue(BaseException):
+class _Overdue(Command):
     """As `Unanswered`, but not taken for a failure after which the environment is made anew."""
 
 
@@ -103,17 +102,19 @@ def interrupting(
                 knocked = None
             elif knocked is None:
                 knocked = monotonic()
-                tell("env_hangs", sentence)
+                with suppress(Exception):  # what cannot be told is done all the same
+                    tell("env_hangs", sentence)
                 if mine:
                     signal.pthread_kill(player, KNOCK)
             elif mine and monotonic() > knocked + PATIENCE:
-                tell("failed", sentence)
-                words = f"polyactor: {sentence}; it cannot be interrupted, so this process has ended"
-                print(words, file=sys.stderr, flush=True)
+                with suppress(Exception):
+                    tell("failed", sentence)
+                notices.to_stderr(f"{sentence}; it cannot be interrupted, so this process has ended")
                 end_noted()
                 os._exit(EnvironmentUnsupported.exit_code)
 
-    mine = threading.current_thread() is threading.main_thread()
+    # A handler that a library in C has installed before Python began could not be put back.
+    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(KNOCK) is not None
     before = signal.signal(KNOCK, interrupt) if mine else None
     watcher = threading.Thread(target=watch, name="polyactor-watchdog", daemon=True)
     watcher.start()

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from polyactor.errors import Command
+
 BREATH = 0.05
 """Seconds between two long calls in which the main thread, that may have waited for the first, can heed a signal."""
 
@@ -17,7 +19,7 @@ _one_at_a_time = threading.Lock()
 _refusals: list[Callable[[], bool]] = []
 
 
-class Refused(BaseException):
+class Refused(Command):
     """This thread shall end, so it may not begin another long call. No environment or algorithm should catch it."""
 
 

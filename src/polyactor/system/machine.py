@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from polyactor.errors import OutOfResources
+from polyactor.files import same_directory
 from polyactor.system.descriptors import few_descriptors
+from polyactor.system.streams import lasting_streams
 
 CONTAINER_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Files with the memory limit of a container, for control groups version 2 and 1."""
@@ -67,14 +69,38 @@ def memory_mb() -> float:
 
 
 def settle() -> None:
-    """Prepare a worker process: tune malloc, use one torch thread, and seed the global random streams anew.
+    """Prepare a worker process: tune malloc, use one thread and the defaults of torch, and seed the global streams.
 
     Each worker keeps one core busy. Without new seeds all forked processes would draw the same numbers.
     """
     tune_allocator()
     torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
     torch.seed()
     np.random.seed()
+
+
+@contextmanager
+def usual_tensors() -> Iterator[None]:
+    """Let torch make tensors of float32 on the CPU inside the with block, whatever defaults the caller has set."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    torch.set_default_dtype(torch.float32)
+    if device.type != "cpu":
+        torch.set_default_device(None)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        if device.type != "cpu":
+            torch.set_default_device(device)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Train inside the with block as in a process of its own, and leave the caller's as it was."""
+    with same_directory(), lasting_streams(), usual_tensors():
+        yield
 
 
 class _Threads(threading.local):

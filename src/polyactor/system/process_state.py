@@ -154,13 +154,29 @@ def kept_switches() -> Iterator[None]:
             switch(before)
 
 
+_set_here: list[dict[str, str | None]] = []
+"""For each open `environment_variables` block, the values from before it."""
+
+
 @contextmanager
 def environment_variables(**values: str) -> Iterator[None]:
-    """Set environment variables of this process inside the with block."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+    """Set environment variables of this process inside the with block.
+
+    Of blocks in several threads that overlap, the last to end puts back what was before all of them.
+    """
+    with _lock:
+        _set_here.append(before := {name: os.environ.get(name) for name in values})
+        os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        with _lock:
+            i = next(i for i, block in enumerate(_set_here) if block is before)
+            later = _set_here[i + 1 :]
+            del _set_here[i]
+            for name, value in before.items():
+                after = next((block for block in later if name in block), None)
+                if after is not None:
+                    after[name] = value
+                else:
+                    os.environ.pop(name, None) if value is None else os.environ.update({name: value})

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from multiprocessing import spawn
 from typing import Any
 
-from polyactor.errors import UsageError
+from polyactor.errors import Command, UsageError, shown
 
 _hiding = threading.Lock()
 _importing = False
 _process: int | None = None  # the one in which runs have begun
 
 
-class RunAgain(BaseException):
+class RunAgain(Command):
     """A script that a worker imports has come to the place where it trains: its import ends here."""
 
 
@@ -77,7 +77,7 @@ def import_script(found: Mapping[str, Any]) -> str:
         pass
     except (Exception, SystemExit) as error:
         path = next(iter(found.values()))
-        return f"a worker could not import {path}: {type(error).__name__}: {error}"
+        return f"a worker could not import {path}: {type(error).__name__}: {shown(error)}"
     finally:
         _importing = False
     return ""

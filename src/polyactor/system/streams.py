@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any
@@ -75,13 +76,15 @@ def occupy_descriptors() -> None:
 def standard_streams() -> Iterator[None]:
     """Let a program print in the with block without a thought for its streams; flush them at the end.
 
-    Streams that are closed are replaced by the null device. A write fails only where the reader of a pipe has left.
+    Streams that are closed are replaced by the null device. A write fails only where the reader of the standard output
+    has left.
     """
     occupy_descriptors()
     before = [getattr(sys, name) for name in STREAMS]
     for descriptor, (name, mode) in enumerate(STREAMS.items()):
         stream = before[descriptor] or os.fdopen(descriptor, mode, closefd=False)
-        setattr(sys, name, stream if mode == "r" else Replacing(stream, passing=(BrokenPipeError,)))
+        passing = (BrokenPipeError,) if name == "stdout" else ()  # what goes to stderr is said beside the work
+        setattr(sys, name, stream if mode == "r" else Replacing(stream, passing))
     printed: Any = sys.stdout
     try:
         yield
@@ -95,3 +98,27 @@ def standard_streams() -> Iterator[None]:
             print(f"polyactor: what was printed could not be written: {printed.failure}", file=sys.stderr)
         for name, stream in zip(STREAMS, before, strict=True):
             setattr(sys, name, stream)
+
+
+def print_without_fail() -> None:
+    """Let what is printed in this process never fail, since its terminal may be gone before its work is done."""
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is not None:
+            setattr(sys, name, Replacing(stream))
+
+
+@contextmanager
+def lasting_streams() -> Iterator[None]:
+    """Let what environments print in the with block never fail, and put the standard streams back after it.
+
+    Outside the main thread nothing is done, since all threads share the streams.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = sys.stdout, sys.stderr
+    print_without_fail()
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before

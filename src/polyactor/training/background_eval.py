@@ -60,7 +60,7 @@ class Evaluator:
         try:
             pickled = cloudpickle.dumps(self.config)  # a checkpoint names the user's own code and does not hold it
         except Exception as error:  # the user's own object may raise anything
-            raise EnvironmentUnsupported(f"it cannot be sent to a process of its own: {error}") from error
+            raise EnvironmentUnsupported(f"it cannot be sent to a process of its own: {one_line(error)}") from error
         with same_directory():  # an environment of this process may have left the directory that a worker begins in
             os.chdir(self._home)
             self._pool = ProcessPool(_evaluate_checkpoint, 1, (pickled, str(saved), str(self._result), self.games))

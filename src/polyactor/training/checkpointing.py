@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from polyactor.errors import Diverged, OutOfResources, PolyactorError, RunDirectoryError
+from polyactor.errors import CheckpointError, Diverged, OutOfResources, PolyactorError, RunDirectoryError
 from polyactor.storage import checkpoint
 from polyactor.storage.metrics_log import MetricsLog
 
@@ -78,11 +78,12 @@ class Checkpointer:
         """Point `tag` at the checkpoint of the tag `at`, and return whether that was written.
 
         Raises:
-            OutOfResources, RunDirectoryError: the write failed, as did the two before.
+            CheckpointError, OutOfResources, RunDirectoryError: there is no tag `at`, or the write failed, as did the
+                two before.
         """
         try:
             checkpoint.point(self.directory, tag, at=at)
-        except (OutOfResources, RunDirectoryError) as error:
+        except (CheckpointError, OutOfResources, RunDirectoryError) as error:
             self._failed(error, final=False)
             return False
         return True

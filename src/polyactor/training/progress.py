@@ -38,7 +38,7 @@ class Progress:
 
     def __init__(self, title: str, total_steps: int, *, quiet: bool) -> None:
         self.title, self.total_steps, self.quiet = title, total_steps, quiet
-        self.console = Lasting(stderr=False, highlight=False, markup=False)
+        self.console = Lasting()
         self.live = Live(console=self.console, refresh_per_second=4) if self._on_terminal() else None
         self.curve: list[float] = []
         self.next_line = time.monotonic() + 2.0

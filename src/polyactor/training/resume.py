@@ -50,9 +50,11 @@ def config_of(found: Checkpoint, *, algorithm: str | None, env: Any, trust_env: 
         trust_env: accept a saved environment ``module:something``, whose module will be imported.
 
     Raises:
-        UsageError: the environment or the algorithm is code that the caller has not named or trusted.
+        UsageError: the environment or the algorithm is code that the caller has not named or trusted, or an argument
+            has a wrong type.
         CheckpointError: the saved config is not valid in this version.
     """
+    algorithm, trust_env = expect("algorithm", algorithm, str | None), expect("trust_env", trust_env, bool)
     config = from_json(found.meta.get("config", {}), trust_env=trust_env or env is not None)
     config = config if env is None else replace(config, env=env)
     if not isinstance(config.algorithm, StandIn):

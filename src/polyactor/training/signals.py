@@ -37,7 +37,8 @@ def stop_signals(config: Config, counters: SharedCounters, say: Callable[[str], 
 
     If it is set already, SIGINT and SIGTERM end the process at once, with the exit code 128 + the signal's number.
     SIGHUP does not: a terminal that is closed sends it twice, by the shell and by the kernel. A SIGHUP that was ignored
-    before, as under nohup, stays ignored. Outside the main thread signals are left alone.
+    before, as under nohup, stays ignored. Outside the main thread signals are left alone, and so
+    are those that a library in C handled before Python began.
 
     Args:
         config: the run's config.
@@ -65,6 +66,9 @@ def stop_signals(config: Config, counters: SharedCounters, say: Callable[[str], 
     if threading.current_thread() is threading.main_thread():
         handled += [signal.SIGINT, signal.SIGTERM]
         handled += [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)
+    handled = [
+        number for number in handled if signal.getsignal(number) is not None
+    ]  # else C code's, not to be put back
     before = {number: signal.signal(number, handle) for number in handled}
     try:
         # Long calls are refused from the signal on, and not only once the workers have been told.

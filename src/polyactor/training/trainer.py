@@ -13,10 +13,9 @@ from polyactor import transport
 from polyactor.agent.parts import Parts, precision
 from polyactor.config import Config
 from polyactor.envs import EnvSpec, env_spec, name_of
-from polyactor.errors import PolyactorError
+from polyactor.errors import PolyactorError, shown
 from polyactor.evaluation.policy import refuse_not_finite, start_from
 from polyactor.fields import expect
-from polyactor.files import same_directory
 from polyactor.report.video import keepsakes
 from polyactor.settings.check import check
 from polyactor.settings.serialize import to_json
@@ -24,7 +23,7 @@ from polyactor.storage import checkpoint
 from polyactor.storage.metrics_log import MetricsLog
 from polyactor.storage.run_directory import claimed, refuse_taken, run_directory, run_of, write_config
 from polyactor.system import failpoints
-from polyactor.system.machine import tune_allocator
+from polyactor.system.machine import tune_allocator, undisturbed
 from polyactor.training.background_eval import BackgroundEvaluation
 from polyactor.training.checkpointing import Checkpointer, advise
 from polyactor.training.events import Events
@@ -53,7 +52,7 @@ class Run:
     summary: Mapping[str, Any]
 
 
-@same_directory()
+@undisturbed()
 def train(config: Config, spec: EnvSpec, reasons: Sequence[str] = ()) -> Run:
     """Train a new run and return it when it has ended.
 
@@ -81,7 +80,7 @@ def train(config: Config, spec: EnvSpec, reasons: Sequence[str] = ()) -> Run:
         return _Training(parts, directory, {}, opened).run(reasons)
 
 
-@same_directory()
+@undisturbed()
 def resume(
     path: str | Path,
     *,
@@ -161,10 +160,10 @@ class _Training:
     def run(self, reasons: Sequence[str] = ()) -> Run:
         """Train until all steps are done, the target score is reached or a signal asks to stop; return the run."""
         config, log, steps = self.config, self.log, self.counters.steps
-        shown = precision(config, images=self.state.layout.convolutional)
-        lines = banner(config, self.directory, shown, steps if self.resumed else None)
+        used = precision(config, images=self.state.layout.convolutional)
+        lines = banner(config, self.directory, used, steps if self.resumed else None)
         self.progress.say("\n".join((*lines, *reasons)))
-        log.event("started", "; ".join(reasons), precision=shown, workers=config.workers, envs=config.envs)
+        log.event("started", "; ".join(reasons), precision=used, workers=config.workers, envs=config.envs)
         if self.resumed:
             log.event("resumed", agent_steps=steps, rows_dropped=log.taken_back)
         try:
@@ -182,7 +181,7 @@ class _Training:
         except Exception as error:
             advise(error, self.directory)
             with suppress(PolyactorError):  # a second error must not hide the one that stopped the run
-                log.event("failed", str(error) or type(error).__name__)
+                log.event("failed", shown(error) or type(error).__name__)
                 log.summary(self.stats.summary("failed"))
             raise
         return Run(self.directory, status, summary)

@@ -43,7 +43,7 @@ def _enter(target: Callable[..., None], pipe: Connection, surroundings: Surround
         if note:
             error.add_note(note)
         kind = type(error).__name__ if isinstance(error, errors.PolyactorError) else ""
-        pipe.send((kind, _shortened(str(error)), _shortened(traceback.format_exc().rstrip())))
+        pipe.send((kind, _shortened(errors.shown(error)), _shortened(traceback.format_exc().rstrip())))
         os._exit(1)
 
 

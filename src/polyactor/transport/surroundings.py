@@ -13,6 +13,7 @@ from typing import Any
 from polyactor.envs.registrations import register, registrations
 from polyactor.system.machine import settle
 from polyactor.system.script import import_script, whereabouts
+from polyactor.system.streams import print_without_fail
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Surroundings:
         for number in (signal.SIGINT, signal.SIGHUP):  # they reach the whole group; the run decides what they mean
             signal.signal(number, signal.SIG_IGN)
         faulthandler.enable()
+        print_without_fail()
         failure = import_script(self.script)
         settle()  # after the script, which may seed the global random streams
         register(self.registered)

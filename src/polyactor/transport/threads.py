@@ -68,7 +68,7 @@ class ThreadPool:
             if isinstance(error, errors.PolyactorError):
                 losses.append(errors.WorkerExit(i, error, str(error), ours=True, raised=True))
                 continue
-            reason, trace = f"raised: {error or 'an error'}", "".join(traceback.format_exception(error))
+            reason, trace = f"raised: {errors.shown(error) or 'an error'}", "".join(traceback.format_exception(error))
             losses.append(
                 errors.WorkerExit(i, errors.WorkerFailed(f"worker {i} {reason}\n{trace}"), reason, raised=True)
             )

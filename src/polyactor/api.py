@@ -7,10 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from polyactor.algorithms.base import Algorithm
 from polyactor.config import TRANSPORTS, Config, EvaluateOptions, Normalize, Scheme
 from polyactor.envs import AtariOptions, EnvFactory, EnvSpec, Specs, Wrapper, resolved
 from polyactor.envs.environment import written
+from polyactor.envs.vector_env import VECTOR
 from polyactor.errors import UsageError, one_line
 from polyactor.fields import AUTO, declared, expect, replace_at
 from polyactor.files import same_directory
@@ -178,14 +181,19 @@ def _anywhere(config: Config) -> Config:
 
 
 def _flattened(config: Config, spec: EnvSpec) -> list[str]:
-    """Return a sentence where observations that may be pictures are read by an MLP."""
+    """Return sentences about observations: pictures that are read by an MLP, and texts that are left out."""
     import torch  # only now that the fork server imports it, too
 
     from polyactor.models.encoders import flattening
 
-    dtype = torch.uint8 if spec.bytes else torch.float32
-    said = flattening(spec.observation_space.shape, dtype, config.model, spec.hidden)
-    return [] if said is None else [said]
+    said = []
+    for name, box in spec.entries.items():
+        dtype = torch.uint8 if box.dtype == np.uint8 else torch.float32
+        hidden = spec.hidden if name in ("", VECTOR) else ()
+        said.append(flattening(box.shape, dtype, config.model, hidden))
+    if spec.dropped:
+        said.append(f"observations have texts, which are left out: {one_line(', '.join(spec.dropped), most=80)}")
+    return [each for each in said if each is not None]
 
 
 def configured(

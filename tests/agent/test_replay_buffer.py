@@ -42,6 +42,8 @@ def rollouts(count: int, *, seed: int = 0, stack: int = 1) -> list[Rollout]:
                 for age in range(min(stack, t - begun + 1)):
                     observation[t, b, stack - 1 - age] = frames[t - age, b]
 
+    legal = rng.random((len(is_first), B, 3)) < 0.5
+
     def normal(*shape: int) -> torch.Tensor:
         return torch.from_numpy(rng.normal(size=shape).astype(np.float32))
 
@@ -54,6 +56,7 @@ def rollouts(count: int, *, seed: int = 0, stack: int = 1) -> list[Rollout]:
             terminated=torch.from_numpy(rng.random((T, B)) < 0.3),
             behavior_log_prob=normal(T, B),
             behavior_params=normal(T, B, 3),
+            action_mask=torch.from_numpy(legal[i * T : i * T + T + 1].copy()),
             core_state=(normal(B, 2), normal(B, 2)),
             version=torch.full((B,), i),
         )

@@ -25,6 +25,7 @@ def numbered() -> Rollout:
         "core_state": (torch.zeros(6), torch.zeros(7)),
         "version": torch.zeros(()),
         "behavior_params": torch.zeros(5),
+        "action_mask": torch.zeros(3),
         "moments": {"x": Moments(torch.zeros(()), torch.zeros(2), torch.zeros(2))},
     }
     assert row.keys() == FIELDS.keys(), "a new field belongs into this test, too"
@@ -58,7 +59,7 @@ def test_memory_has_the_axes_that_the_fields_declare() -> None:
 
 def test_every_tensor_travels() -> None:
     x = numbered()
-    assert len({tensor.data_ptr() for tensor in x.tensors()}) == 15
+    assert len({tensor.data_ptr() for tensor in x.tensors()}) == 16
 
 
 @pytest.mark.parametrize("index", [torch.tensor([2, 0]), slice(1, 3)], ids=["chosen", "slice"])
@@ -107,7 +108,7 @@ def test_a_block_is_what_one_actor_writes() -> None:
 def test_a_field_that_is_missing_stays_so() -> None:
     x = numbered().replace(behavior_params=None)
     assert x.columns(slice(0, 1)).behavior_params is None
-    assert len(list(x.tensors())) == 14
+    assert len(list(x.tensors())) == 15
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,35 @@ def test_wrappers_and_arguments_are_inspected_too() -> None:
         inspect(Environment("FrozenLake-v1", (), (lambda env: 3,)))  # type: ignore[arg-type,return-value]
 
 
+class Masked(Fine):
+    """Says in an entry of its observation which of two actions is legal, and takes no other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        entries = {"action_mask": gymnasium.spaces.MultiBinary(2), "x": self.observation_space}
+        self.observation_space = gymnasium.spaces.Dict(entries)
+
+    def reset(self, **given: Any) -> tuple[Any, dict[str, Any]]:
+        x, info = super().reset(**given)
+        return self.with_mask(x), info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.mask[action]
+        x, *others = super().step(action)
+        return self.with_mask(x), *others
+
+    def with_mask(self, x: Any) -> dict[str, Any]:
+        self.mask = np.eye(2, dtype=np.int8)[self.np_random.integers(2)]
+        return {"action_mask": self.mask, "x": x}
+
+
+def test_masks_are_kept_to() -> None:
+    report = inspect(Masked, 2)
+    assert (report.problems, report.facts["seeding"]) == ([], "the same twice, 100 steps of 2 environments")
+    assert report.facts["action"] == "Discrete(2), masked"
+    assert inspect(Fine, 2).facts["action"] == "Discrete(2), without masks"
+
+
 def test_the_verb_speaks_to_programs_too(capsys: pytest.CaptureFixture[str]) -> None:
     def answer(arguments: str) -> tuple[Any, dict[str, Any]]:
         with pytest.raises(SystemExit) as stop:

@@ -10,8 +10,8 @@ import pytest
 from gymnasium import spaces
 
 from polyactor.envs import env_spec, make_envs
-from polyactor.envs.conversion import MOST_CHOICES, MOST_NUMBERS, Conversion, Flattened
-from polyactor.envs.serial_vector_env import Unsound
+from polyactor.envs.answers import Unsound
+from polyactor.envs.conversion import MOST_CHOICES, MOST_NUMBERS, Conversion
 from polyactor.errors import EnvironmentUnsupported
 
 PAIR, TWO = spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(2)
@@ -167,15 +167,19 @@ USUAL: dict[str, Any] = {"which": 1, "two": [1, 2], "bits": [0, 1], "where": [0.
     ],
 )
 def test_what_flattening_would_take_for_something_else_is_named(part: str, value: Any) -> None:
-    env = Flattened(Plain(observed=STRANGE))
-    np.testing.assert_array_equal(env.observation(USUAL), spaces.flatten(STRANGE, USUAL))
-    np.testing.assert_array_equal(env.observation(USUAL | {"which": np.array([1])}), spaces.flatten(STRANGE, USUAL))
+    conversion = Conversion(STRANGE, TWO, "Some")
+    for usual in (USUAL, USUAL | {"which": np.array([1])}):
+        np.testing.assert_array_equal(conversion.encode(usual), spaces.flatten(STRANGE, USUAL))
     with pytest.raises(Unsound, match=r"returned the observation .* where its space has"):
-        env.observation(USUAL | {part: value})
+        conversion.encode(USUAL | {part: value})
 
 
 def test_parts_that_flattening_hides() -> None:
     space = spaces.Dict(image=spaces.Box(0, 255, (7, 7, 3), np.uint8), at=spaces.Tuple([PAIR, spaces.Discrete(4)]))
-    assert env_spec(lambda: Plain(observed=space)).hidden == ((7, 7, 3),)
+    spec = env_spec(lambda: Plain(observed=space))
+    assert list(spec.entries) == ["image", "vector"]
+    assert spec.hidden == ()
+    floats = spaces.Dict(image=spaces.Box(0, 1, (7, 7, 3), np.float32), at=PAIR)
+    assert env_spec(lambda: Plain(observed=floats)).hidden == ((7, 7, 3),)
     assert env_spec(lambda: Plain(observed=spaces.Box(0, 255, (7, 7, 3), np.uint8))).hidden == ()
     assert env_spec("CartPole-v1").hidden == ()

@@ -221,7 +221,7 @@ def test_catch_shows_a_cnn_every_cell(name: TorsoName) -> None:
     space = make_envs("polyactor/Catch-v0", 1).observation_space
     assert is_image(space.shape, torch.uint8)
     assert space.dtype == np.uint8
-    torso = make_torso(space.shape, torch.uint8, ModelSpec(torso=name))
+    torso = make_torso(space, ModelSpec(torso=name))
     assert isinstance(torso, CNN)
     images = torch.rand(8, *space.shape, requires_grad=True)
     torso(images).sum().backward()

@@ -440,10 +440,10 @@ BOX, DISCRETE = spaces.Box(0.0, 1.0, (2,)), spaces.Discrete(2)
     "space",
     [
         spaces.Text(3),
-        spaces.Dict(a=DISCRETE),
-        spaces.MultiBinary(2),
+        spaces.Dict(a=spaces.Text(3)),
+        spaces.Sequence(DISCRETE),
         spaces.Box(0, 9, (2,), np.int64),
-        spaces.MultiDiscrete(np.full((1, 2), 2)),
+        spaces.Tuple([DISCRETE, spaces.Box(0, 9, (2,), np.uint8)]),
     ],
 )
 def test_action_spaces_nobody_can_act_in(space: spaces.Space[Any]) -> None:

@@ -188,7 +188,7 @@ def test_when_not_all_can_be_made_those_that_were_are_closed(method: str, scheme
 
 
 def test_an_environment_that_cannot_be_acted_in_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Diary, "action_space", gymnasium.spaces.MultiBinary(2))
+    monkeypatch.setattr(Diary, "action_space", gymnasium.spaces.Text(2))
     with pytest.raises(EnvironmentUnsupported, match="a policy can act in"):
         env_spec(Make(tmp_path / "diary"))
     assert [what for what, _ in events(tmp_path / "diary")] == ["made", "closed"]

@@ -189,9 +189,9 @@ def test_a_policy_with_memory_forgets_a_lost_game() -> None:
     model, firsts = model_of(envs, core="lstm"), list[list[bool]]()
     step = model.step
 
-    def noted(observation: Any, state: Any, is_first: torch.Tensor, *rest: Any) -> Any:
+    def noted(observation: Any, state: Any, is_first: torch.Tensor, **named: Any) -> Any:
         firsts.append(is_first.tolist())
-        return step(observation, state, is_first, *rest)
+        return step(observation, state, is_first, **named)
 
     model.step = noted  # type: ignore[method-assign]
     play(model, envs, games=B, deterministic=False, seed=0)

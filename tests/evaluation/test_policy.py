@@ -15,8 +15,8 @@ from gymnasium import spaces
 import polyactor as pa
 from polyactor.agent.parts import make_model
 from polyactor.envs import env_spec
+from polyactor.envs.answers import Unsound
 from polyactor.envs.conversion import Conversion
-from polyactor.envs.serial_vector_env import Unsound
 from polyactor.errors import UsageError
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
@@ -70,9 +70,9 @@ def test_memory_lasts_until_reset() -> None:
 def test_one_prediction_uses_one_thread_and_puts_the_number_back(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, threads, step = untrained("CartPole-v1"), list[int](), ActorCritic.step
 
-    def counted(*given: Any) -> Any:
+    def counted(*given: Any, **named: Any) -> Any:
         threads.append(torch.get_num_threads())
-        return step(*given)
+        return step(*given, **named)
 
     monkeypatch.setattr(ActorCritic, "step", counted)
     with torch_threads(4):
@@ -92,6 +92,9 @@ class Licensed(gymnasium.Env[Any, Any]):
         if Licensed.taken:
             raise OSError("the licence is in use")
         Licensed.taken = True
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(2, np.float32), {}
 
     def close(self) -> None:
         Licensed.taken = False

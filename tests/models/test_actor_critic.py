@@ -15,8 +15,9 @@ from torch import Tensor
 from polyactor.agent.actor import Actor
 from polyactor.data import Rollout
 from polyactor.envs import make_envs
-from polyactor.models.actor_critic import CLIP_OBSERVATION, ActorCritic
+from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.running_stats import merge, moments
+from polyactor.models.scaling import CLIP_OBSERVATION
 from polyactor.models.spec import ModelSpec
 
 VECTOR = spaces.Box(-np.inf, np.inf, (3,), np.float32)

@@ -15,6 +15,16 @@ from polyactor.models.encoders import CNNS, MLP, ReLU, flattening, make_torso, s
 from polyactor.models.spec import ModelSpec
 
 
+def boxes(shape: tuple[int, ...], dtype: torch.dtype) -> spaces.Box:
+    """A space of observations of this shape and dtype."""
+    return spaces.Box(0, 255, shape, np.uint8 if dtype == torch.uint8 else np.float32)
+
+
+def bytes_of(shape: tuple[int, ...]) -> spaces.Box:
+    """A space of bytes."""
+    return boxes(shape, torch.uint8)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_relu_and_its_gradient_are_torchs(dtype: torch.dtype, layout: Any) -> None:
@@ -60,7 +70,7 @@ IMAGE = torch.uint8
     ],
 )
 def test_channels_are_the_smaller_of_the_first_and_the_last_axis(shape: tuple[int, ...], channels: int) -> None:
-    torso = make_torso(shape, IMAGE, ModelSpec())
+    torso = make_torso(bytes_of(shape), ModelSpec())
     assert isinstance(torso[0], torch.nn.Conv2d)
     assert torso[0].in_channels == channels
     space = spaces.Box(0, 255, shape, np.uint8)
@@ -74,21 +84,21 @@ def test_channels_are_the_smaller_of_the_first_and_the_last_axis(shape: tuple[in
 def test_channels_that_cannot_be_told_are_asked_for() -> None:
     shape = (36, 84, 40)
     with pytest.raises(UsageError, match=r"--model.channels auto is not allowed .*\(36, 84, 40\).* use first or last"):
-        make_torso(shape, IMAGE, ModelSpec())
+        make_torso(bytes_of(shape), ModelSpec())
     for channels, count in (("first", 36), ("last", 40), ("last-up-to-4", 36)):
-        torso = make_torso(shape, IMAGE, ModelSpec(channels=channels))  # type: ignore[arg-type]
+        torso = make_torso(bytes_of(shape), ModelSpec(channels=channels))  # type: ignore[arg-type]
         assert torso[0].in_channels == count  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", CNNS)
 def test_the_smallest_image_of_a_cnn_is_the_smallest(name: Any) -> None:
     side, spec = smallest_side(CNNS[name]), ModelSpec(torso=name, channels="first")
-    assert make_torso((3, side, side), IMAGE, spec).features > 0
+    assert make_torso(bytes_of((3, side, side)), spec).features > 0
     with pytest.raises((UsageError, RuntimeError)):
-        make_torso((3, side - 1, side), IMAGE, spec)
+        make_torso(bytes_of((3, side - 1, side)), spec)
     if side > 1:
         with pytest.raises(UsageError, match=f"it needs {side} x {side}; use mlp"):
-            make_torso((3, side, side - 1), IMAGE, spec)
+            make_torso(bytes_of((3, side, side - 1)), spec)
 
 
 @pytest.mark.fault("D13")
@@ -103,7 +113,7 @@ def test_the_smallest_image_of_a_cnn_is_the_smallest(name: Any) -> None:
     ],
 )
 def test_pictures_that_an_mlp_reads_are_told(shape: Any, dtype: Any, hidden: Any, words: str) -> None:
-    assert isinstance(make_torso(shape, dtype, ModelSpec()), MLP)
+    assert isinstance(make_torso(boxes(shape, dtype), ModelSpec()), MLP)
     assert words in str(flattening(shape, dtype, ModelSpec(), hidden))
     assert flattening(shape, dtype, ModelSpec(torso="mlp"), hidden) is None  # asked for
 

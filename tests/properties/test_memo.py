@@ -41,7 +41,7 @@ def acted(spec: ModelSpec, precision: Any, *, differentiated: bool = True) -> tu
         behavior_log_prob=torch.full((T, B), -1.6),
         core_state=model.initial_state(B),
         version=torch.zeros(B, dtype=torch.int64),
-        memo=model.blank_memo(IMAGE.shape, T * B, differentiated=differentiated),
+        memo=model.blank_memo(T * B, differentiated=differentiated),
     )
     assert rollout.memo is not None
     with torch.inference_mode():
@@ -171,7 +171,7 @@ def test_too_many_images_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = rollout.observation[:T].numel()
     monkeypatch.setattr("polyactor.models.actor_critic.MOST_PIXELS_KEPT", pixels - 1)
     assert model.with_images(rollout) is rollout
-    memo = model.blank_memo(IMAGE.shape, T * B, differentiated=False)
+    memo = model.blank_memo(T * B, differentiated=False)
     assert memo is not None
     assert memo.images is None
     monkeypatch.setattr("polyactor.models.actor_critic.MOST_PIXELS_KEPT", pixels)
@@ -180,7 +180,7 @@ def test_too_many_images_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_convolutions_there_is_none() -> None:
     model = ActorCritic(IMAGE, spaces.Discrete(5), ModelSpec(torso="mlp"))
-    assert model.blank_memo(IMAGE.shape, 4, differentiated=True) is None
+    assert model.blank_memo(4, differentiated=True) is None
 
 
 def config_of(algorithm: Algorithm) -> Config:

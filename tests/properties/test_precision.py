@@ -15,7 +15,8 @@ from polyactor.agent.learner import Learner
 from polyactor.agent.replica import Replica
 from polyactor.algorithms import A2C
 from polyactor.data import Rollout
-from polyactor.models.actor_critic import IMAGES_IN_CACHE, ActorCritic
+from polyactor.models.actor_critic import ActorCritic
+from polyactor.models.scaling import IMAGES_IN_CACHE
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD
 from polyactor.optim.flat import State
@@ -108,7 +109,7 @@ def test_images_are_scaled_alike_however_many_there_are(precision: Any, learning
     x = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (count, *IMAGE.shape), dtype=np.uint8))
     with torch.set_grad_enabled(learning):
         ready = model.prepared(x)
-    scale = (model.observation_moments.variance + model.variance_floor).sqrt()
+    scale = (model.observation_moments.variance + model.scalings[""].variance_floor).sqrt()
     expected = ((x - model.observation_moments.mean) / scale).clamp(-5, 5)
     assert ready.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
     torch.testing.assert_close(ready, expected.to(ready.dtype), rtol=1e-2 if precision == "bf16" else 1e-5, atol=1e-5)

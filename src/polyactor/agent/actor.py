@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from polyactor.data import Moments, Rollout, Tree
+from polyactor.data import Moments, Rollout, Tree, at, leaves
 from polyactor.envs.spec import EnvSpec
 from polyactor.models.running_stats import blank_row, moments
 from polyactor.shared.heartbeat import ALL, Call, Heartbeat, Heartbeats
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from polyactor.envs import Step, VectorEnv
     from polyactor.models.actor_critic import ActorCritic
 
-KEPT = ("observation", "is_first", "ended", "score", "steps")
+KEPT = ("is_first", "ended", "score", "steps")
 """Attributes of an actor, each an array over environments, that carry over from one rollout to the next."""
 
 
@@ -35,9 +36,10 @@ def row_of(spec: EnvSpec, model: ActorCritic, needs: Collection[str] = ()) -> di
         needs: names of the optional fields to include.
     """
     actions, flag, number = model.actions, torch.zeros((), dtype=torch.bool), torch.zeros(())
-    optional = {"behavior_params": torch.zeros(actions.params)}
+    optional = {"behavior_params": torch.zeros(actions.params), "action_mask": flag.new_ones(actions.choices)}
+    entries = {name: torch.from_numpy(np.zeros(box.shape, box.dtype)) for name, box in spec.entries.items()}
     return {
-        "observation": torch.from_numpy(np.zeros(spec.observation_space.shape, spec.observation_space.dtype)),
+        "observation": entries if model.several else entries[""],
         "is_first": flag,
         "action": torch.zeros(actions.shape, dtype=torch.float32 if actions.dims else torch.int64),
         "reward": number,
@@ -46,7 +48,7 @@ def row_of(spec: EnvSpec, model: ActorCritic, needs: Collection[str] = ()) -> di
         "core_state": tuple(part[0] for part in model.initial_state(1)),
         "version": torch.zeros((), dtype=torch.int64),
         "moments": {name: blank_row(tuple(part.mean.shape)) for name, part in model.running.items()},
-        **{name: optional[name] for name in needs},
+        **{name: optional[name] for name in [*needs, *["action_mask"] * spec.masked]},
     }
 
 
@@ -96,7 +98,7 @@ class Actor:
         self.length, self.differentiated, self.needs = length, differentiated, needs
         self.own: Rollout | None = None
         self.heartbeat.asked(ALL, None)
-        self.observation = envs.reset(seed)
+        self.observation, self.action_mask = envs.reset(seed), envs.action_mask
         self.heartbeat.answered()
         self.is_first, self.ended = np.ones(b, dtype=bool), np.zeros(b, dtype=bool)
         self.state = model.initial_state(b)
@@ -123,22 +125,24 @@ class Actor:
     def _memory(self) -> Rollout:
         """Allocate a rollout for this actor, with a memo if the model has a CNN."""
         row, b = row_of(EnvSpec.of(self.envs), self.model, self.needs), self.envs.num_envs
-        memo = self.model.blank_memo(row["observation"].shape, self.length * b, differentiated=self.differentiated)
+        memo = self.model.blank_memo(self.length * b, differentiated=self.differentiated)
         return Rollout.blank(row, t=self.length, b=b).replace(memo=memo)
 
     def _collect(self, x: Rollout) -> None:
         watch = Watch(self.spend)
         # Through NumPy: to assign such a small row to a tensor costs more than the copy itself.
-        observation, is_first, action, reward, terminated = (
-            each.numpy() for each in (x.observation, x.is_first, x.action, x.reward, x.terminated)
-        )
-        observation[0], is_first[0] = self.observation, self.is_first
+        is_first, action, reward, terminated = (each.numpy() for each in (x.is_first, x.action, x.reward, x.terminated))
+        entries = [each.numpy() for each in leaves(x.observation)]
+        legal = None if x.action_mask is None else x.action_mask.numpy()
+        self._put(entries, legal, 0)
+        is_first[0] = self.is_first
         for own, part in zip(x.core_state, self.state, strict=True):
             own.copy_(part)
         b, params = self.envs.num_envs, []
         for t in range(len(reward)):
             memo = None if x.memo is None else x.memo[t * b : (t + 1) * b]
-            params_t, self.state = self.model.step(x.observation[t], self.state, x.is_first[t], memo)
+            mask_t = None if x.action_mask is None else x.action_mask[t]
+            params_t, self.state = self.model.step(at(x.observation, t), self.state, x.is_first[t], memo, mask_t)
             params.append(params_t)
             a_t = self.model.distribution(params_t).sample(self.generator).numpy()
             watch.lap(Part.INFER)
@@ -149,7 +153,9 @@ class Actor:
             action[t], reward[t], terminated[t] = a_t, step.reward, step.terminated
             # The row after `done` holds the final observation; the row after that starts the next episode. The game of
             # a failed environment counts as truncated before row t: x_t is its final observation, row t is fake.
-            observation[t + 1], is_first[t + 1] = step.observation, self.ended | step.lost
+            self.observation, self.action_mask = step.observation, self.envs.action_mask
+            self._put(entries, legal, t + 1)
+            is_first[t + 1] = self.ended | step.lost
             self._count(step)
             self.ended = step.done.copy()
             watch.lap(Part.STORE)
@@ -157,10 +163,18 @@ class Actor:
         x.behavior_log_prob.copy_(self.model.distribution(behavior).log_prob(x.action))
         if x.behavior_params is not None:
             x.behavior_params.copy_(behavior)
-        self.observation, self.is_first = observation[-1].copy(), is_first[-1].copy()
+        self.is_first = is_first[-1].copy()
         for name, new in self._moments(x).items():
             x.moments[name].copy_(new)
         watch.lap(Part.STORE)
+
+    def _put(self, entries: list[NDArray[Any]], legal: NDArray[np.bool_] | None, t: int) -> None:
+        """Write the latest observation and action mask to row t of a rollout."""
+        seen = self.observation
+        for place, rows in zip(entries, seen.values() if isinstance(seen, dict) else (seen,), strict=True):
+            place[t] = rows
+        if legal is not None:
+            legal[t] = self.action_mask
 
     def close(self) -> None:
         """Close the environments and ignore any error they raise."""
@@ -172,6 +186,7 @@ class Actor:
     def snapshot(self) -> dict[str, Tensor]:
         """Return everything that decides the next rollout except the model's parameters."""
         arrays = {name: torch.from_numpy(getattr(self, name)) for name in KEPT}
+        arrays |= {name: rows.contiguous() for name, rows in self._seen()}
         state = {f"state_{i}": part for i, part in enumerate(self.state)}
         return arrays | state | {
             "discounted_return": self.discounted_return,
@@ -183,10 +198,22 @@ class Actor:
         """Restore a `snapshot`: the rollouts that follow are bit-identical to those of the actor it was taken of."""
         for name in KEPT:
             setattr(self, name, saved[name].numpy())
+        for name, own in self._seen():
+            own.copy_(saved[name])
         self.state = tuple(saved[f"state_{i}"] for i in range(len(self.state)))
         self.discounted_return = saved["discounted_return"]
         self.generator.set_state(saved["generator"])
         self.envs.restore(saved["envs"].numpy().tobytes())
+
+    def _seen(self) -> Iterator[tuple[str, Tensor]]:
+        """Iterate over the arrays of the latest observation and action mask as tensors, each with its name."""
+        if isinstance(self.observation, dict):
+            for i, rows in enumerate(self.observation.values()):
+                yield f"observation_{i}", torch.from_numpy(rows)
+        else:
+            yield "observation", torch.from_numpy(self.observation)
+        if self.action_mask is not None:
+            yield "action_mask", torch.from_numpy(self.action_mask)
 
     def _count(self, step: Step) -> None:
         """Add a step to the score of each game and report finished games and failed environments.
@@ -206,11 +233,10 @@ class Actor:
     def _moments(self, x: Rollout) -> dict[str, Moments]:
         """Return the moments of this rollout's observations and returns, for the model's running statistics."""
         new: dict[str, Moments] = {}
-        if self.model.observation_moments is not None:
-            if self.model.image:  # one of T rows is enough, and T times cheaper
-                new["observation_moments"] = moments(x.observation[-1])
-            else:
-                new["observation_moments"] = moments(x.observation[1:].flatten(0, 1))
+        for entry, (name, _) in self.model.statistics.items():
+            rows = x.observation[entry] if self.model.several else x.observation
+            # Of images one of T rows is enough, and T times cheaper.
+            new[name] = moments(rows[-1] if self.model.scalings[entry].image else rows[1:].flatten(0, 1))
         if self.model.return_moments is not None:
             mask = ~x.is_first[1:]
             returns = torch.zeros_like(x.reward)

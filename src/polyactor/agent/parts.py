@@ -91,7 +91,7 @@ def make_state(config: Config, spec: EnvSpec) -> State:
         OutOfResources: the replay buffers do not fit the disk.
     """
     model = make_model(config, spec)
-    config.algorithm.suits(continuous=spec.continuous)
+    config.algorithm.suits(continuous=spec.continuous, parts=len(model.actions.sizes))
     _refuse_small_disk(config, spec, model)
     state = State.of(model, config.optimizer, config.workers)
     if config.compile and state.layout.convolutional:

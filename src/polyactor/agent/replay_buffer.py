@@ -152,7 +152,7 @@ class ReplayBuffer:
         place = {"T": (row_tp1[0][:t], column), "T+1": row_tp1, "B": (start // self.length % self.slots, column)}
 
         def taken(field: str) -> Tree:
-            if field == FRAMES:
+            if field == FRAMES and self.stack > 1:
                 return self._observation(start, column, t)
             rows = place[FIELDS[field].axes[0]]
             return map_tree(lambda name: _aligned(self.arrays[name][rows]), self.names[field])
@@ -164,8 +164,6 @@ class ReplayBuffer:
         rows, older = self.slots * self.length, self.stack - 1
         row = (start + np.arange(-older, t + 1)[:, None]) % rows
         frames: NDArray[Any] = self.arrays["observation"][row, column]
-        if self.stack == 1:
-            return _aligned(frames)
         is_first = self.arrays["is_first"][row, column]
         # The number of episodes begun up to each row: a stack has only frames of its own episode.
         episode = is_first.cumsum(0)
@@ -196,7 +194,7 @@ def named(name: str, tree: Tree) -> Tree:
     if isinstance(tree, tuple):
         return tuple(named(f"{name}_{i}", part) for i, part in enumerate(tree))
     if isinstance(tree, Mapping):
-        return {key: named(f"{name}_{key}", part) for key, part in tree.items()}
+        return {key: named(f"{name}_{i}", part) for i, (key, part) in enumerate(tree.items())}
     return name
 
 

@@ -130,11 +130,12 @@ class Algorithm:
             UsageError: they do not; the sentence names the flag, its value and what is allowed.
         """
 
-    def suits(self, *, continuous: bool) -> None:
+    def suits(self, *, continuous: bool, parts: int) -> None:
         """Check that the hyper-parameters fit the action space.
 
         Args:
-            continuous: whether actions are a Box.
+            continuous: whether actions are a Box, or have one among their parts.
+            parts: the number of discrete parts of an action.
 
         Raises:
             UsageError: they do not; the sentence names the flag, its value and what is allowed.

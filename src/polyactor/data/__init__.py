@@ -21,6 +21,7 @@ from polyactor.data.rollout import (
     Rollout,
     Tree,
     along,
+    at,
     leaves,
     map_tree,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "Rollout",
     "Tree",
     "along",
+    "at",
     "leaves",
     "map_tree",
 ]

@@ -44,6 +44,11 @@ def leaves(tree: Tree) -> Iterator[Any]:
             yield from leaves(part)
 
 
+def at(tree: Tree, index: Any) -> Tree:
+    """Index each tensor or array of a tree; the result shares memory with it where indexing does."""
+    return {name: at(each, index) for name, each in tree.items()} if isinstance(tree, Mapping) else tree[index]
+
+
 class Moments(NamedTuple):
     """Moments of the new samples of a running statistic, one row for each of N actors.
 
@@ -168,20 +173,23 @@ class Rollout:
     here with its axes and write it in `Actor.collect`.
 
     Attributes:
-        observation: ``[T+1, B, *O]``; uint8 stays uint8 until the torso.
+        observation: ``[T+1, B, *O]``; uint8 stays uint8 until the torso. A mapping of such tensors by the name of the
+            entry, where an observation has several.
         is_first: ``[T+1, B]`` bool, whether the observation is the first of an episode.
-        action: ``[T, B, *A]`` as sampled, before any clipping.
+        action: ``[T, B, *A]`` as sampled, before any clipping; of mixed actions the choices first, then the numbers.
         reward: ``[T, B]`` as the environment gave it; a loss sees it scaled and clipped as the run's config says.
         terminated: ``[T, B]`` bool, whether the episode terminated (or a life was lost and counts as an end).
         behavior_log_prob: ``[T, B]`` log μ(a_t|x_t) of the policy that acted.
         core_state: the recurrent state before the first step, tensors ``[B, ...]``.
         version: ``[B]`` int64, the version of θ that acted.
         behavior_params: ``[T, B, P]`` parameters of μ(·|x_t), for algorithms that read them.
+        action_mask: ``[T+1, B, C]`` bool, the legal ones of the C choices of all discrete parts of an action, for
+            environments that say so; all are legal in rows that are not acted on and have no legal one.
         moments: the samples that the rollout adds to each running statistic, by name, one row per actor.
         memo: activations of the first T rows; it stays in the process that computed it.
     """
 
-    observation: Tensor = field(metadata=along("T+1", "B"))
+    observation: Tree = field(metadata=along("T+1", "B"))
     is_first: Tensor = field(metadata=along("T+1", "B"))
     action: Tensor = field(metadata=along("T", "B"))
     reward: Tensor = field(metadata=along("T", "B"))
@@ -190,6 +198,7 @@ class Rollout:
     core_state: CoreState = field(metadata=along("B"))
     version: Tensor = field(metadata=along("B", moved=False))
     behavior_params: Tensor | None = field(default=None, metadata=along("T", "B"))
+    action_mask: Tensor | None = field(default=None, metadata=along("T+1", "B"))
     moments: Mapping[str, Moments] = field(default_factory=dict, metadata=along("N", replayed=False, moved=False))
     memo: Memo | None = None
 
@@ -306,7 +315,7 @@ class Rollout:
 
     def to(self, device: str) -> Rollout:
         """Return a copy on the device, without the memo; or this rollout if it is on the device already."""
-        if self.observation.device.type == device:
+        if self.reward.device.type == device:
             return self
         return self.map(lambda x, layout: x.to(device) if layout.moved else x)
 
@@ -321,7 +330,7 @@ FIELDS: Mapping[str, Along] = {
 """The layout of each field of a rollout but the memo, by name."""
 
 
-OPTIONAL = frozenset(each.name for each in dataclasses.fields(Rollout) if each.name in FIELDS and each.default is None)
+OPTIONAL = frozenset({"behavior_params"})
 """The fields that a rollout has only where an algorithm needs them."""
 
 

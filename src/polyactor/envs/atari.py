@@ -127,6 +127,8 @@ class AtariEnvs:
         UsageError: cropping keeps more rows than the resized screen has.
     """
 
+    action_mask = None
+
     def __init__(
         self,
         spec: EnvSpec,

@@ -15,8 +15,9 @@ import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
 
-from polyactor.envs import EnvFactory, Environment, EnvSpec, VectorEnv, is_atari, looked_at, name_of
+from polyactor.envs import EnvFactory, Environment, EnvSpec, VectorEnv, draw, is_atari, looked_at, name_of
 from polyactor.envs.finding import find
+from polyactor.envs.vector_env import Observation
 from polyactor.errors import EnvironmentUnsupported, one_line
 from polyactor.system.child_processes import children, end_noted, lasting
 from polyactor.system.deadline import Answers, Call
@@ -53,7 +54,8 @@ class Report:
     def __str__(self) -> str:
         """Return the report as lines to read: problems first."""
         first = f"{self.environment} is fit for training{', but mind:' if self.problems else '.'}"
-        facts = (f"  {name:<13} {fact}" for name, fact in self.facts.items())
+        width = max(13, *map(len, self.facts))
+        facts = (f"  {name:<{width}} {fact}" for name, fact in self.facts.items())
         return "\n".join([first, *(f"  ! {problem}" for problem in self.problems), *facts])
 
     def plain(self) -> dict[str, Any]:
@@ -152,11 +154,11 @@ def inspect(env: str | EnvFactory | Environment, num_envs: int = 4, *, seconds: 
     family = children()
     with looked_at(env, num_envs, seconds=seconds, listening=Watcher) as (envs, watcher):
         assert isinstance(watcher, Watcher)
-        report = Report(name_of(env), EnvSpec.of(envs))
-        seen = _Steps(envs, watcher, report.environment)
+        seen = _Steps(envs, watcher, name_of(env))
         same = _twice(seen)
         while len(seen.rewards) < STEPS and (time.perf_counter() < seen.start + ENOUGH or not seen.rewards):
             seen.step()
+        report = Report(seen.name, EnvSpec.of(envs))  # masks are known only now
         drawn = moved(watcher.streams)
         begun = children() - family
     left = lasting(children() - family)
@@ -186,9 +188,9 @@ def inspect(env: str | EnvFactory | Environment, num_envs: int = 4, *, seconds: 
 
     spec, games, steps = report.spec, seen.ends, len(seen.rewards) * num_envs
     size = f"up to {seen.largest:.3g} in size" + "; --normalize.observation scales them" * (seen.largest > LARGE)
-    report.facts |= {
-        "observation": f"{spec.observation_space.dtype} {list(spec.observation_space.shape)}, {size}",
-        "action": str(spec.action_space),
+    seen_as = {f"observation {name}".rstrip(): f"{x.dtype} {list(x.shape)}, {size}" for name, x in spec.entries.items()}
+    report.facts |= seen_as | {
+        "action": f"{spec.action_space}, {'masked' if spec.masked else 'without masks'}",
         "reward": f"{np.min(seen.rewards):g} to {np.max(seen.rewards):g} in {steps:,} random steps",
         "games": f"{games} ended, one in {steps / games:,.0f} steps" if games else "none ended",
         "seeding": same or "not tested, for it is too slow",
@@ -212,22 +214,21 @@ class _Steps:
     def __init__(self, envs: VectorEnv, watcher: Watcher, name: str) -> None:
         self.envs, self.watcher, self.name = envs, watcher, name
         self.rng = np.random.default_rng(0)
-        envs.action_space.seed(0)
-        self.actions = [envs.action_space.sample() for _ in range(64)]
         self.rewards: list[NDArray[Any]] = []
         self.times: list[float] = []
         self.ends, self.largest, self.took, self.start = 0, 0.0, 0.0, time.perf_counter()
 
-    def reset(self, seed: int) -> NDArray[Any]:
-        """Start B games and return their first observations."""
+    def reset(self, seed: int) -> list[NDArray[Any]]:
+        """Start B games and return their first observations, entry by entry."""
         self.watcher.asked(-1, None)
         first = self.envs.reset(seed)
         self.watcher.answered()
-        self.largest = max(self.largest, float(np.abs(first).max(initial=0)))
-        return first
+        return self._entries(first)
 
     def step(self, action: NDArray[Any] | None = None) -> dict[str, NDArray[Any]]:
         """Take a step by these actions ``[B, *A]``, or by random ones, and return its answer by words.
+
+        Observations are returned as bytes, all entries of them.
 
         Raises:
             EnvironmentUnsupported: an environment failed, or gave a number that is not finite.
@@ -240,20 +241,27 @@ class _Steps:
         self.watcher.answered()
         if why:
             raise EnvironmentUnsupported(f"{why[0].removesuffix(': made anew')}.")
-        for what, values in (("an observation", observation), ("a reward", reward)):
+        found = self._entries(observation)
+        for what, values in (*(("an observation", each) for each in found), ("a reward", reward)):
             if not np.isfinite(values).all():
                 step = len(self.rewards)
                 raise EnvironmentUnsupported(f"{self.name} gave {what} that is not finite at step {step}")
         self.rewards.append(reward)
         self.times.append(took / len(reward))
         self.took += took
-        self.largest = max(self.largest, float(np.abs(observation).max(initial=0)))
         self.ends += int(done.sum())
-        return {"observations": observation, "rewards": reward, "terminations": terminated, "ends": done}
+        shown = np.concatenate([np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in found])
+        return {"observations": shown, "rewards": reward, "terminations": terminated, "ends": done}
 
     def random(self) -> NDArray[Any]:
-        """Return random actions ``[B, *A]``."""
-        return np.stack([self.actions[i] for i in self.rng.integers(64, size=self.envs.num_envs)])
+        """Return random legal actions ``[B, *A]``."""
+        return draw(self.envs.action_space, self.envs.num_envs, self.rng, self.envs.action_mask)
+
+    def _entries(self, observation: Observation) -> list[NDArray[Any]]:
+        """Return the entries of observations, and note the largest number in them."""
+        found = list(observation.values()) if isinstance(observation, dict) else [observation]
+        self.largest = max([self.largest, *(float(np.abs(each).max(initial=0)) for each in found)])
+        return found
 
 
 def _twice(seen: _Steps) -> str:
@@ -264,7 +272,7 @@ def _twice(seen: _Steps) -> str:
         answers.append(seen.step(actions[-1]))
     if not actions:
         return ""
-    if first.tobytes() != seen.reset(0).tobytes():
+    if [each.tobytes() for each in first] != [each.tobytes() for each in seen.reset(0)]:
         return "with one seed the first observations differ"
     for i, (action, before) in enumerate(zip(actions, answers, strict=True)):
         for what, values in seen.step(action).items():

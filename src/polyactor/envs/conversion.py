@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -10,28 +10,35 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from polyactor.envs.serial_vector_env import Unsound, shortened
-from polyactor.envs.vector_env import ActionSpace
+from polyactor.envs.action_masks import MASK, ActionMasks, choices
+from polyactor.envs.answers import Unsound, shortened
+from polyactor.envs.vector_env import VECTOR, ActionSpace, row_dtype
 from polyactor.errors import EnvironmentUnsupported
 
 OBSERVATIONS = "Box, Discrete, MultiBinary, MultiDiscrete, or Dict and Tuple of these"
 """The supported observation spaces, in words for the sentences of errors."""
-ACTIONS = "Discrete, one-dimensional MultiDiscrete and float Box"
+ACTIONS = "Discrete, MultiDiscrete, MultiBinary, float Box, or Dict and Tuple of these"
 """The supported action spaces, in words for the sentences of errors."""
 MOST_NUMBERS = 1 << 24
 """Most numbers in one observation after flattening; more would not fit a rollout."""
 MOST_CHOICES = 1 << 20
-"""Most choices of a discrete action, or of all of a MultiDiscrete; a policy has an output for each."""
+"""Most choices of all discrete parts of an action together; a policy has an output for each."""
+
+Part = tuple[str, spaces.Space[Any]]
+"""A part of a Dict or Tuple that is neither: its keys, joined by dots, and its space."""
 
 
 class Conversion:
     """Converts observations and actions of an environment, which itself is not needed.
 
-    Observations of a Box stay as they are if uint8 and are cast to float32 otherwise; those of Discrete, MultiBinary,
-    MultiDiscrete, Dict and Tuple are flattened to one vector (`gymnasium.spaces.flatten`).
+    An observation has one entry or several. Each image in a Dict or Tuple (bytes with three axes) is an entry of its
+    own. All else is flattened to one vector (`gymnasium.spaces.flatten`), in which numbers of a discrete space are
+    one-hot. Texts are dropped, and so is an action mask. Bytes stay bytes where no other number is beside them, and
+    other numbers become float32. A Box alone keeps its shape.
 
-    Actions of Discrete and MultiDiscrete spaces count from 0, whatever the space's start is. In a Box, actions are
-    clipped to [-1, 1] and rescaled to [low, high] in dimensions with two bounds, and clipped at a single bound.
+    The policy's action has the choices of all discrete parts first, each counted from 0, and then the numbers of all
+    parts that are a Box. Those are clipped to [-1, 1] and rescaled to [low, high] in dimensions with two bounds, and
+    clipped at a single bound.
 
     Args:
         observed: the observation space of the environment.
@@ -39,70 +46,142 @@ class Conversion:
         name: the name of the environment in sentences.
 
     Attributes:
-        flat: whether observations are flattened.
+        flat: whether observations are converted by `encode` one by one, and not only cast.
         observation_space: that of `VectorEnv`.
         action_space: that of `VectorEnv`.
-        decode: converts actions ``[B]`` or ``[B, *A]`` of the policy to those of the environment, in its dtype.
+        decode: converts actions ``[B, *A]`` of the policy to B of the environment, in its structure, dtype and bounds.
+        choices: C, the number of choices of all discrete parts of an action together.
+        masks: reads action masks.
         hidden: the shapes of the parts with two axes or more that flattening makes part of a vector.
+        dropped: the names of the texts that are left out of observations.
 
     Raises:
         EnvironmentUnsupported: polyactor does not support a space.
     """
 
-    decode: Callable[[NDArray[Any]], NDArray[Any]]
+    observation_space: spaces.Box | spaces.Dict
+    decode: Callable[[NDArray[Any]], Sequence[Any]]
 
     def __init__(self, observed: spaces.Space[Any], acted: spaces.Space[Any], name: str) -> None:
-        self.action_space, self.decode = _actions(acted, name)
+        actions = _Actions(acted, name)
+        self.action_space, self.decode, self.choices = actions.space, actions.decode, actions.choices
+        self.masks = ActionMasks(acted)
         said = f"{name} has the observation space {shortened(observed)}"
-        if not _flattenable(observed):
-            raise EnvironmentUnsupported(f"{said}; what can be observed is {OBSERVATIONS}.")
-        numbers = spaces.flatdim(observed)
+        self.masked = isinstance(observed, spaces.Dict) and _is_mask(observed.spaces.get(MASK), self.choices)
+        """Whether observations have an entry for the action mask."""
+        parts = [(path, part) for path, part in _parts(observed) if not (self.masked and path == MASK)]
+        self.dropped = tuple(path for path, part in parts if path and isinstance(part, spaces.Text))
+        parts = [(path, part) for path, part in parts if path not in self.dropped or not path]
+        for _, part in parts if parts or not self.dropped else [("", observed)]:
+            if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete):
+                raise EnvironmentUnsupported(f"{said}; what can be observed is {OBSERVATIONS}.")
+            if isinstance(part, spaces.Box) and (np.isnan(part.low).any() or np.isnan(part.high).any()):
+                raise EnvironmentUnsupported(f"{said}; its bounds must be numbers or infinities, not NaN.")
+        numbers = sum(spaces.flatdim(part) for _, part in parts)
         if not 1 <= numbers <= MOST_NUMBERS:
             raise EnvironmentUnsupported(
                 f"{said}, which makes {numbers:,} numbers; an observation can have from 1 to {MOST_NUMBERS:,}."
             )
-        for part in _leaves(observed):
-            if isinstance(part, spaces.Box) and (np.isnan(part.low).any() or np.isnan(part.high).any()):
-                raise EnvironmentUnsupported(f"{said}; its bounds must be numbers or infinities, not NaN.")
         self._observed = observed
         self.flat = not (isinstance(observed, spaces.Box) and observed.shape)
-        self.hidden = [part.shape for part in _leaves(observed) if self.flat and part.shape and len(part.shape) > 1]
-        box = spaces.flatten_space(observed) if self.flat else observed
-        assert isinstance(box, spaces.Box)
-        self.observation_space = box if box.dtype == np.uint8 else _in_float32(box)
+        self._images = [path for path, part in parts if path and _is_image(part)]
+        self._vector = [path for path, _ in parts if path not in self._images]
+        vector = [part for path, part in parts if path in self._vector]
+        self.hidden = [part.shape for part in vector if self.flat and part.shape and len(part.shape) > 1]
+        entries: dict[str, spaces.Space[Any]] = {}
+        if vector:
+            flat = vector[0] if not isinstance(observed, spaces.Dict | spaces.Tuple) else spaces.Tuple(vector)
+            box = spaces.flatten_space(flat) if self.flat else observed
+            assert isinstance(box, spaces.Box)
+            entries[VECTOR] = box if box.dtype == np.uint8 else _in_float32(box)
+        self._spaces = dict(parts)
+        for path in self._images:
+            entries[_entry(path)] = self._spaces[path]
+        single: Any = next(iter(entries.values()))
+        self.observation_space = single if len(entries) == 1 else spaces.Dict(entries)
+        self.row = row_dtype(self.observation_space)
 
     def encode(self, observation: Any) -> NDArray[Any]:
-        """Flatten and cast one observation ``[*O]`` or several ``[B, *O]`` of the environment, to a new array.
+        """Convert one observation ``[*O]`` to a new array; where it has several entries to a structured one, ``[]``.
+
+        Several observations ``[B, *O]`` of a Box are converted at once.
 
         Raises:
             Unsound: a part of it is outside its discrete space, or cannot be cast to its dtype.
         """
         if self.flat:
             _refuse_strange(self._observed, observation)
-            observation = spaces.flatten(self._observed, observation)
         with np.errstate(all="ignore"):
-            return np.array(observation, self.observation_space.dtype, order="C")
+            if not self.flat:
+                return np.array(observation, self.row, order="C")
+            found = dict(_values(self._observed, observation))
+            parts: list[Any] = [spaces.flatten(self._spaces[path], found[path]) for path in self._vector]
+            arrays = {VECTOR: np.concatenate(parts) if len(parts) > 1 else parts[0]} if parts else {}
+            arrays |= {_entry(path): np.asarray(found[path]) for path in self._images}
+            if len(arrays) == 1:
+                return np.array(next(iter(arrays.values())), self.observation_space.dtype, order="C")
+            row = np.empty((), self.row)
+            for entry, array in arrays.items():
+                if array.shape != row[entry].shape:
+                    raise ValueError(f"its {entry} has the shape {array.shape}")
+                row[entry] = array
+            return row
 
 
-class Flattened(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Flattens observations to a vector, as `gymnasium.wrappers.FlattenObservation` does.
+class Encoded(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Converts the observations of one environment, and moves an action mask in them to ``info["action_mask"]``.
 
-    That takes a category that does not exist for another one, and the digits of a text for a number.
+    `gymnasium.wrappers.FlattenObservation` takes a category that does not exist for another one, and the digits of a
+    text for a number.
+
+    Raises:
+        Unsound: a part of an observation is outside its discrete space, or cannot be cast to its dtype.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], conversion: Conversion) -> None:
         super().__init__(env)
-        self.observation_space = spaces.flatten_space(env.observation_space)
+        self.conversion = conversion
+        self.observation_space = conversion.observation_space
 
-    def observation(self, observation: Any) -> Any:
-        """Return the observation as a vector.
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Reset the environment, and return what it returned with the observation converted."""
+        answer: Any = self.env.reset(seed=seed) if seed is not None else self.env.reset()
+        return self._converted(answer, 2)
 
-        Raises:
-            Unsound: a part of it is outside its discrete space, or cannot be cast to its dtype.
-        """
-        space = self.env.observation_space
-        _refuse_strange(space, observation)
-        return spaces.flatten(space, observation)
+    def step(self, action: Any) -> Any:
+        """Take a step, and return what the environment returned with the observation converted."""
+        return self._converted(self.env.step(action), 5)
+
+    def _converted(self, answer: Any, count: int) -> Any:
+        if not isinstance(answer, tuple | list) or len(answer) != count:
+            return answer  # which is refused where the number of values is looked at
+        observation, *rest, info = answer
+        if self.conversion.masked and isinstance(observation, Mapping) and MASK in observation:
+            info = {**(info if isinstance(info, Mapping) else {}), MASK: observation[MASK]}
+        try:
+            return self.conversion.encode(observation), *rest, info
+        except ValueError as error:
+            raise Unsound(f"returned an observation that its space has not: {error}") from error
+
+
+def _entry(path: str) -> str:
+    """Return the name of the entry of an image."""
+    return path if path != VECTOR else f"{VECTOR} (image)"
+
+
+def _is_image(space: spaces.Space[Any]) -> bool:
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def _is_mask(space: spaces.Space[Any] | None, choices: int) -> bool:
+    """Return whether a space can hold a mask of this many choices."""
+    if not isinstance(space, spaces.Box | spaces.MultiBinary | spaces.MultiDiscrete | spaces.Tuple | spaces.Dict):
+        return False
+    if not choices:
+        return False
+    if isinstance(space, spaces.Tuple | spaces.Dict):
+        return sum(int(np.prod(part.shape or (1,))) for _, part in _parts(space)) == choices
+    return int(np.prod(space.shape)) == choices
 
 
 def _in_float32(box: spaces.Box) -> spaces.Box:
@@ -110,18 +189,24 @@ def _in_float32(box: spaces.Box) -> spaces.Box:
         return spaces.Box(box.low.astype(np.float32), box.high.astype(np.float32), dtype=np.float32)
 
 
-def _leaves(space: spaces.Space[Any]) -> Iterator[spaces.Space[Any]]:
+def _parts(space: spaces.Space[Any], path: str = "") -> Iterator[Part]:
     """Iterate over the parts of a Dict or Tuple, in the order of flattening; any other space is its own part."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
-        for part in space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces:
-            yield from _leaves(part)
+        named = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        for key, part in named:
+            yield from _parts(part, f"{path}.{key}" if path else str(key))
     else:
-        yield space
+        yield path, space
 
 
-def _flattenable(space: spaces.Space[Any]) -> bool:
-    leaf = spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete
-    return all(isinstance(part, leaf) for part in _leaves(space))
+def _values(space: spaces.Space[Any], value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Iterate over the values of the parts of a Dict or Tuple, as `_parts` does over their spaces."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        named = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        for key, part in named:
+            yield from _values(part, value[key], f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
 
 
 def _refuse_strange(space: spaces.Space[Any], value: Any) -> None:
@@ -132,6 +217,8 @@ def _refuse_strange(space: spaces.Space[Any], value: Any) -> None:
     elif isinstance(space, spaces.Tuple):
         for part, each in zip(space.spaces, value, strict=True):
             _refuse_strange(part, each)
+    elif isinstance(space, spaces.Text):
+        return
     elif isinstance(value, int | np.integer) and isinstance(space, spaces.Discrete):  # the common case, and quick
         if not 0 <= int(value) - int(space.start) < space.n:
             raise Unsound(f"returned the observation {value} where its space has {space}")
@@ -143,7 +230,7 @@ def _refuse_strange(space: spaces.Space[Any], value: Any) -> None:
             good = x.dtype.kind in "biuf" and bool(((x == 0) | (x == 1)).all())
         else:
             assert isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
-            count = _counts(space)
+            count = choices(space)
             good = x.dtype.kind in "biu" and x.size == count.size
             if good:
                 index = np.ravel(x).astype(np.int64) - np.ravel(space.start)
@@ -154,42 +241,98 @@ def _refuse_strange(space: spaces.Space[Any], value: Any) -> None:
             )
 
 
-def _counts(space: spaces.Discrete | spaces.MultiDiscrete) -> NDArray[Any]:
-    """Return the number of values of each part, ``[P]``."""
-    return np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec)
+class _Actions:
+    """The actions of a policy for an environment's action space, and how they become those of the environment.
 
-
-def _actions(space: spaces.Space[Any], name: str) -> tuple[ActionSpace, Callable[[NDArray[Any]], NDArray[Any]]]:
-    """Return the action space of the policy, and the function from its actions to those of the environment.
+    Attributes:
+        space: the action space of the policy.
+        choices: C, the number of choices of all discrete parts together.
+        decode: converts actions ``[B, *A]`` of the policy to B of the environment.
 
     Raises:
         EnvironmentUnsupported: policies do not support the environment's action space.
     """
-    said = f"{name} has the action space {shortened(space)}"
-    if isinstance(space, spaces.Discrete) or (isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1):
-        counts = _counts(space)
-        choices = sum(counts.tolist())
-        if not 1 <= choices <= MOST_CHOICES:
+
+    space: ActionSpace
+    decode: Callable[[NDArray[Any]], Sequence[Any]]
+
+    def __init__(self, acted: spaces.Space[Any], name: str) -> None:
+        said = f"{name} has the action space {shortened(acted)}"
+        parts = [part for _, part in _parts(acted)]
+        sizes: list[int] = []
+        limits: list[np.float32] = []
+        places: list[tuple[bool, slice]] = []
+        for part in parts:
+            if isinstance(part, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+                places.append((True, slice(len(sizes), len(sizes) + len(choices(part)))))
+                sizes += choices(part).tolist()
+            elif isinstance(part, spaces.Box) and np.issubdtype(part.dtype, np.floating):
+                if not np.prod(part.shape) or not (part.low <= part.high).all():
+                    raise EnvironmentUnsupported(f"{said}; a Box needs a dimension, and bounds that are in order.")
+                limit = np.where(_bounded(part), np.float32(1), np.float32(np.inf)).ravel()
+                places.append((False, slice(len(limits), len(limits) + len(limit))))
+                limits += limit.tolist()
+            else:
+                raise EnvironmentUnsupported(f"{said}; a policy can act in {ACTIONS}.")
+        self.choices = sum(sizes)
+        if not (sizes or limits) or min(sizes, default=1) < 1 or self.choices > MOST_CHOICES:
             raise EnvironmentUnsupported(
-                f"{said}, which has {choices:,} choices; a policy can have from 1 to {MOST_CHOICES:,}."
+                f"{said}, which has {self.choices:,} choices; a policy can have from 1 to {MOST_CHOICES:,}."
             )
-        start, dtype = space.start, space.dtype
-        ours = spaces.Discrete(choices) if isinstance(space, spaces.Discrete) else spaces.MultiDiscrete(counts)
-        return ours, lambda action: (action.astype(np.int64) + start).astype(dtype)
-    if isinstance(space, spaces.Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating):
-        low, high, dtype = space.low.astype(np.float64), space.high.astype(np.float64), space.dtype
-        if not space.shape[0] or not (low <= high).all():
-            raise EnvironmentUnsupported(f"{said}; a Box needs a dimension, and bounds that are in order.")
-        with np.errstate(all="ignore"):  # a range that float64 does not hold is none
-            bounded = np.isfinite(low) & np.isfinite(high) & np.isfinite(high - low)
-        # 0 in dimensions without two bounds, so that the arithmetic below stays finite.
-        bottom, width = np.where(bounded, low, 0.0), np.where(bounded, high, 0.0) - np.where(bounded, low, 0.0)
+        high = np.array(limits, np.float32)
+        numbers = spaces.Box(-high, high, dtype=np.float32)
+        if isinstance(acted, spaces.Discrete):
+            self.space = spaces.Discrete(sizes[0])
+        elif sizes and limits:
+            self.space = spaces.Tuple((spaces.MultiDiscrete(sizes), numbers))
+        else:
+            self.space = spaces.MultiDiscrete(sizes) if sizes else numbers
+        decoders: list[Callable[[NDArray[Any]], Sequence[Any]]] = [_decoder(part) for part in parts]
+        if not isinstance(acted, spaces.Dict | spaces.Tuple):
+            self.decode = decoders[0]
+            return
+        columns = [
+            place if choices else slice(len(sizes) + place.start, len(sizes) + place.stop) for choices, place in places
+        ]
 
-        def rescale(action: NDArray[Any]) -> NDArray[Any]:
-            inside = bottom + (action + 1.0) / 2.0 * width
-            with np.errstate(all="ignore"):
-                return np.clip(np.where(bounded, inside, action), low, high).astype(dtype)
+        def decode(action: NDArray[Any]) -> Sequence[Any]:
+            decoded = [decoder(action[:, place]) for decoder, place in zip(decoders, columns, strict=True)]
+            return [_nested(acted, iter([part[b] for part in decoded])) for b in range(len(action))]
 
-        limit = np.where(bounded, 1.0, np.inf).astype(np.float32)
-        return spaces.Box(-limit, limit, dtype=np.float32), rescale
-    raise EnvironmentUnsupported(f"{said}; a policy can act in {ACTIONS}.")
+        self.decode = decode
+
+
+def _decoder(space: spaces.Space[Any]) -> Callable[[NDArray[Any]], Any]:
+    """Return the function from actions ``[B, n]`` of the policy to those of one space, ``[B, *shape]``."""
+    dtype, shape = space.dtype, space.shape or ()
+    if not isinstance(space, spaces.Box):
+        start = np.ravel(getattr(space, "start", 0)) if shape else getattr(space, "start", 0)
+        return lambda action: (action.astype(np.int64) + start).astype(dtype).reshape(len(action), *shape)
+    low, high, bounded = space.low.astype(np.float64), space.high.astype(np.float64), _bounded(space)
+    # 0 in dimensions without two bounds, so that the arithmetic below stays finite.
+    bottom, width = np.where(bounded, low, 0.0), np.where(bounded, high, 0.0) - np.where(bounded, low, 0.0)
+
+    def rescale(action: NDArray[Any]) -> NDArray[Any]:
+        action = action.reshape(len(action), *shape)
+        inside = bottom + (action + 1.0) / 2.0 * width
+        with np.errstate(all="ignore"):
+            return np.clip(np.where(bounded, inside, action), low, high).astype(dtype)
+
+    return rescale
+
+
+def _bounded(box: spaces.Box) -> NDArray[np.bool_]:
+    """Return which dimensions of a Box have two bounds, with a range that float64 holds."""
+    low, high = box.low.astype(np.float64), box.high.astype(np.float64)
+    with np.errstate(all="ignore"):
+        bounded: NDArray[np.bool_] = np.isfinite(low) & np.isfinite(high) & np.isfinite(high - low)
+    return bounded
+
+
+def _nested(space: spaces.Space[Any], parts: Iterator[Any]) -> Any:
+    """Return the value of a Dict or Tuple that has these parts, in the order of `_parts`."""
+    if isinstance(space, spaces.Dict):
+        return {key: _nested(part, parts) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_nested(part, parts) for part in space.spaces)
+    return next(parts)

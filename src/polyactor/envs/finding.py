@@ -19,9 +19,9 @@ from typing import Any, NoReturn, cast
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
+from polyactor.envs.answers import first_line
 from polyactor.envs.atari import looks_atari
 from polyactor.envs.environment import EnvFactory, Environment, Wrapper, name_of
-from polyactor.envs.serial_vector_env import first_line
 from polyactor.errors import EnvironmentUnsupported, UsageError, one_line, suggestion
 from polyactor.files import load_file, same_directory
 

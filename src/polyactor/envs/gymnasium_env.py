@@ -16,11 +16,12 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from numpy.typing import NDArray
 
 from polyactor.envs import pictures, snapshot
-from polyactor.envs.conversion import Conversion, Flattened
+from polyactor.envs.answers import PASSED, first_line, shortened
+from polyactor.envs.conversion import Conversion, Encoded
 from polyactor.envs.environment import EnvFactory, Wrapper
 from polyactor.envs.finding import Found, refuse_unknown
-from polyactor.envs.serial_vector_env import PASSED, SerialVectorEnv, first_line, shortened
-from polyactor.envs.vector_env import Listener, Step, none_lost
+from polyactor.envs.serial_vector_env import SerialVectorEnv
+from polyactor.envs.vector_env import Listener, Observation, Step, none_lost
 from polyactor.errors import EnvironmentUnsupported, PolyactorError, UsageError
 from polyactor.system.deadline import Call
 
@@ -95,11 +96,19 @@ class GymnasiumEnvs:
         self.num_envs = num_envs
         self.frames_per_second = pictures.rate(self._envs.metadata)
         first = self._envs.envs[0] if isinstance(self._envs, SerialVectorEnv) else None
-        raw = first.env.observation_space if isinstance(first, Flattened) else self._envs.single_observation_space
-        self.conversion = Conversion(raw, self._envs.single_action_space, self._name)
+        if isinstance(first, Encoded):
+            self.conversion = first.conversion
+        else:
+            spaces_of = self._envs.single_observation_space, self._envs.single_action_space
+            self.conversion = Conversion(*spaces_of, self._name)
         self.observation_space, self.action_space = self.conversion.observation_space, self.conversion.action_space
 
-    def reset(self, seed: int | None) -> NDArray[Any]:
+    @property
+    def action_mask(self) -> NDArray[np.bool_] | None:
+        """``[B, C]`` the legal choices in the observations returned last; None where environments give no mask."""
+        return self._envs.action_mask if isinstance(self._envs, SerialVectorEnv) else None
+
+    def reset(self, seed: int | None) -> Observation:
         """Start B episodes and return their first observations ``[B, *O]``.
 
         Args:
@@ -114,8 +123,8 @@ class GymnasiumEnvs:
     def step(self, action: NDArray[Any]) -> Step:
         """Take one step in every environment; `action` is ``[B]`` or ``[B, *A]`` in `action_space`."""
         if isinstance(self._envs, SerialVectorEnv):
-            return self._envs.step(self.conversion.decode(np.asarray(action)))
-        observation, reward, terminated, truncated, _ = self._envs.step(self.conversion.decode(np.asarray(action)))
+            return self._envs.step(self.conversion.decode(action))
+        observation, reward, terminated, truncated, _ = self._envs.step(np.asarray(self.conversion.decode(action)))
         reward, done = np.asarray(reward, np.float32), terminated | truncated
         return Step(self.conversion.encode(observation), reward, terminated, done, self._lost)
 
@@ -188,7 +197,7 @@ class GymnasiumEnvs:
 
 
 def _make(found: Found, *, max_episode_steps: int | None, render: bool) -> gymnasium.Env[Any, Any]:
-    """Make one environment, wrap it, check its spaces, and flatten its observations to a Box.
+    """Make one environment, wrap it, check its spaces, and convert its observations.
 
     Raises:
         EnvironmentUnsupported: the environment cannot be made, is not of Gymnasium, or has an unsupported space.
@@ -231,7 +240,7 @@ def _make(found: Found, *, max_episode_steps: int | None, render: bool) -> gymna
         with suppress(Exception):
             made.close()
         raise
-    result: gymnasium.Env[Any, Any] = Flattened(made) if conversion.flat else made
+    result: gymnasium.Env[Any, Any] = Encoded(made, conversion) if conversion.flat else made
     return result
 
 

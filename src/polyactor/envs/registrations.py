@@ -11,8 +11,8 @@ import cloudpickle
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
+from polyactor.envs.answers import first_line
 from polyactor.envs.atari import is_atari
-from polyactor.envs.serial_vector_env import first_line
 from polyactor.errors import EnvironmentUnsupported
 
 

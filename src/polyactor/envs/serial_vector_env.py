@@ -6,10 +6,9 @@ environment that fails too often in a row ends the run.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +17,21 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from polyactor.envs.vector_env import Listener, Step
-from polyactor.errors import Command, EnvironmentUnsupported, shown
+from polyactor.envs.action_masks import ActionMasks
+from polyactor.envs.answers import (
+    LARGEST,
+    NOT_FINITE,
+    PASSED,
+    Unsound,
+    count,
+    description,
+    end,
+    first_line,
+    number,
+    shortened,
+)
+from polyactor.envs.vector_env import VECTOR, Listener, Observation, Step, entries, row_dtype
+from polyactor.errors import EnvironmentUnsupported
 from polyactor.system.child_processes import end_noted, noting
 from polyactor.system.deadline import PATIENCE, Call, Unanswered
 
@@ -27,23 +39,6 @@ MOST_FAILURES = 5
 """Failures of one environment in a row that end the run."""
 SOUND_AFTER = 100
 """Steps without a failure after which failures are counted from 0 again."""
-
-PASSED = (KeyboardInterrupt, GeneratorExit, Command)
-"""Exceptions that end what is done. Any other of an environment costs its game only, also one that is no `Exception`,
-such as `SystemExit`, a panic of Rust, or what asyncio cancels a task with."""
-FAILURES = (Exception, SystemExit)
-"""Exceptions of a task beside training that cost only this task."""
-LARGEST = float(np.finfo(np.float32).max)
-"""The largest reward that is finite in float32."""
-LONGEST_LINE = 200
-"""Most characters of an error's first line in a sentence."""
-
-
-class Unsound(Exception):
-    """An environment could not be made or returned an invalid value.
-
-    The text continues a sentence that begins with the environment's name.
-    """
 
 
 class SerialVectorEnv:
@@ -77,9 +72,15 @@ class SerialVectorEnv:
         self.metadata = getattr(self.envs[0], "metadata", None)
         self.single_action_space = self.envs[0].action_space
         space = self.envs[0].observation_space
-        assert isinstance(space, gymnasium.spaces.Box), f"{name} was not flattened"
-        self.single_observation_space, self.shape, self.dtype = space, space.shape, np.dtype(space.dtype)
-        self.result = np.dtype(np.uint8 if self.dtype == np.uint8 else np.float32)
+        assert isinstance(space, gymnasium.spaces.Box | gymnasium.spaces.Dict), f"{name} was not converted"
+        several = isinstance(space, gymnasium.spaces.Dict)
+        self.single_observation_space, self.dtype = space, row_dtype(space)
+        self.shape: tuple[int, ...] = () if several else space.shape or ()
+        self.result = self.dtype if several or self.dtype == np.uint8 else np.dtype(np.float32)
+        self.masks = ActionMasks(self.single_action_space)
+        self.masked: bool | None = None
+        """Whether environments give action masks; None before the first reset."""
+        self.action_mask: NDArray[np.bool_] | None = None
         with ExitStack() as made:
             made.callback(self.close)
             for i in range(1, b):
@@ -96,11 +97,11 @@ class SerialVectorEnv:
         """Dtypes of observations that are known to be castable to that of the space."""
         self.time = 0
         self.seed: int | None = None
-        self.action: NDArray[Any] | None = None
+        self.action: Sequence[Any] | None = None
         self.failures, self.in_a_row, self.failed_at = [0] * b, [0] * b, [0] * b
         self.why: list[str] = []
 
-    def reset(self, seed: int | None) -> NDArray[Any]:
+    def reset(self, seed: int | None) -> Observation:
         """Start B games and return their first observations ``[B, *O]``; the next `step` reports failures.
 
         Raises:
@@ -113,15 +114,15 @@ class SerialVectorEnv:
                 self.listener.asked(i, None)
             try:
                 with noting(self.begun[i]):
-                    rows[i] = self._first_observation(env, None if seed is None else seed + i)
+                    rows[i] = self._first_observation(i, env, None if seed is None else seed + i)
             except PASSED:
                 raise
             except BaseException as error:
                 rows[i] = self._replacement(i, error, " in reset")
-        return self._cast(rows)
+        return entries(self._cast(rows))
 
-    def step(self, action: NDArray[Any]) -> Step:
-        """Take one step in every environment, by actions ``[B]`` or ``[B, *A]`` in its action space.
+    def step(self, action: Sequence[Any]) -> Step:
+        """Take one step in every environment, by B actions in its own action space.
 
         Raises:
             EnvironmentUnsupported: an environment failed `MOST_FAILURES` times in a row.
@@ -131,28 +132,33 @@ class SerialVectorEnv:
         terminated, done, lost = np.zeros(b, np.bool_), np.zeros(b, np.bool_), np.zeros(b, np.bool_)
         before, self.action = self.action, action
         self.time += 1
+        if self.masked:
+            self.action_mask = self.masks.blank(b)
         for i, (env, a_i) in enumerate(zip(self.envs, action, strict=True)):
             if listener is not None:
                 listener.asked(i, None if over[i] else a_i)
             try:
                 if over[i]:
                     with noting(self.begun[i]) if self.begun[i] else nullcontext():  # it may begin its simulator anew
-                        rows[i] = self._first_observation(env, None)
+                        rows[i] = self._first_observation(i, env, None)
                     continue
                 answer = env.step(a_i)
                 if (type(answer) is not tuple and not isinstance(answer, tuple | list)) or len(answer) != 5:
-                    raise Unsound(f"failed: step returned {_count(answer)} where Gymnasium has 5")
-                x_i, r_i, terminated_i, truncated_i, _ = answer
+                    raise Unsound(f"failed: step returned {count(answer)} where Gymnasium has 5")
+                x_i, r_i, terminated_i, truncated_i, info_i = answer
                 if not isinstance(r_i, float):
-                    r_i = _number(r_i)
+                    r_i = number(r_i)
                 if not -LARGEST <= r_i <= LARGEST:
                     raise Unsound(f"returned the reward {r_i}, which is not finite as float32")
                 if type(x_i) is not np.ndarray or x_i.dtype is not dtype or x_i.shape != shape:
                     x_i = self._checked(x_i)
                 if type(terminated_i) is not bool:
-                    terminated_i = _end("terminated", terminated_i)
+                    terminated_i = end("terminated", terminated_i)
                 if type(truncated_i) is not bool:
-                    truncated_i = _end("truncated", truncated_i)
+                    truncated_i = end("truncated", truncated_i)
+                if self.action_mask is not None:
+                    acted_on = not (terminated_i or truncated_i)
+                    self.action_mask[i] = self.masks.read(env, info_i, acted_on=acted_on)
                 rows[i] = x_i
                 if terminated_i:
                     terminated[i] = done[i] = True
@@ -169,14 +175,15 @@ class SerialVectorEnv:
                 terminated[i] = done[i] = False
         with np.errstate(all="ignore"):  # whatever the environment has NumPy do about numbers too large or too small
             observation, reward = self._cast(rows), np.array(rewards, np.float32)
-        if observation.dtype == np.float32 and not np.isfinite(observation).all():
+        numbers = _numbers(observation)
+        if numbers is not None and not np.isfinite(numbers).all():
             # One check of all rows costs less than one per environment. First observations were checked already.
-            for i in np.flatnonzero(~np.isfinite(observation.reshape(b, -1)).all(1)).tolist():
+            for i in np.flatnonzero(~np.isfinite(numbers.reshape(b, -1)).all(1)).tolist():
                 observation[i] = self._replacement(i, Unsound(NOT_FINITE), "", action[i])
                 lost[i], reward[i], terminated[i], done[i] = True, 0.0, False, False
         self.over = done.tolist()
         why, self.why = tuple(self.why), []
-        return Step(observation, reward, terminated, done, lost, why)
+        return Step(entries(observation), reward, terminated, done, lost, why)
 
     @property
     def restarting(self) -> SimpleNamespace:
@@ -223,10 +230,12 @@ class SerialVectorEnv:
             EnvironmentUnsupported: the environment failed `MOST_FAILURES` times in a row, or missed its deadline before
                 the first step: at once, if no other has answered, else twice.
         """
-        when = f" at step {self.time}" + ("" if action is None else f", after the action {_shown(action)}")
+        when = f" at step {self.time}" + (
+            "" if action is None else f", after the action {shortened(np.asarray(action))}"
+        )
         broken: gymnasium.Env[Any, Any] | None = self.envs[i]
         while True:
-            what = f"{_description(error)}{where}{when}"
+            what = f"{description(error)}{where}{when}"
             if broken is not None:
                 self._close(i, broken)
             good = self.time - self.failed_at[i] - 1
@@ -250,7 +259,7 @@ class SerialVectorEnv:
                 self.why.append(f"environment {i} of {self.name} {what}: made anew")
                 where, what = " in reset", ""
                 with noting(self.begun[i]):
-                    first = self._first_observation(made, self._fresh_seed(i))
+                    first = self._first_observation(i, made, self._fresh_seed(i))
             except PASSED:
                 raise
             except BaseException as again:
@@ -308,8 +317,8 @@ class SerialVectorEnv:
         self.begun[i] = set()
         return not isinstance(failure, Unanswered)
 
-    def _first_observation(self, env: gymnasium.Env[Any, Any], seed: int | None) -> NDArray[Any]:
-        """Reset an environment and return its first observation ``[*O]``, checked to be valid and finite.
+    def _first_observation(self, i: int, env: gymnasium.Env[Any, Any], seed: int | None) -> NDArray[Any]:
+        """Reset environment i and return its first observation ``[*O]``, checked to be valid and finite.
 
         Exceptions of the environment are passed on.
 
@@ -318,10 +327,17 @@ class SerialVectorEnv:
         """
         answer = env.reset() if seed is None else env.reset(seed=seed)
         if not isinstance(answer, tuple | list) or len(answer) != 2:
-            raise Unsound(f"failed: reset returned {_count(answer)} where Gymnasium has 2")
+            raise Unsound(f"failed: reset returned {count(answer)} where Gymnasium has 2")
         x = self._checked(answer[0])
-        if self.result == np.float32 and not np.isfinite(self._cast(x)).all():
+        numbers = _numbers(self._cast(x))
+        if numbers is not None and not np.isfinite(numbers).all():
             raise Unsound(NOT_FINITE)
+        if self.masked is None:
+            self.masked = self.masks.given(env, answer[1])
+        if self.masked:
+            if self.action_mask is None:
+                self.action_mask = self.masks.blank(self.num_envs)
+            self.action_mask[i] = self.masks.read(env, answer[1], acted_on=True)
         return x
 
     def _checked(self, observation: Any) -> NDArray[Any]:
@@ -356,80 +372,8 @@ class SerialVectorEnv:
             return rows.astype(self.result)
 
 
-NOT_FINITE = "returned an observation that is not finite"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's text, shortened to fit a sentence."""
-    lines = shown(error).strip().splitlines()
-    return shortened(lines[0].rstrip("."), LONGEST_LINE) if lines else "no reason given"
-
-
-def shortened(value: Any, most: int = 100, show: Callable[[Any], str] = str) -> str:
-    """Return a value as text of one line with at most `most` characters."""
-    text = " ".join(shown(value, show).split())
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
-def _description(error: BaseException) -> str:
-    """Describe a failure as the rest of a sentence that begins with the environment's name."""
-    if isinstance(error, Unsound):
-        return str(error)
-    if isinstance(error, Unanswered):
-        return f"was interrupted: {error}"
-    found = re.fullmatch(r"not enough values to unpack \(expected 5, got (\d)\)", shown(error))
-    if found and _innermost(error).startswith("gymnasium."):  # a wrapper unpacked the values before they were checked
-        return f"failed: step returned {found[1]} values where Gymnasium has 5"
-    return f"raised {type(error).__name__}: {first_line(error)}"
-
-
-def _innermost(error: BaseException) -> str:
-    """Return the name of the module that raised an exception."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
-
-
-def _number(reward: Any) -> float:
-    """Convert a reward to a float, which is infinite if the reward is too large.
-
-    Raises:
-        Unsound: the reward is no single number.
-    """
-    try:
-        if not isinstance(reward, str | bytes) and _kind(reward) in NUMERIC and getattr(reward, "shape", ()) == ():
-            return float(reward)
-    except (TypeError, ValueError):
-        pass
-    except OverflowError:
-        return float("inf")
-    raise Unsound(f"returned the reward {shortened(reward, show=repr)}, which is no number")
-
-
-def _end(name: str, value: Any) -> bool:
-    """Return whether an environment's answer to `terminated` or `truncated` is true: a bool, 0 or 1, without axes.
-
-    Raises:
-        Unsound: it is anything else, such as the text "False", which Python would take for true.
-    """
-    with suppress(Exception):  # the user's own object may raise anything
-        if _kind(value) in NUMERIC and getattr(value, "shape", ()) == () and (value == 0 or value == 1):
-            return bool(value)
-    raise Unsound(f"returned {name} as {shortened(value, show=repr)}, which is neither true nor false")
-
-
-NUMERIC = {"b", "i", "u", "f", None}
-"""Kinds of NumPy's dtypes that are numbers; None is that of other objects, such as Python's numbers or tensors."""
-
-
-def _kind(value: Any) -> str | None:
-    return getattr(getattr(value, "dtype", None), "kind", None)
-
-
-def _count(answer: Any) -> str:
-    return f"{len(answer)} values" if isinstance(answer, tuple | list) else f"a single {type(answer).__name__}"
-
-
-def _shown(action: Any) -> str:
-    return shortened(np.asarray(action))
+def _numbers(observation: NDArray[Any]) -> NDArray[np.float32] | None:
+    """Return those numbers of converted observations that may be infinite or NaN, or None where all are bytes."""
+    if observation.dtype.names is not None:
+        return _numbers(observation[VECTOR]) if VECTOR in observation.dtype.names else None
+    return observation if observation.dtype == np.float32 else None

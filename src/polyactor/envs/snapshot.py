@@ -26,8 +26,8 @@ CONSTANT = (
     gymnasium.Space, EnvSpec, Enum, type, FunctionType, BuiltinFunctionType, MethodType, ModuleType
 )  # fmt: skip
 """Types of attributes that a new environment has from the start, and that are not saved."""
-CONSTANTS = {"metadata", "_metadata", "_saved_kwargs", "env"}
-"""Names of attributes that Gymnasium sets once, and that are not saved."""
+CONSTANTS = {"metadata", "_metadata", "_saved_kwargs", "env", "conversion"}
+"""Names of attributes that Gymnasium or polyactor sets once, and that are not saved."""
 CONTAINERS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set}
 """Container types by their names in a snapshot."""
 

@@ -13,15 +13,34 @@ from polyactor.system.deadline import Call
 if TYPE_CHECKING:
     from polyactor.envs.conversion import Conversion
 
-ActionSpace = gymnasium.spaces.Discrete | gymnasium.spaces.MultiDiscrete | gymnasium.spaces.Box
-"""The action spaces that policies support."""
+ActionSpace = Any
+"""The action space of a policy: Discrete, MultiDiscrete, Box, or a Tuple of the last two, choices before numbers."""
+Observation = Any
+"""Observations ``[B, *O]``: an array, or a mapping of arrays by the name of the entry, where they have several."""
+
+VECTOR = "vector"
+"""The name of the entry of an observation that everything but its images is flattened to, where it has several."""
+
+
+def row_dtype(space: gymnasium.spaces.Box | gymnasium.spaces.Dict) -> np.dtype[Any]:
+    """Return the dtype of one observation, which has a field for each entry where there are several."""
+    if isinstance(space, gymnasium.spaces.Box):
+        return np.dtype(space.dtype)
+    fields: Any = [(name, box.dtype, box.shape) for name, box in space.spaces.items()]
+    dtype: np.dtype[Any] = np.dtype(fields, align=True)
+    return dtype
+
+
+def entries(rows: NDArray[Any]) -> Observation:
+    """Return observations ``[B, *O]`` of `row_dtype` as they are, or each of several entries by its name."""
+    return rows if rows.dtype.names is None else {name: rows[name] for name in rows.dtype.names}
 
 
 class Step(NamedTuple):
     """The result of one step of B environments. Arrays are new at every step, so the caller may keep them.
 
     Attributes:
-        observation: ``[B, *O]``. Where `done`, it is the true final observation of the game.
+        observation: ``[B, *O]``, or a mapping of such arrays. Where `done`, it is the game's true final observation.
         reward: ``[B]`` float32, as the game gave it (never clipped).
         terminated: ``[B]`` bool, whether the value after this step is 0. A lost life may set it without `done`.
         done: ``[B]`` bool, whether the game ended (terminated or truncated). The next step of that row ignores its
@@ -31,7 +50,7 @@ class Step(NamedTuple):
         why: a sentence for each failure since the step before, including failures in `reset`; empty if no row is lost.
     """
 
-    observation: NDArray[Any]
+    observation: Observation
     reward: NDArray[np.float32]
     terminated: NDArray[np.bool_]
     done: NDArray[np.bool_]
@@ -64,20 +83,28 @@ class VectorEnv(Protocol):
 
     Attributes:
         num_envs: B.
-        observation_space: the space of one observation as `step` returns it, flattened and cast to uint8 or float32.
+        observation_space: the space of one observation as `step` returns it: a Box, or a Dict of these where it has
+            several entries; flattened and cast to uint8 or float32.
         action_space: the space of one action as `step` takes it. ``Discrete(n)`` and ``MultiDiscrete(nvec)`` count from
             0; a Box is [-1, 1] in every dimension that the environment bounds on both sides.
     """
 
     num_envs: int
-    observation_space: gymnasium.spaces.Box
+    observation_space: gymnasium.spaces.Box | gymnasium.spaces.Dict
     action_space: ActionSpace
     conversion: Conversion
     """How `reset` and `step` convert observations and actions; it can be used when the environments are closed."""
     frames_per_second: int
     """The number of steps per second in a video at natural speed."""
 
-    def reset(self, seed: int | None) -> NDArray[Any]:
+    @property
+    def action_mask(self) -> NDArray[np.bool_] | None:
+        """``[B, C]`` bool, the legal choices in the observations that `reset` or `step` returned last.
+
+        It is None where environments give no mask, and before `reset`. The array is new at every step.
+        """
+
+    def reset(self, seed: int | None) -> Observation:
         """Start B games and return their first observations ``[B, *O]``.
 
         Args:

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+ILLEGAL = -1e9
+"""The logit of an illegal choice. Its probability is exactly 0, and no logarithm, entropy or divergence is infinite."""
+MOST_UNIFORM = 1 - 2**-20
+"""The largest uniform number that a choice is made by, below 1 in float32 also when it is multiplied."""
 SMALLEST = 1e-30
 """Probabilities are clamped to at least this before their logarithm is taken."""
 
@@ -47,6 +51,10 @@ class Categorical:
     def kl_from(self, other: Self) -> Tensor:
         """KL(other ‖ self), ``[...]``."""
         return _kl(other.log_p, self.log_p)
+
+    def index(self, action: Tensor) -> Tensor:
+        """The places of actions ``[...]`` in the list of all, which are the actions themselves."""
+        return action
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,21 @@ class MultiCategorical:
         """Σ_k KL(other_k ‖ π_k), ``[...]``."""
         return _sum([part.kl_from(other_part) for part, other_part in zip(self.parts, other.parts, strict=True)])
 
+    @property
+    def log_p(self) -> Tensor:
+        """log π(·|x) of all Π_k n_k joint actions, ``[..., Π_k n_k]``; the last part varies fastest."""
+        joint, *others = [part.log_p for part in self.parts]
+        for log_p in others:
+            joint = (joint.unsqueeze(-1) + log_p.unsqueeze(-2)).flatten(-2)
+        return joint
+
+    def index(self, action: Tensor) -> Tensor:
+        """The places ``[...]`` of actions ``[..., k]`` in the list of all joint actions, as in `log_p`."""
+        place, *others = action.unbind(-1)
+        for part, a in zip(self.parts[1:], others, strict=True):
+            place = place * part.logits.shape[-1] + a
+        return place
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -110,6 +133,15 @@ class Gaussian:
         """Draw a = μ + σ ε with ε ~ N(0, I), ``[..., d]``."""
         noise = self.mean.new_empty(self.mean.shape).normal_(generator=generator)
         return self.mean + self.log_std.exp() * noise
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """The actions ``[..., d]`` that standard normal noise of the same shape makes, a = μ + σ ε."""
+        return self.mean + self.log_std.exp() * noise
+
+    @property
+    def dims(self) -> int:
+        """d, the number of continuous dimensions."""
+        return self.mean.shape[-1]
 
     def mode(self) -> Tensor:
         """The mean μ, ``[..., d]``."""
@@ -132,6 +164,61 @@ class Gaussian:
         ratio = (2 * (other.log_std - self.log_std)).exp()
         distance = (other.mean - self.mean).square() * (-2 * self.log_std).exp()
         return (self.log_std - other.log_std + 0.5 * (ratio + distance - 1)).sum(-1)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A policy of independent choices and numbers; actions ``[..., k + d]`` have k choices first, as whole numbers."""
+
+    choices: MultiCategorical
+    numbers: Gaussian
+
+    def sample(self, generator: torch.Generator | None) -> Tensor:
+        """Draw choices and then numbers from one generator, ``[..., k + d]``."""
+        return self._joined(self.choices.sample(generator), self.numbers.sample(generator))
+
+    def mode(self) -> Tensor:
+        """The most likely choices and the mean, ``[..., k + d]``."""
+        return self._joined(self.choices.mode(), self.numbers.mode())
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """log π(a|x) of the choices plus that of the numbers, ``[...]``."""
+        choices, numbers = self._split(action)
+        return self.choices.log_prob(choices) + self.numbers.log_prob(numbers)
+
+    def entropy(self) -> Tensor:
+        """H of the choices plus H of the numbers, ``[...]``."""
+        return self.choices.entropy() + self.numbers.entropy()
+
+    def kl_from(self, other: Self) -> Tensor:
+        """KL(other ‖ self) of the choices plus that of the numbers, ``[...]``."""
+        return self.choices.kl_from(other.choices) + self.numbers.kl_from(other.numbers)
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """The actions ``[..., k + d]`` that standard normal noise of the same shape makes.
+
+        A choice is the first whose cumulative probability is above Φ(ε), which is uniform.
+        """
+        k = len(self.choices.parts)
+        u = (0.5 * (1 + (noise[..., :k] / math.sqrt(2)).erf())).clamp(max=MOST_UNIFORM)
+        below = [part.log_p.exp().cumsum(-1) for part in self.choices.parts]
+        chosen = [(p <= u_k.unsqueeze(-1) * p[..., -1:]).sum(-1) for p, u_k in zip(below, u.unbind(-1), strict=True)]
+        return self._joined(_stacked(chosen), self.numbers.from_noise(noise[..., k:]))
+
+    @property
+    def dims(self) -> int:
+        """d, the number of continuous dimensions."""
+        return self.numbers.dims
+
+    def _joined(self, choices: Tensor, numbers: Tensor) -> Tensor:
+        k, d = choices.shape[-1], numbers.shape[-1]
+        joined = numbers.new_empty((*choices.shape[:-1], k + d))
+        joined[..., :k], joined[..., k:] = choices, numbers
+        return joined
+
+    def _split(self, action: Tensor) -> tuple[Tensor, Tensor]:
+        k = action.shape[-1] - self.numbers.mean.shape[-1]
+        return action[..., :k].long(), action[..., k:]
 
 
 def _kl(log_q: Tensor, log_p: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from polyactor.agent.streams import EVALUATION_STREAM, GLOBAL_STREAM, Streams
 from polyactor.config import Config
+from polyactor.data import leaves, map_tree
 from polyactor.envs import EnvSpec, VectorEnv, is_atari, make_envs, name_of
 from polyactor.envs.atari import MAX_FRAMES
 from polyactor.errors import EnvironmentUnsupported
@@ -141,7 +142,9 @@ def play(
             answered()
             is_first, ended, cut, resets = np.ones(b, bool), np.zeros(b, bool), np.zeros(b, bool), resets + 1
             score, length, still = np.zeros(b), np.zeros(b, int), np.zeros(b, int)
-        params, state = model.step(torch.from_numpy(observation), state, torch.from_numpy(is_first))
+        legal = None if envs.action_mask is None else torch.from_numpy(envs.action_mask)
+        seen = map_tree(torch.from_numpy, observation)
+        params, state = model.step(seen, state, torch.from_numpy(is_first), action_mask=legal)
         pi = model.distribution(params)
         action = pi.mode() if deterministic else pi.sample(streams.act)
         before = observation
@@ -157,7 +160,8 @@ def play(
             lost += int(step.lost.sum())
             if lost > b * per_env:
                 raise EnvironmentUnsupported(f"{lost} games were lost to failures; the last: {step.why[-1]}.")
-        unchanged = (observation == before).reshape(b, -1).all(1) & (reward == 0) & ~ended & ~step.lost
+        same = [(x == y).reshape(b, -1).all(1) for x, y in zip(leaves(observation), leaves(before), strict=True)]
+        unchanged = np.logical_and.reduce(same) & (reward == 0) & ~ended & ~step.lost
         still = np.where(unchanged, still + 1, 0)
         is_stuck, is_capped = still >= stuck_after, length >= max_game_steps
         over = (done | is_stuck | is_capped) & (left > 0) & ~cut

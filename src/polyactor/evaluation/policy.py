@@ -8,14 +8,18 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
 from polyactor.agent.parts import make_model
 from polyactor.agent.streams import EVALUATION_STREAM, Streams
 from polyactor.config import Config
+from polyactor.data import map_tree
 from polyactor.envs import EnvSpec, looked_at
+from polyactor.envs.action_masks import MASK
 from polyactor.envs.conversion import Conversion
+from polyactor.envs.vector_env import entries
 from polyactor.errors import CheckpointError, UsageError, one_line
 from polyactor.fields import expect
 from polyactor.models.actor_critic import ActorCritic
@@ -119,25 +123,31 @@ class Policy:
         """Do nothing: a policy holds nothing open. It is there for programs that close what they load."""
 
     def reset(self) -> None:
-        """Reset the LSTM's state; call it when an episode starts. It has no effect on a policy without an LSTM."""
+        """Reset the recurrent state; call it when an episode starts. It has no effect on a policy without memory."""
         self._state, self._first = self.model.initial_state(1), True
 
     @torch.inference_mode()
-    def act(self, observation: Any, *, deterministic: bool = True) -> Any:
+    def act(self, observation: Any, *, deterministic: bool = True, action_mask: Any = None) -> Any:
         """Return the action for one observation, in the form that the Gymnasium environment's ``step`` takes.
 
         Args:
-            observation: one observation, without a batch axis.
+            observation: one observation, without a batch axis. Where it is a Dict with an action mask, that is used.
             deterministic: return the most likely action; otherwise a sample.
+            action_mask: which choices are legal, in the form in which the environment gives it; None allows all.
 
         Raises:
-            UsageError: the observation has another shape than those of the environment, or `deterministic` no bool.
+            UsageError: the observation has another shape than those of the environment, the mask another size or no
+                legal choice, or `deterministic` is no bool.
         """
         expect("deterministic", deterministic, bool)
+        rows = entries(_encoded(self._conversion, observation)[np.newaxis])
+        if action_mask is None and self._conversion.masked:
+            action_mask = observation.get(MASK)
+        legal = None if action_mask is None else torch.from_numpy(_mask(self._conversion, action_mask)[np.newaxis])
         # From NumPy, since the caller's default device is not the policy's.
-        x, is_first = map(torch.from_numpy, (_encoded(self._conversion, observation)[None], np.array([self._first])))
+        x, is_first = map_tree(torch.from_numpy, rows), torch.from_numpy(np.array([self._first]))
         with torch_threads(1):  # others would have to be waited for, and one row is soon done
-            params, self._state = self.model.step(x, self._state, is_first)
+            params, self._state = self.model.step(x, self._state, is_first, action_mask=legal)
         self._first = False
         pi = self.model.distribution(params)
         action = pi.mode() if deterministic else pi.sample(self._generator)
@@ -150,20 +160,33 @@ def _encoded(conversion: Conversion, observation: Any) -> NDArray[Any]:
         x, why = conversion.encode(observation), ""
     except Exception as error:  # whatever a space says of what is none of its values
         x, why = np.empty(0, np.float32), f": {one_line(error, most=120)}"
-    shape, bytes_of = conversion.observation_space.shape, conversion.observation_space.dtype == np.uint8
-    if not why and bytes_of:
+    space = conversion.observation_space
+    if isinstance(space, spaces.Dict):
+        wanted, fits = " and ".join(f"{name} {box.shape}" for name, box in space.spaces.items()), not why
+    else:
+        wanted, fits = f"the shape {space.shape}", not why and x.shape == space.shape
+    if not why and space.dtype == np.uint8 and not conversion.flat:
         given = np.asarray(observation)
         if given.dtype.kind == "f":
             raise UsageError("an observation of floats is not allowed: the policy sees bytes from 0 to 255")
         if given.shape == x.shape and (given != x).any():
             other = given[given != x].flat[0]
             raise UsageError(f"an observation with {other} is not allowed: the policy sees bytes from 0 to 255")
-    if why or x.shape != shape:
+    if not fits:
         own = getattr(observation, "shape", None)
         what = f"a {type(observation).__name__}" if own is None else f"the shape {tuple(own)}"
-        batch = "; act takes one observation, without a batch axis" * (x.shape[1:] == shape)
-        raise UsageError(f"an observation of {what} is not allowed: the policy sees the shape {shape}{why}{batch}")
+        batch = "; act takes one observation, without a batch axis" * (x.shape[1:] == space.shape)
+        raise UsageError(f"an observation of {what} is not allowed: the policy sees {wanted}{why}{batch}")
     return x
+
+
+def _mask(conversion: Conversion, mask: Any) -> NDArray[np.bool_]:
+    """Return an action mask as ``[C]``. Raises `UsageError` where it is none of the environment's."""
+    try:
+        return conversion.masks.parsed(mask, acted_on=True)
+    except Exception as error:  # whatever NumPy says of what is no array
+        why = one_line(error, most=120).removeprefix("gave ")
+        raise UsageError(f"action_mask {one_line(mask, most=60)} is not allowed: {why}") from None
 
 
 def load(

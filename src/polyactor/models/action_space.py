@@ -1,6 +1,6 @@
 """The parameters that the policy of an action space needs, and the distribution that they describe.
 
-Parameters are one tensor ``[..., P]``: logits for discrete spaces, mean and log σ for a Box.
+Parameters are one tensor ``[..., P]``: logits of all discrete parts, then mean and log σ of all numbers.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+import torch
 from gymnasium import spaces
 
-from polyactor.equations.distributions import Categorical, Gaussian, MultiCategorical
+from polyactor.equations.distributions import ILLEGAL, Categorical, Gaussian, Mixed, MultiCategorical
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +25,7 @@ class ActionSpec:
     """The properties of an action space that a policy head depends on.
 
     Attributes:
-        sizes: the number of choices of each discrete action; empty for a Box.
+        sizes: the number of choices of each discrete part; empty for a Box.
         dims: the number of continuous dimensions; 0 for discrete spaces.
         shape: the shape of one action.
         log_std: a fixed log σ for every dimension, which leaves the mean as the only parameter; None if σ is learned.
@@ -36,28 +37,69 @@ class ActionSpec:
     log_std: float | None = None
 
     @property
+    def choices(self) -> int:
+        """C, the number of choices of all discrete parts together."""
+        return sum(self.sizes)
+
+    @property
     def params(self) -> int:
         """P, the width of the parameter tensor."""
-        return sum(self.sizes) or self.dims * (2 if self.log_std is None else 1)
+        return self.choices + self.dims * (2 if self.log_std is None else 1)
+
+    @property
+    def encoding(self) -> int:
+        """The number of inputs that one action is to a network: its choices one-hot, and then its numbers."""
+        return self.choices + self.dims
 
     def distribution(self, params: Tensor) -> Distribution:
         """Return the policy that has the parameters ``[..., P]``."""
-        if self.dims and self.log_std is not None:
-            return Gaussian(params, params.new_full((self.dims,), self.log_std).expand_as(params))
-        if self.dims:
-            mean, log_std = params.tensor_split(2, -1)
-            return Gaussian(mean, log_std)
         if not self.shape:
             return Categorical(params)
+        if not self.dims:
+            return self._choices(params)
+        if not self.sizes:
+            return self._numbers(params)
+        return Mixed(self._choices(params[..., : self.choices]), self._numbers(params[..., self.choices :]))
+
+    def masked(self, params: Tensor, mask: Tensor | None) -> Tensor:
+        """Return parameters ``[..., P]`` with the logits of illegal choices so low that their probability is 0.
+
+        Args:
+            params: ``[..., P]``.
+            mask: ``[..., C]`` bool, the legal choices; None allows all.
+        """
+        if mask is None:
+            return params
+        if not self.dims:
+            return params.masked_fill(~mask, ILLEGAL)
+        logits, numbers = params.tensor_split((self.choices,), -1)
+        return torch.cat([logits.masked_fill(~mask, ILLEGAL), numbers], -1)
+
+    def encoded(self, action: Tensor) -> Tensor:
+        """Return actions ``[..., *A]`` with numbers as inputs of a network: choices one-hot, ``[..., encoding]``."""
+        if not self.sizes:
+            return action
+        index = action[..., : len(self.sizes)].long()
+        one_hot = [torch.nn.functional.one_hot(index[..., k], n) for k, n in enumerate(self.sizes)]
+        return torch.cat([*(each.to(action.dtype) for each in one_hot), action[..., len(self.sizes) :]], -1)
+
+    def _choices(self, logits: Tensor) -> MultiCategorical:
         ends = tuple(accumulate(self.sizes))[:-1]
-        return MultiCategorical(tuple(Categorical(part) for part in params.tensor_split(ends, -1)))
+        return MultiCategorical(tuple(Categorical(part) for part in logits.tensor_split(ends, -1)))
+
+    def _numbers(self, params: Tensor) -> Gaussian:
+        if self.log_std is not None:
+            return Gaussian(params, params.new_full((self.dims,), self.log_std).expand_as(params))
+        mean, log_std = params.tensor_split(2, -1)
+        return Gaussian(mean, log_std)
 
 
 def action_spec(space: spaces.Space[object], log_std: float | None = None) -> ActionSpec:
     """Return the spec of an action space.
 
     Args:
-        space: Discrete, MultiDiscrete or a Box with one axis; `polyactor.envs` refuses all others earlier.
+        space: Discrete, MultiDiscrete or a Box with one axis, or a Tuple of the last two; `polyactor.envs` makes all
+            others one of these.
         log_std: a fixed log σ for a Box, or None if σ is learned.
 
     Raises:
@@ -69,4 +111,7 @@ def action_spec(space: spaces.Space[object], log_std: float | None = None) -> Ac
         return ActionSpec(sizes=tuple(int(n) for n in space.nvec), dims=0, shape=(len(space.nvec),))
     if isinstance(space, spaces.Box) and len(space.shape) == 1:
         return ActionSpec(sizes=(), dims=space.shape[0], shape=space.shape, log_std=log_std)
+    if isinstance(space, spaces.Tuple):
+        choices, numbers = (action_spec(part, log_std) for part in space.spaces)
+        return ActionSpec(choices.sizes, numbers.dims, (len(choices.sizes) + numbers.dims,), log_std)
     raise TypeError(f"no policy for {space}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -14,23 +14,16 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from polyactor.data import NEVER, CoreState, Distribution, Memo, Outputs, Pull, Rollout
+from polyactor.data import NEVER, CoreState, Distribution, Memo, Outputs, Pull, Rollout, Tree, at, map_tree
 from polyactor.models.action_space import action_spec
-from polyactor.models.core import LSTM, Identity
-from polyactor.models.encoders import CNN, channels_are_last, is_image, make_torso, orthogonal, to_channels_last
+from polyactor.models.core import make_core
+from polyactor.models.encoders import CNN, make_torso, orthogonal
 from polyactor.models.heads import Dueling, critic_width, own_layer, policy_head
 from polyactor.models.running_stats import RunningMoments
+from polyactor.models.scaling import Scaling
 from polyactor.models.spec import ModelSpec
 
 Precision = Literal["fp32", "bf16"]
-
-
-CLIP_OBSERVATION = 5.0
-"""Normalised observations are clipped to this many standard deviations."""
-
-
-IMAGES_IN_CACHE = 8
-"""Number of images that are scaled at a time, few enough to stay in the CPU's cache."""
 
 
 MOST_PIXELS_KEPT = 1 << 27
@@ -44,14 +37,14 @@ PULLS = itertools.count(1)
 class Trunk(nn.Module):
     """A torso, which encodes each observation by itself, and a core, which reads the features in order of time."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, spec: ModelSpec, precision: Precision) -> None:
+    def __init__(self, space: spaces.Box | spaces.Dict, spec: ModelSpec, precision: Precision) -> None:
         super().__init__()
-        self.torso = make_torso(shape, dtype, spec)
-        self.core = LSTM(self.torso.features, spec.core_size) if spec.core == "lstm" else Identity(self.torso.features)
+        self.torso = make_torso(space, spec)
+        self.core = make_core(self.torso.features, spec)
         self.features = self.core.features
         self.bf16 = precision == "bf16" and isinstance(self.torso, CNN)
 
-    def see(self, x: Tensor, outputs: Sequence[Tensor] | None = None, *, known: bool = False) -> Tensor:
+    def see(self, x: Tree, outputs: Sequence[Tensor] | None = None, *, known: bool = False) -> Tensor:
         """Compute the torso's features ``[N, F]`` of ``x [N, ...]``.
 
         Args:
@@ -62,7 +55,7 @@ class Trunk(nn.Module):
         how: dict[str, Any] = {} if outputs is None else {"outputs": outputs, "known": known}
         if not self.bf16:
             return cast("Tensor", self.torso(x, **how))
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with torch.autocast(cast("Tensor", x).device.type, torch.bfloat16):
             return cast("Tensor", self.torso(x, **how)).float()
 
     def run_core(self, features: Tensor, state: CoreState, is_first: Tensor) -> tuple[Tensor, CoreState]:
@@ -75,7 +68,7 @@ class ActorCritic(nn.Module):
     """An actor-critic network, which computes the policy π(·|x) and V(x), or Q(x, ·).
 
     Args:
-        observation_space: the observation space of one environment, a Box.
+        observation_space: the observation space of one environment, a Box, or a Dict of them.
         action_space: the action space of one environment.
         spec: the settings of torso, core and heads.
         precision: the precision of CNN torsos; heads, core, values and losses are always float32.
@@ -86,12 +79,13 @@ class ActorCritic(nn.Module):
     """
 
     average: ActorCritic | None
-    observation_moments: RunningMoments | None
+    observation_moments: RunningMoments | nn.ModuleList | None
+    """The running moments of observations; a list of one for each entry, where they have several."""
     return_moments: RunningMoments | None
 
     def __init__(
         self,
-        observation_space: spaces.Box,
+        observation_space: spaces.Box | spaces.Dict,
         action_space: spaces.Space[object],
         spec: ModelSpec,
         *,
@@ -102,24 +96,24 @@ class ActorCritic(nn.Module):
         averaged: bool = False,
     ) -> None:
         super().__init__()
-        shape = observation_space.shape
-        dtype = torch.from_numpy(observation_space.low[:0]).dtype
-        self.image = is_image(shape, dtype)
-        self.channels_last = self.image and channels_are_last(shape, spec.channels)
-        self.bytes = dtype == torch.uint8
         self.actions = action_spec(action_space, spec.log_std_start if spec.log_std == "fixed" else None)
-        self.trunk = Trunk(shape, dtype, spec, precision)
-        self.critic = None if spec.share_torso else Trunk(shape, dtype, spec, precision)
-        features = self.trunk.features
-        self.policy_layer, self.value_layer = (own_layer(features, spec.head_width) for _ in range(2))
+        self.trunk = Trunk(observation_space, spec, precision)
+        self.critic = None if spec.share_torso else Trunk(observation_space, spec, precision)
+        features, value_width = self.trunk.features, spec.value_head_width or spec.head_width
+        self.policy_layer, self.value_layer = own_layer(features, spec.head_width), own_layer(features, value_width)
         self.policy = policy_head(spec.head_width or features, self.actions, spec)
-        self.value = orthogonal(nn.Linear(spec.head_width or features, critic_width(value_head, self.actions)), 1.0)
+        self.value = orthogonal(nn.Linear(value_width or features, critic_width(value_head, self.actions)), 1.0)
         self.lists_actions = value_head == "q" and not self.actions.dims
-        self.dueling = Dueling(features, self.actions.dims) if value_head == "q" and self.actions.dims else None
-        self.observation_moments = RunningMoments(shape) if normalize_observation else None
+        self.dueling = Dueling(features, self.actions.encoding) if value_head == "q" and self.actions.dims else None
+        several = isinstance(observation_space, spaces.Dict)
+        boxes = cast("Mapping[str, spaces.Box]", getattr(observation_space, "spaces", {"": observation_space}))
+        images = torch.bfloat16 if self.trunk.bf16 else None
+        self.scalings = {name: Scaling(box, spec, images) for name, box in boxes.items()}
+        """How each entry of observations is scaled, by its name; that of a single one is empty."""
+        self.several, self.image = several, not several and self.scalings[""].image
+        statistics = [RunningMoments(box.shape) for box in boxes.values() if normalize_observation]
+        self.observation_moments = nn.ModuleList(statistics) if several and statistics else next(iter(statistics), None)
         self.return_moments = RunningMoments(()) if normalize_return else None
-        # Added to variances to keep constant inputs finite; for bytes it is the square of two gray levels.
-        self.variance_floor = 4.0 if self.bytes else 1e-8
         self.pull = NEVER
         """The copy of parameters and running statistics that the model holds; `pulled` must follow each replacement."""
         self.average = copy_of(self) if averaged else None
@@ -127,8 +121,17 @@ class ActorCritic(nn.Module):
     @property
     def running(self) -> dict[str, RunningMoments]:
         """The running statistics that the model keeps, by name."""
-        named = {"observation_moments": self.observation_moments, "return_moments": self.return_moments}
-        return {name: part for name, part in named.items() if part is not None}
+        own = {} if self.return_moments is None else {"return_moments": self.return_moments}
+        return dict(self.statistics.values()) | own
+
+    @property
+    def statistics(self) -> dict[str, tuple[str, RunningMoments]]:
+        """For each entry of observations that is normalised, its name in `running` and its running statistics."""
+        own, name = self.observation_moments, "observation_moments"
+        if not isinstance(own, nn.ModuleList):
+            return {} if own is None else {"": (name, own)}
+        parts = cast("list[RunningMoments]", list(own))
+        return {entry: (f"{name}.{i}", part) for i, (entry, part) in enumerate(zip(self.scalings, parts, strict=True))}
 
     def distribution(self, params: Tensor) -> Distribution:
         """Return the policy that has the parameters ``[..., P]``."""
@@ -145,15 +148,21 @@ class ActorCritic(nn.Module):
         return [self.trunk] if self.critic is None else [self.trunk, self.critic]
 
     def step(
-        self, observation: Tensor, state: CoreState, is_first: Tensor, memo: Memo | None = None
+        self,
+        observation: Tree,
+        state: CoreState,
+        is_first: Tensor,
+        memo: Memo | None = None,
+        action_mask: Tensor | None = None,
     ) -> tuple[Tensor, CoreState]:
         """Compute the policy of one step: parameters ``[B, P]`` and the next recurrent state.
 
         Args:
-            observation: ``[B, *O]``.
+            observation: ``[B, *O]``, or a mapping of the tensors of its entries.
             state: the recurrent state before the step.
             is_first: ``[B]`` bool, whether the observation is the first of an episode.
             memo: B rows that activations are written to, which saves `unroll` from computing them again.
+            action_mask: ``[B, C]`` bool, the legal choices; None allows all.
         """
         x = self.prepared(observation, None if memo is None else memo.images)
         if memo is not None:
@@ -164,7 +173,7 @@ class ActorCritic(nn.Module):
             seen = self.see(x) if state else [self.trunk.see(x)]
         remembered, state = self.run_core(seen, state, is_first.unsqueeze(0))
         params: Tensor = self.policy(self.policy_layer(remembered[0]))
-        return params[0], state
+        return self.actions.masked(params[0], action_mask), state
 
     def unroll(self, rollout: Rollout) -> Outputs:
         """Compute policy and value of all rows of a rollout, from the recurrent state before its first row.
@@ -175,18 +184,23 @@ class ActorCritic(nn.Module):
         if memo.features and not torch.is_grad_enabled():
             seen = list(memo.features)
         else:
-            x = self.prepared(rollout.observation[:t].flatten(0, 1)) if memo.images is None else memo.images
+            acted = map_tree(lambda each: each[:t].flatten(0, 1), rollout.observation)
+            x = self.prepared(acted) if memo.images is None else memo.images
             seen = self.see(x, memo.outputs, known=True)
-        if len(rollout.observation) > t:
+        if len(rollout.is_first) > t:
             with torch.no_grad():
-                last = self.see(self.prepared(rollout.observation[-1]))
+                last = self.see(self.prepared(at(rollout.observation, -1)))
             seen = [torch.cat(both) for both in zip(seen, last, strict=True)]
         remembered, _ = self.run_core(seen, rollout.core_state, rollout.is_first)
         params, value = self.heads(remembered)
-        advantage = None if self.dueling is None else partial(self.dueling, remembered[-1][:t])
-        return Outputs(params, value, advantage)
+        advantage = None if self.dueling is None else partial(self._advantage, self.dueling, remembered[-1][:t])
+        return Outputs(self.actions.masked(params, rollout.action_mask), value, advantage)
 
-    def forward(self, observation: Tensor, state: CoreState, is_first: Tensor) -> tuple[Tensor, Tensor, CoreState]:
+    def _advantage(self, dueling: Dueling, features: Tensor, action: Tensor) -> Tensor:
+        """Compute A(x_t, a) ``[..., T, B]`` of features ``[T, B, F]`` and actions ``[..., T, B, *A]``."""
+        return cast("Tensor", dueling(features, self.actions.encoded(action)))
+
+    def forward(self, observation: Tree, state: CoreState, is_first: Tensor) -> tuple[Tensor, Tensor, CoreState]:
         """Compute policy parameters ``[T, B, P]``, values ``[T, B]`` and the recurrent state after the last row.
 
         Args:
@@ -194,10 +208,12 @@ class ActorCritic(nn.Module):
             state: the recurrent state before the first row.
             is_first: ``[T, B]`` bool, whether the observation is the first of an episode.
         """
-        remembered, state = self.run_core(self.see(self.prepared(observation.flatten(0, 1))), state, is_first)
+        remembered, state = self.run_core(
+            self.see(self.prepared(map_tree(lambda x: x.flatten(0, 1), observation))), state, is_first
+        )
         return *self.heads(remembered), state
 
-    def see(self, x: Tensor, outputs: Sequence[Sequence[Tensor] | None] = (), *, known: bool = False) -> list[Tensor]:
+    def see(self, x: Tree, outputs: Sequence[Sequence[Tensor] | None] = (), *, known: bool = False) -> list[Tensor]:
         """Compute each torso's features ``[N, F]`` of ``x [N, ...]``; `outputs` has those of `Trunk.see` per torso."""
         per_torso = outputs or [None for _ in self.trunks]
         return [trunk.see(x, each, known=known) for trunk, each in zip(self.trunks, per_torso, strict=True)]
@@ -222,18 +238,18 @@ class ActorCritic(nn.Module):
             after += state_i
         return remembered, after
 
-    def blank_memo(self, shape: tuple[int, ...], rows: int, *, differentiated: bool) -> Memo | None:
+    def blank_memo(self, rows: int, *, differentiated: bool) -> Memo | None:
         """Allocate a memo for a rollout, or return None if there is no CNN, whose activations are worth keeping.
 
         Args:
-            shape: the shape of one observation.
             rows: T·B.
             differentiated: whether the memo shall serve gradients too, and hold the outputs of all layers. Otherwise it
                 has features, and images unless they have more than `MOST_PIXELS_KEPT` pixels.
         """
         torsos = [trunk.torso for trunk in self.trunks if isinstance(trunk.torso, CNN)]
-        if not torsos:
+        if not torsos:  # nor is one kept of a CNN for one entry of several
             return None
+        shape = self.scalings[""].shape
         features = tuple(torch.empty(rows, torso.features) for torso in torsos)
         if not differentiated and rows * math.prod(shape) > MOST_PIXELS_KEPT:
             return Memo(features)
@@ -269,8 +285,10 @@ class ActorCritic(nn.Module):
 
         A rollout without images, or with more than `MOST_PIXELS_KEPT` pixels, is returned as it is.
         """
+        if not self.image:
+            return rollout
         memo, observation = self._valid(rollout.memo), rollout.observation[: len(rollout.reward)]
-        if not self.image or memo.images is not None or observation.numel() > MOST_PIXELS_KEPT:
+        if memo.images is not None or observation.numel() > MOST_PIXELS_KEPT:
             return rollout
         with torch.no_grad():
             images = self.prepared(observation.flatten(0, 1))
@@ -284,55 +302,18 @@ class ActorCritic(nn.Module):
             if trunk.bf16:
                 trunk.torso.to(torch.bfloat16)
 
-    def prepared(self, x: Tensor, ready: Tensor | None = None) -> Tensor:
+    def prepared(self, x: Tree, ready: Tensor | None = None) -> Tree:
         """Scale observations for the torso, in its precision: bytes to [0, 1], or all by the running moments.
 
         Args:
-            x: observations ``[N, *O]``.
+            x: observations ``[N, *O]``, or a mapping of the tensors of their entries.
             ready: memory that scaled images are written to, ``[N, C, H, W]``; None allocates it.
         """
-        moments = self._moments()
-        if not self.image:
-            return self._scaled(x, moments).to(self.value.weight.dtype)
-        x = self._channels_first(x)
-        if ready is None:  # convolutions are fastest with channels last
-            dtype = torch.bfloat16 if self.trunk.bf16 else self.value.weight.dtype
-            ready = torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
-        few = IMAGES_IN_CACHE if x.device.type == "cpu" else len(x)
-        for images, place in zip(x.split(few), ready.split(few), strict=True):  # type: ignore[no-untyped-call]
-            place.copy_(self._scaled(to_channels_last(images), moments))
-        return ready
-
-    def _channels_first(self, images: Tensor) -> Tensor:
-        """Return images ``[N, H, W, C]`` or ``[N, C, H, W]`` as a view ``[N, C, H, W]``."""
-        return images.permute(0, 3, 1, 2) if self.channels_last else images
-
-    def _moments(self) -> tuple[Tensor, Tensor] | None:
-        """Return mean and 1/σ of the observations in the layout of prepared ones, or None without normalisation.
-
-        Bytes are normalised only once there are samples.
-        """
-        stats = self.observation_moments
-        if stats is None or (self.bytes and stats.count == 0):
-            return None
-        mean, scale = stats.mean, (stats.variance + self.variance_floor).rsqrt()
-        if not self.image:
-            return mean, scale
-
-        def laid(part: Tensor) -> Tensor:
-            return self._channels_first(part.unsqueeze(0)).contiguous(memory_format=torch.channels_last)
-
-        return laid(mean), laid(scale)
-
-    def _scaled(self, x: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
-        if self.bytes:
-            x = x.to(self.value.weight.dtype)
-        if moments is None or self.observation_moments is None:
-            return x.mul_(1 / 255) if self.bytes else x
-        mean, scale = moments
-        scaled = (x - mean).mul_(scale).clamp_(-CLIP_OBSERVATION, CLIP_OBSERVATION)
-        # torch.where, since torch.compile cannot handle a branch that depends on a tensor.
-        return scaled if self.bytes else x.where(self.observation_moments.count == 0, scaled)
+        dtype = self.value.weight.dtype
+        if not self.several:
+            return self.scalings[""](x, cast("RunningMoments | None", self.observation_moments), dtype, ready)
+        own = {entry: part for entry, (_, part) in self.statistics.items()}
+        return {entry: scaling(x[entry], own.get(entry), dtype, None) for entry, scaling in self.scalings.items()}
 
 
 def copy_of(model: ActorCritic) -> ActorCritic:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from polyactor.errors import UsageError
@@ -197,6 +199,8 @@ CNNS: dict[str, Architecture] = {
     ),
 }
 """The CNN torsos by their names in `ModelSpec.torso`."""
+JOINED_UNITS = 256
+"""Units of the layer that joins the features of the entries of an observation."""
 MOST_CHANNELS = 32
 """Most channels of an image whose axis of channels is found by its size; eight RGB frames have 24."""
 
@@ -206,13 +210,44 @@ def is_image(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
     return dtype == torch.uint8 and len(shape) == 3
 
 
-def make_torso(shape: tuple[int, ...], dtype: torch.dtype, spec: ModelSpec) -> MLP | CNN:
-    """Make the torso that a spec names, for observations of this shape and dtype.
+class Joined(nn.Module):
+    """Torsos for the entries of an observation, and a ReLU layer that joins their features."""
+
+    def __init__(self, entries: Mapping[str, spaces.Box], spec: ModelSpec) -> None:
+        super().__init__()
+        self.names = tuple(entries)
+        of_others = replace(spec, torso="mlp")
+        self.torsos = nn.ModuleList(
+            make_torso(box, spec if is_image_space(box) else of_others) for box in entries.values()
+        )
+        width = sum(cast("MLP | CNN", torso).features for torso in self.torsos)
+        self.join = orthogonal(nn.Linear(width, JOINED_UNITS))
+        self.features = JOINED_UNITS
+
+    def forward(self, x: Mapping[str, Tensor]) -> Tensor:
+        """Compute features ``[N, F]`` from the scaled entries ``[N, ...]``, by name."""
+        features = [torso(x[name]) for name, torso in zip(self.names, self.torsos, strict=True)]
+        joined: Tensor = self.join(torch.cat(features, -1))
+        return torch.relu(joined)
+
+
+def is_image_space(box: spaces.Box) -> bool:
+    """Return whether a space has images, that is bytes with three axes."""
+    return is_image(box.shape, torch.from_numpy(box.low[:0]).dtype)
+
+
+def make_torso(space: spaces.Box | spaces.Dict, spec: ModelSpec) -> MLP | CNN | Joined:
+    """Make the torso that a spec names, for observations of this space.
+
+    Of a Dict each entry has a torso of its own: each image the one that the spec names, the others an MLP.
 
     Raises:
         ValueError: the spec names a CNN, and observations are no images.
         UsageError: the spec names a CNN, and images are too small for it; or it does not tell their channels.
     """
+    if isinstance(space, spaces.Dict):
+        return Joined(cast("Mapping[str, spaces.Box]", space.spaces), spec)
+    shape, dtype = space.shape, torch.from_numpy(space.low[:0]).dtype
     name = torso_of(shape, dtype, spec)
     if name == "mlp":
         return MLP(shape, spec)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -9,31 +11,36 @@ from polyactor.models.action_space import ActionSpec
 from polyactor.models.encoders import orthogonal
 from polyactor.models.spec import ModelSpec
 
+MOST_LISTED = 1_024
+"""Most joint actions of several discrete parts that Q(x, ·) lists."""
 DUELING_UNITS = 64
 """Units of the layer of the dueling head that joins features and actions."""
 
 
 class GaussianHead(nn.Module):
-    """A policy head for a Box, which predicts the mean and learns a log σ independent of the observation."""
+    """A policy head for numbers, which predicts the mean and learns a log σ independent of the observation.
 
-    def __init__(self, features: int, dims: int, log_std: float) -> None:
+    For mixed actions it predicts the logits of the choices, too.
+    """
+
+    def __init__(self, features: int, choices: int, dims: int, log_std: float) -> None:
         super().__init__()
-        self.mean = orthogonal(nn.Linear(features, dims), 0.01)
+        self.mean = orthogonal(nn.Linear(features, choices + dims), 0.01)
         self.log_std = nn.Parameter(torch.full((dims,), log_std))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map features ``[..., F]`` to mean and log σ, ``[..., 2d]``."""
+        """Map features ``[..., F]`` to C logits, d means and log σ, ``[..., C + 2d]``."""
         mean = self.mean(x)
-        return torch.cat([mean, self.log_std.expand_as(mean)], -1)
+        return torch.cat([mean, self.log_std.expand(*mean.shape[:-1], -1)], -1)
 
 
 def policy_head(features: int, actions: ActionSpec, spec: ModelSpec) -> nn.Module:
     """Make the head from features to policy parameters; at the start logits and means are nearly 0."""
     if actions.dims and spec.log_std == "free":
-        return GaussianHead(features, actions.dims, spec.log_std_start)
+        return GaussianHead(features, actions.choices, actions.dims, spec.log_std_start)
     head = orthogonal(nn.Linear(features, actions.params), 0.01)
     if actions.dims:  # the rows of log σ, of which there are none if σ is fixed
-        nn.init.constant_(head.bias[actions.dims :], spec.log_std_start)
+        nn.init.constant_(head.bias[actions.encoding :], spec.log_std_start)
     return head
 
 
@@ -45,22 +52,25 @@ def own_layer(features: int, width: int | None) -> nn.Module:
 
 
 def critic_width(head: str, actions: ActionSpec) -> int:
-    """Return the number of outputs of the critic: 1 for V(x) or a Box, otherwise one Q(x, a) per action.
+    """Return the number of outputs of the critic: 1 for V(x) or where actions have numbers, else Q of each action.
 
     Raises:
-        ValueError: there is no such head, or Q is asked for and an action has several discrete parts.
+        ValueError: there is no such head, or Q is asked for and there are too many actions to list.
     """
     if head == "value":
         return 1
     if head != "q":
         raise ValueError(f"there is no head {head!r}: an algorithm may ask for value or q")
-    if len(actions.sizes) > 1:
-        raise ValueError("Q(x, ·) needs one discrete action or a Box, not several parts")
-    return 1 if actions.dims else actions.params
+    if actions.dims:
+        return 1
+    listed = math.prod(actions.sizes)
+    if len(actions.sizes) > 1 and listed > MOST_LISTED:
+        raise ValueError(f"Q(x, ·) can list {MOST_LISTED:,} joint actions of several parts, and here are more")
+    return listed
 
 
 class Dueling(nn.Module):
-    """The head of A(x, a) for continuous actions in the stochastic dueling network (Wang et al. 2017, eq. 13)."""
+    """The head of A(x, a) for actions with numbers in the stochastic dueling network (Wang et al. 2017, eq. 13)."""
 
     def __init__(self, features: int, dims: int) -> None:
         super().__init__()

@@ -27,14 +27,16 @@ class ModelSpec:
     """Units of each hidden layer of the MLP."""
     activation: Literal["tanh", "relu", "leaky-relu"] = "tanh"
     """Activation function of the MLP; that of a CNN is part of its architecture."""
-    core: Literal["none", "lstm"] = "none"
-    """Memory of the network. lstm: an LSTM, trained by backpropagation through the whole rollout."""
+    core: Literal["none", "lstm", "gru"] = "none"
+    """Memory of the network: an LSTM or a GRU, trained by backpropagation through the whole rollout."""
     core_size: Annotated[int, Allowed(1)] = 256
-    """Units of the LSTM."""
+    """Units of the LSTM or GRU."""
     share_torso: bool = True
     """Share one torso and core between policy and value; otherwise each has its own."""
     head_width: Annotated[int | None, Allowed(1)] = None
     """Units of a ReLU layer that each head, policy and value, has before its output; none: the heads are linear."""
+    value_head_width: Annotated[int | None, Allowed(1)] = None
+    """Units of that layer of the value head alone; none: as many as --model.head-width."""
     log_std: Literal["free", "state", "fixed"] = "free"
     """log σ of Gaussian policies. free: one parameter per dimension; state: a function of the observation; fixed."""
     log_std_start: Annotated[float, Allowed(-5, 2)] = 0.0

@@ -22,11 +22,15 @@ def network(config: Config, spec: EnvSpec) -> dict[str, str]:
         OutOfResources: the network does not fit the memory.
     """
     model = make_model(config, spec)
-    dtype = torch.uint8 if spec.bytes else torch.float32
+    torsos = {
+        name: torso_of(box.shape, torch.from_numpy(box.low[:0]).dtype, config.model)
+        for name, box in spec.entries.items()
+    }
+    torso = " and ".join(f"{kind} of {name}" if name else kind for name, kind in torsos.items())
     core = f", {config.model.core}" * (config.model.core != "none")
     pi = type(model.distribution(torch.zeros(1, model.actions.params))).__name__
     size = sum(parameter.numel() for parameter in model.parameters())
     return {
-        "torso": f"{torso_of(spec.observation_space.shape, dtype, config.model)}{core}, of {size:,} parameters in all",
+        "torso": f"{torso}{core}, of {size:,} parameters in all",
         "policy": f"{pi} of {model.actions.params} numbers",
     }

@@ -19,7 +19,7 @@ import torch
 from polyactor import transport
 from polyactor.agent.parts import Parts, precision
 from polyactor.config import Config
-from polyactor.envs import AtariOptions, Environment, EnvSpec, env_spec, looked_at, name_of
+from polyactor.envs import AtariOptions, Environment, EnvSpec, draw, env_spec, looked_at, name_of
 from polyactor.shared.timing import Part
 from polyactor.system.host import cpu_name, versions
 from polyactor.system.machine import tune_allocator
@@ -113,11 +113,12 @@ def _step(
         asked.asked(-1, None)
         envs.reset(worker)
         asked.answered()
-        envs.action_space.seed(worker)
-        actions = [np.stack([envs.action_space.sample() for _ in range(ENVIRONMENTS)]) for _ in range(16)]
+        rng = np.random.default_rng(worker)
+        actions = [draw(envs.action_space, ENVIRONMENTS, rng) for _ in range(16)]
         steps, start = 0, time.perf_counter()
         while time.perf_counter() - start < seconds:
-            envs.step(actions[steps % 16])
+            legal = envs.action_mask
+            envs.step(actions[steps % 16] if legal is None else draw(envs.action_space, ENVIRONMENTS, rng, legal))
             asked.answered()
             steps += 1
         counts[worker] = torch.tensor([steps * ENVIRONMENTS, time.perf_counter() - start], dtype=torch.float64)

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from polyactor.agent.streams import EVALUATION_STREAM, Streams
 from polyactor.config import Config
+from polyactor.data import leaves, map_tree
 from polyactor.envs import EnvSpec, name_of
-from polyactor.envs.serial_vector_env import FAILURES
+from polyactor.envs.answers import FAILURES
 from polyactor.errors import EnvironmentUnsupported, one_line
 from polyactor.evaluation.evaluate import fresh_envs, limits
 from polyactor.evaluation.policy import make_trained, parameters
@@ -160,7 +161,7 @@ def record(
             model = make_trained(config, EnvSpec.of(envs), tensors)
             temporary.unlink(missing_ok=True)  # perhaps a planted link
             streams = Streams.of(seed, EVALUATION_STREAM)
-            observation, state, is_first = torch.from_numpy(envs.reset(streams.env)), model.initial_state(1), True
+            observation, state, is_first = envs.reset(streams.env), model.initial_state(1), True
             heartbeat.answered()
             score, steps, unchanged, cut, why = 0.0, 0, 0, "", "draws no pictures, so there is nothing to record"
             end = monotonic() + timeout
@@ -177,14 +178,17 @@ def record(
                     encoder.write(picture)
                 elif encoder.size is None and steps >= BLANK_STEPS:
                     break
-                params, state = model.step(observation, state, torch.tensor([is_first]))
+                legal = None if envs.action_mask is None else torch.from_numpy(envs.action_mask)
+                x = map_tree(torch.from_numpy, observation)
+                params, state = model.step(x, state, torch.tensor([is_first]), action_mask=legal)
                 pi = model.distribution(params)
                 action = pi.mode() if deterministic else pi.sample(streams.act)
                 step = envs.step(action.numpy())
                 heartbeat.answered()
-                after = torch.from_numpy(step.observation)
-                unchanged = unchanged + 1 if torch.equal(after, observation) and step.reward[0] == 0 else 0
-                observation, is_first, score = after, bool(step.lost[0]), score + float(step.reward[0])
+                pairs = zip(leaves(step.observation), leaves(observation), strict=True)
+                same = step.reward[0] == 0 and all(np.array_equal(after, before) for after, before in pairs)
+                unchanged, observation = unchanged + 1 if same else 0, step.observation
+                is_first, score = bool(step.lost[0]), score + float(step.reward[0])
                 steps += 1
                 doing.words = f"film: {steps:,} steps"
                 if step.lost[0]:

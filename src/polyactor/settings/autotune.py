@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from polyactor.config import Config
-from polyactor.envs import EnvSpec, VectorEnv, make_envs, name_of
+from polyactor.data import leaves, map_tree
+from polyactor.envs import EnvSpec, VectorEnv, draw, make_envs, name_of
 from polyactor.errors import UsageError
 from polyactor.settings.check import check
 from polyactor.system.deadline import Call, bounded
@@ -139,10 +142,14 @@ class Stopwatch:
             self.envs = self._make(size)
         envs, model, costs = self.envs, self.model, list[float]()
         times = size // envs.num_envs
-        observation = torch.from_numpy(np.concatenate([self.first] * times))
-        places = observation.view(times, envs.num_envs, *observation.shape[1:])
-        differentiated = not self.config.algorithm.reuses
-        memo = model.blank_memo(observation.shape[1:], size, differentiated=differentiated)
+        observation = map_tree(lambda rows: torch.from_numpy(np.concatenate([rows] * times)), self.first)
+        places = [each.view(times, envs.num_envs, *each.shape[1:]) for each in leaves(observation)]
+        memo, rng = model.blank_memo(size, differentiated=not self.config.algorithm.reuses), np.random.default_rng(0)
+
+        def legal(action: NDArray[Any]) -> NDArray[Any]:
+            mask = envs.action_mask
+            return action if mask is None else draw(envs.action_space, envs.num_envs, rng, mask)
+
         state, is_first = model.initial_state(size), torch.zeros(size, dtype=torch.bool)
         generator, end = torch.Generator(), time.perf_counter() + TIMED
         with torch_threads(1), torch.inference_mode():
@@ -150,11 +157,12 @@ class Stopwatch:
                 start = time.perf_counter()
                 params, state = model.step(observation, state, is_first, memo)
                 action = model.distribution(params).sample(generator).numpy()
-                steps = [envs.step(some) for some in np.split(action, times)]
+                steps = [envs.step(legal(some)) for some in np.split(action, times)]
                 self.asked.answered()
                 costs.append(1e6 * (time.perf_counter() - start) / size)
-                for place, step in zip(places, steps, strict=True):
-                    place.copy_(torch.from_numpy(step.observation))
+                for i, step in enumerate(steps):
+                    for place, rows in zip(places, leaves(step.observation), strict=True):
+                        place[i].copy_(torch.from_numpy(rows))
         return float(np.quantile(costs[WARM_UP:], 0.25))
 
     def _make(self, size: int) -> VectorEnv:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from polyactor.data import leaves
 from polyactor.system.deadline import Call as Call
 
 BEAT, SINCE, ENV, STEP, COUNT, ACTION = range(6)
@@ -53,6 +54,8 @@ class Heartbeat:
             self.attend()
         cells[SINCE] = now  # first: a reader that sees the other columns change then sees no time waited
         cells[ENV] = env
+        if isinstance(action, dict | tuple):
+            action = np.concatenate([np.ravel(part) for part in leaves(action)])
         if action is None:
             cells[COUNT] = call
         elif isinstance(action, np.ndarray):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from polyactor import transport
 from polyactor.agent.parts import Parts
-from polyactor.envs.serial_vector_env import FAILURES
+from polyactor.envs.answers import FAILURES
 from polyactor.errors import one_line
 from polyactor.evaluation.evaluate import evaluate_on_all_cores
 from polyactor.training.events import Events

@@ -131,14 +131,15 @@ class ACER(Algorithm):
                 "use --scheme sync, actor-learner, or hogwild with --workers 1"
             )
 
-    def suits(self, *, continuous: bool) -> None:
-        """Check that the trust region over probabilities is used with discrete actions only.
+    def suits(self, *, continuous: bool, parts: int) -> None:
+        """Check that the trust region over probabilities is used with a single discrete action only.
 
         Raises:
-            UsageError: the trust region is probs and actions are a Box.
+            UsageError: the trust region is probs, and actions have numbers or several parts.
         """
-        if continuous and self.trust_region == "probs":
-            raise UsageError("--algorithm.trust-region probs is not allowed with a Box of actions: use params or none")
+        if (continuous or parts > 1) and self.trust_region == "probs":
+            what = "a Box of actions" if continuous else "several discrete actions"
+            raise UsageError(f"--algorithm.trust-region probs is not allowed with {what}: use params or none")
 
     def at(self, progress: float) -> Self:
         """Return a copy with β annealed to this progress of the run in [0, 1]."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from polyactor.algorithms.base import Model
 from polyactor.data import Batch, Distribution, Outputs, Rollout
 from polyactor.equations import losses, returns
-from polyactor.equations.distributions import Categorical, Gaussian, Probabilities
+from polyactor.equations.distributions import Categorical, Gaussian, Mixed, MultiCategorical, Probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,15 +82,22 @@ class Retrace:
 
 @dataclass(frozen=True)
 class DiscreteCritic:
-    """The critic Q(x, ·) of discrete actions, with V(x) = Σ_a π(a|x) Q(x, a) (Wang et al. 2017, §3)."""
+    """The critic Q(x, ·) of discrete actions, with V(x) = Σ_a π(a|x) Q(x, a) (Wang et al. 2017, §3).
+
+    Of actions with several parts it lists each joint action.
+    """
 
     retrace: Retrace
 
     def estimate(self, model: Model, batch: Batch, out: Outputs) -> Estimate:
         """Compute the estimate for all A actions in every row."""
-        x, taken = batch.rollout, batch.rollout.action.unsqueeze(-1)
+        x = batch.rollout
         assert x.behavior_params is not None
-        pi, mu_t = Categorical(out.policy.detach()), Categorical(x.behavior_params)
+        pi, mu_t = model.distribution(out.policy.detach()), model.distribution(x.behavior_params)
+        assert isinstance(pi, Categorical | MultiCategorical)
+        assert isinstance(mu_t, Categorical | MultiCategorical)
+        a_t = pi.index(x.action)
+        taken = a_t.unsqueeze(-1)
         q, q_taken_t = out.q.detach(), out.q[:-1].gather(-1, taken).squeeze(-1)
         v = (pi.log_p.exp() * q).sum(-1)
         log_rho_t = pi.log_p[:-1] - mu_t.log_p
@@ -99,14 +106,14 @@ class DiscreteCritic:
         q_ret_t = self.retrace.returns(x, v, q_taken_t, rho_t.clamp(max=self.retrace.trace))
         # Weights: min(c, ρ_t) (Q^ret_t − V) of the action taken, and π(a) [1 − c/ρ(a)]₊ (Q(a) − V) of every action.
         weight_t = losses.truncated_weights(
-            pi.log_p[:-1], log_rho_t, x.action, q[:-1], q_ret_t, v[:-1], self.retrace.truncation
+            pi.log_p[:-1], log_rho_t, a_t, q[:-1], q_ret_t, v[:-1], self.retrace.truncation
         )
         return Estimate(rho_t, 0.5 * losses.squared_error(q_taken_t, q_ret_t), weight_t, _log_probs)
 
 
 @dataclass(frozen=True)
 class DuelingCritic:
-    """The critic of continuous actions, a stochastic dueling network (Wang et al. 2017, §5).
+    """The critic of actions with numbers, a stochastic dueling network (Wang et al. 2017, §5).
 
     ``Q̃(x, a) = V(x) + A(x, a) − (1/n) Σ_i A(x, u_i)`` with u_i ~ π (eq. 13); the target of V(x_t) is
     ``min(1, ρ_t) (Q^ret_t − Q̃(x_t, a_t)) + V(x_t)``.
@@ -125,19 +132,18 @@ class DuelingCritic:
         assert x.behavior_params is not None
         assert advantage is not None
         pi_t, mu_t = model.distribution(out.policy[:-1].detach()), model.distribution(x.behavior_params)
-        assert isinstance(pi_t, Gaussian)
+        assert isinstance(pi_t, Gaussian | Mixed)
         # Q̃(x_t, a_t) and Q̃(x_t, a'_t), with A centred by its mean over n actions u_t of π.
-        prime_t, *u_t = pi_t.mean + pi_t.log_std.exp() * batch.targets["noise"]
+        prime_t, *u_t = pi_t.from_noise(batch.targets["noise"])
         centred = v[:-1] - sum(advantage(u) for u in u_t) / len(u_t)
         q_taken_t, q_prime_t = centred + advantage(x.action), (centred + advantage(prime_t)).detach()
-        both_t = stack([x.action, prime_t])
 
         def log_prob(pi_t: Policy) -> Tensor:
-            assert isinstance(pi_t, Gaussian)
-            return pi_t.log_prob(both_t).movedim(0, -1)
+            assert isinstance(pi_t, Gaussian | Mixed)
+            return stack([pi_t.log_prob(x.action), pi_t.log_prob(prime_t)], -1)
 
         log_rho_t = (log_prob(pi_t) - log_prob(mu_t)).clamp(-LOG_RHO, LOG_RHO)
-        log_rho_taken_t, d = log_rho_t[..., 0], x.action.shape[-1]
+        log_rho_taken_t, d = log_rho_t[..., 0], pi_t.dims
         rho_t = log_rho_taken_t.exp()
         # Targets: Q^ret_t by Retrace with traces λ min(trace, ρ_t^(1/d)), and Q^opc_t with traces λ.
         q_ret_t = self.retrace.returns(
@@ -154,5 +160,5 @@ class DuelingCritic:
 
 def _log_probs(pi_t: Policy) -> Tensor:
     """Return log π(·|x_t) of all discrete actions, ``[T, B, A]``."""
-    assert isinstance(pi_t, Categorical | Probabilities)
+    assert isinstance(pi_t, Categorical | MultiCategorical | Probabilities)
     return pi_t.log_p

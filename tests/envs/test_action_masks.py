@@ -1,0 +1,127 @@
+"""Action masks: their forms, what is refused, and what is legal in states that nobody acts in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from polyactor.envs import draw, env_spec, make_envs
+from polyactor.envs.action_masks import ActionMasks
+from polyactor.envs.answers import Unsound
+from tests.helpers.toys import Masked
+
+MIXED = spaces.Dict(
+    {"a": spaces.Discrete(2), "b": spaces.MultiDiscrete([2, 3]), "c": spaces.Box(-1, 1, (2,), np.float32)}
+)
+"""An action space with the choices of a (2), of b (2 and 3), and numbers."""
+
+
+@pytest.mark.parametrize(
+    ("acted", "raw", "wanted"),
+    [
+        (spaces.Discrete(3), np.array([1, 0, 1], np.int8), [1, 0, 1]),
+        (spaces.Discrete(3, start=4), [True, False, True], [1, 0, 1]),
+        (spaces.Discrete(2), np.array([0.0, 1.0]), [0, 1]),
+        (spaces.MultiDiscrete([2, 3]), (np.array([0, 1]), np.array([1, 1, 0])), [0, 1, 1, 1, 0]),
+        (spaces.MultiDiscrete([2, 2]), np.array([[0, 1], [1, 0]]), [0, 1, 1, 0]),
+        (spaces.MultiBinary(2), np.array([1, 0, 1, 1]), [1, 0, 1, 1]),
+        (MIXED, {"a": np.array([0, 1]), "c": None}, [0, 1, 1, 1, 1, 1, 1]),
+        (MIXED, {"b": (np.array([0, 1]), np.array([1, 1, 0]))}, [1, 1, 0, 1, 1, 1, 0]),
+        (spaces.Tuple([spaces.Discrete(2), spaces.Discrete(2)]), ([0, 1], [1, 0]), [0, 1, 1, 0]),
+    ],
+)
+def test_every_form_of_a_mask(acted: Any, raw: Any, wanted: Any) -> None:
+    assert ActionMasks(acted).parsed(raw, acted_on=True).tolist() == [bool(each) for each in wanted]
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (np.ones(4), "an action mask of 4 numbers where its actions have 5 choices"),
+        (np.zeros(5), "without a legal action, though its game goes on"),
+        (np.array([1, 1, 0, 0, 0]), "without a legal action, though its game goes on"),
+        (np.array([1, 1, 0.5, 0, 0]), "which has other numbers than 0 and 1"),
+        (np.array([1, 1, np.nan, 0, 0]), "which has other numbers than 0 and 1"),
+        (np.array([1, 1, 2, 0, 0]), "which has other numbers than 0 and 1"),
+        ("legal", "an action mask of 1 numbers"),
+    ],
+)
+def test_what_is_no_mask(raw: Any, words: str) -> None:
+    with pytest.raises(Unsound, match=words):
+        ActionMasks(spaces.MultiDiscrete([2, 3])).parsed(raw, acted_on=True)
+
+
+def test_where_nobody_acts_all_is_legal_if_nothing_is() -> None:
+    masks = ActionMasks(spaces.MultiDiscrete([2, 3]))
+    assert masks.parsed(np.zeros(5), acted_on=False).all()
+    assert masks.parsed(np.array([1, 0, 0, 1, 0]), acted_on=False).tolist() == [True, False, False, True, False]
+
+
+@pytest.mark.parametrize("told", ["info", "observation", "method"])
+def test_masks_come_with_each_observation(told: str) -> None:
+    assert env_spec(lambda: Masked(told)).masked
+    assert env_spec(lambda: Masked(told)).observation_space.shape == (1, 10) if told != "observation" else (10,)
+    envs, rng = make_envs(lambda: Masked(told), 3), np.random.default_rng(0)
+    seen = envs.reset(0)
+    for _ in range(50):
+        assert envs.action_mask is not None
+        legal = seen.reshape(3, 10)[:, :5] == 1
+        over = ~(envs.action_mask == legal).all(1)
+        assert envs.action_mask[over].all(), "all is legal where a game is over"
+        step = envs.step(draw(envs.action_space, 3, rng, envs.action_mask))
+        assert not step.why
+        seen = step.observation
+    envs.close()
+
+
+class Unlike(gymnasium.Env[Any, Any]):
+    """Gives a mask first, and then one that is wrong."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, later: Any) -> None:
+        self.later = later
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(2, np.float32), {"action_mask": np.array([0, 1])}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(2, np.float32), 1.0, False, False, self.later
+
+
+@pytest.mark.parametrize(
+    ("later", "words"),
+    [
+        ({"action_mask": np.zeros(2)}, "gave an action mask without a legal action, though its game goes on"),
+        ({"action_mask": np.ones(3)}, "gave an action mask of 3 numbers where its actions have 2 choices"),
+        ({}, "gave no action_mask, though it did before"),
+        (None, "gave no action_mask, though it did before"),
+    ],
+)
+def test_a_wrong_mask_costs_the_environment_its_game(later: Any, words: str) -> None:
+    envs = make_envs(lambda: Unlike(later), 2)
+    envs.reset(0)
+    step = envs.step(np.array([1, 1]))
+    assert step.lost.all()
+    assert words in step.why[0]
+    assert envs.action_mask is not None
+    assert envs.action_mask.tolist() == [[False, True]] * 2  # of the new games
+
+
+def test_actions_are_drawn_from_the_legal_ones() -> None:
+    rng, space = np.random.default_rng(0), spaces.Tuple([spaces.MultiDiscrete([2, 3]), spaces.Box(-1, 1, (2,))])
+    legal = np.array([[1, 0, 0, 1, 1], [1, 1, 0, 0, 1]], bool)
+    drawn = np.stack([draw(space, 2, rng, legal) for _ in range(200)])
+    assert drawn.shape == (200, 2, 4)
+    assert set(drawn[:, 0, 0]) == {0.0}
+    assert set(drawn[:, 0, 1]) == {1.0, 2.0}
+    assert set(drawn[:, 1, 0]) == {0.0, 1.0}
+    assert set(drawn[:, 1, 1]) == {2.0}
+    assert np.abs(drawn[..., 2:]).max() <= 1
+    assert draw(spaces.Discrete(3), 4, rng).shape == (4,)
+    assert draw(spaces.Box(-1, 1, (2,)), 4, rng).shape == (4, 2)

@@ -1,0 +1,176 @@
+"""Toys with known best returns, for every observation and action space, with masks and with something to remember."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+LENGTH = 8
+"""Steps of an episode of `Matching`, each worth 1 at best."""
+
+ACTIONS: dict[str, spaces.Space[Any]] = {
+    "discrete": spaces.Discrete(3, start=-1),
+    "multidiscrete": spaces.MultiDiscrete([[2, 3], [2, 2]], start=[[1, 0], [5, 0]]),
+    "multibinary": spaces.MultiBinary(3),
+    "box": spaces.Box(-3, 5, (2, 1), np.float64),
+    "tuple": spaces.Tuple([spaces.Discrete(3), spaces.Box(-1, 1, (1,), np.float32)]),
+    "dict": spaces.Dict(
+        {
+            "one": spaces.Discrete(2, start=4),
+            "two": spaces.MultiDiscrete([2, 2]),
+            "three": spaces.MultiBinary(2),
+            "four": spaces.Box(0, 1, (1,), np.float32),
+        }
+    ),
+}
+"""Action spaces of every kind, by name."""
+
+IMAGE = spaces.Box(0, 255, (20, 20, 1), np.uint8)
+OBSERVATIONS: dict[str, spaces.Space[Any]] = {
+    "box": spaces.Box(-2, 2, (3,), np.float64),
+    "discrete": spaces.Discrete(4, start=2),
+    "bits": spaces.MultiBinary(4),
+    "image": IMAGE,
+    "dict": spaces.Dict(
+        {
+            "camera": IMAGE,
+            "inner": spaces.Dict({"place": spaces.Box(-1, 1, (2,), np.float32), "which": spaces.Discrete(3)}),
+            "said": spaces.Text(9),
+        }
+    ),
+    "tuple": spaces.Tuple([IMAGE, spaces.MultiDiscrete([2, 3])]),
+    "small": spaces.Dict({"image": spaces.Box(0, 255, (7, 7, 3), np.uint8), "direction": spaces.Discrete(4)}),
+}
+"""Observation spaces of every kind, by name."""
+
+
+def parts(space: spaces.Space[Any], value: Any) -> Iterator[tuple[spaces.Space[Any], Any]]:
+    """Iterate over the parts of a value of a Dict or Tuple, each with its space."""
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            yield from parts(part, value[key])
+    elif isinstance(space, spaces.Tuple):
+        for part, each in zip(space.spaces, value, strict=True):
+            yield from parts(part, each)
+    else:
+        yield space, value
+
+
+def likeness(space: spaces.Space[Any], action: Any, target: Any) -> float:
+    """The share of an action's numbers that match a target: equal choices, and max(0, 1 − 2 |a − x| / range)."""
+    shares: list[float] = []
+    for (part, a), (_, x) in zip(parts(space, action), parts(space, target), strict=True):
+        if isinstance(part, spaces.Box):
+            shares += np.ravel(np.maximum(0.0, 1 - 2 * np.abs(a - x) / (part.high - part.low))).tolist()
+        else:
+            shares += np.ravel(np.asarray(a) == np.asarray(x)).astype(float).tolist()
+    return float(np.mean(shares))
+
+
+class Matching(gymnasium.Env[Any, Any]):
+    """Two or three pairs of an observation and an action: the reward is how much the action is like the one asked for.
+
+    Args:
+        observed: name of the observation space in `OBSERVATIONS`.
+        acted: name of the action space in `ACTIONS`.
+        remembered: whether a step is rewarded for the observation before the present one, which is no longer shown.
+        pairs: the number of pairs.
+    """
+
+    def __init__(self, observed: str, acted: str, *, remembered: bool = False, pairs: int = 2) -> None:
+        self.observation_space, self.action_space = OBSERVATIONS[observed], ACTIONS[acted]
+        self.remembered = remembered
+        self.observations = [_sample(self.observation_space, seed) for seed in range(pairs)]
+        self.targets = [_sample(self.action_space, 100 + seed) for seed in range(pairs)]
+        self.which = self.before = self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps, self.before, self.which = 0, -1, self._drawn()
+        return self.observations[self.which], {}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action), repr(action)
+        asked = self.before if self.remembered else self.which
+        reward = 1.0 if asked < 0 else likeness(self.action_space, action, self.targets[asked])
+        self.steps, self.before, self.which = self.steps + 1, self.which, self._drawn()
+        return self.observations[self.which], reward, self.steps == LENGTH, False, {}
+
+    def _drawn(self) -> int:
+        return int(self.np_random.integers(len(self.targets)))
+
+
+def _sample(space: spaces.Space[Any], seed: int) -> Any:
+    space.seed(seed)
+    return space.sample()
+
+
+class Masked(gymnasium.Env[Any, Any]):
+    """Two of five choices are legal in each step; the state says which two, and which of them pays 1.
+
+    An illegal choice fails the environment. A policy that knows the mask and not the state gets 1/2 on average.
+
+    Args:
+        told: how the mask is given: info, observation or method.
+        remembered: how many steps before it is needed the state is shown; 0 shows it at once.
+        parts: the number of parts of an action, each with a mask of its own: 1 is Discrete, more MultiDiscrete.
+        numbers: whether actions have a number beside the choices, which is to be 0.5.
+    """
+
+    choices = 5
+
+    def __init__(self, told: str = "info", *, remembered: int = 0, parts: int = 1, numbers: bool = False) -> None:
+        self.told, self.remembered, self.parts, self.numbers = told, remembered, parts, numbers
+        seen = spaces.Box(0, 1, (parts, 2 * self.choices), np.float32)
+        mask = spaces.MultiBinary(parts * self.choices)
+        self.observation_space = seen if told != "observation" else spaces.Dict({"action_mask": mask, "seen": seen})
+        one: Any = spaces.Discrete(5) if parts == 1 else spaces.MultiDiscrete([self.choices] * parts)
+        self.action_space = spaces.Tuple([one, spaces.Box(-1, 1, (1,), np.float32)]) if numbers else one
+        self.states: list[Any] = []
+        if told == "method":
+            self.action_masks = self._mask
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps, self.states = 0, [self._drawn() for _ in range(self.remembered + 1)]
+        return self._observation(), self._info()
+
+    def step(self, action: Any) -> Any:
+        choice, number = action if self.numbers else (action, 0.5)
+        legal, pays = self.states[0]
+        chosen = np.ravel(choice)
+        for part, each in enumerate(chosen):
+            assert each in legal[part], f"illegal: {each} of {legal[part]}"
+        reward = float(np.mean(chosen == pays))
+        if self.numbers:
+            reward = (reward + max(0.0, 1 - abs(float(np.ravel(number)[0]) - 0.5))) / 2
+        self.steps, self.states = self.steps + 1, [*self.states[1:], self._drawn()]
+        over = self.steps == LENGTH
+        if over:
+            self.states[0] = ([[]] * self.parts, self.states[0][1])  # a final state has no legal choice
+        return self._observation(), reward, over, False, self._info()
+
+    def _drawn(self) -> Any:
+        legal = [sorted(self.np_random.choice(self.choices, 2, replace=False).tolist()) for _ in range(self.parts)]
+        return legal, np.array([each[int(self.np_random.integers(2))] for each in legal])
+
+    def _mask(self) -> Any:
+        mask = np.zeros((self.parts, self.choices), np.int8)
+        for part, legal in enumerate(self.states[0][0]):
+            mask[part, legal] = 1
+        return mask.ravel()
+
+    def _info(self) -> dict[str, Any]:
+        return {"action_mask": self._mask()} if self.told == "info" else {}
+
+    def _observation(self) -> Any:
+        legal, pays = self.states[-1]
+        seen = np.zeros((self.parts, 2 * self.choices), np.float32)
+        for part, each in enumerate(legal):
+            seen[part, each] = 1
+            seen[part, self.choices + pays[part]] = 1
+        return seen if self.told != "observation" else {"action_mask": self._mask(), "seen": seen}

@@ -1,0 +1,130 @@
+"""Every action space with every observation space, every core and every algorithm: trains, and solves a toy."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from polyactor import transport
+from polyactor.agent.parts import Parts
+from polyactor.algorithms import A2C, ACER, PPO, VTrace
+from polyactor.algorithms.base import Algorithm
+from polyactor.config import Config, Normalize
+from polyactor.envs import EnvSpec, make_envs
+from polyactor.evaluation.evaluate import play
+from polyactor.evaluation.policy import make_trained
+from polyactor.models.spec import ModelSpec
+from polyactor.optim import Adam
+from polyactor.schemes import SCHEMES
+from tests.helpers.fresh import fresh
+from tests.helpers.toys import ACTIONS, LENGTH, OBSERVATIONS, Matching
+
+PAGE = Path(__file__).parents[2] / "docs" / "spaces.md"
+BEGIN, END = "<!-- begin table -->\n", "<!-- end table -->"
+CORES = ("none", "lstm", "gru")
+ALGORITHMS: dict[str, Algorithm] = {
+    "a2c": A2C(gamma=0.5, gae_lambda=0.9, entropy_coef=0.005),
+    "ppo": PPO(gamma=0.5, gae_lambda=0.9, entropy_coef=0.005, minibatches=2, epochs=4),
+    "vtrace": VTrace(gamma=0.5, trace_lambda=0.9, entropy_coef=0.005),
+    "acer": ACER(gamma=0.5, entropy_coef=0.005, replay_capacity=8_000, replay_start=500, replay_ratio=2.0),
+}
+ENOUGH = 0.9
+"""Share of the best return that solves a toy."""
+MOST_STEPS = 60_000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination."""
+
+    algorithm: str
+    observed: str
+    acted: str
+    core: Any
+
+    @property
+    def env(self) -> Any:
+        """With memory, what was asked for one step before counts."""
+        return partial(Matching, self.observed, self.acted, remembered=self.core != "none")
+
+    def config(self, **values: Any) -> Config:
+        """Settings that learn toys in seconds."""
+        return Config(
+            env=self.env,
+            algorithm=ALGORITHMS[self.algorithm],
+            optimizer=Adam(lr=3e-3, max_grad_norm=1.0),
+            rollout=LENGTH,
+            envs=16,
+            model=ModelSpec(hidden=(32,), core=self.core, core_size=32, log_std_start=-0.7),
+            normalize=Normalize(observation=True),
+            precision="fp32",
+            transport="inline",
+            **values,
+        )
+
+
+ALL = [Cell(*each) for each in itertools.product(ALGORITHMS, OBSERVATIONS, ACTIONS, CORES)]
+
+
+def pairwise(cells: Sequence[Cell]) -> list[Cell]:
+    """Few of the cells, in which each pair of two choices occurs: of those left, the one with the most new pairs."""
+
+    def pairs(cell: Cell) -> set[Any]:
+        return set(itertools.combinations(enumerate((cell.algorithm, cell.observed, cell.acted, cell.core)), 2))
+
+    missing, chosen = set().union(*map(pairs, cells)), list[Cell]()
+    while missing:
+        best = max(cells, key=lambda cell: len(pairs(cell) & missing))
+        chosen.append(best)
+        missing -= pairs(best)
+    return chosen
+
+
+FEW = pairwise(ALL)
+
+
+def name_of(cell: Cell) -> str:
+    """In the output of pytest."""
+    return f"{cell.algorithm}-{cell.observed}-{cell.acted}-{cell.core}"
+
+
+@pytest.mark.parametrize("cell", FEW, ids=name_of)
+def test_an_update_changes_theta_and_keeps_it_finite(cell: Cell) -> None:
+    scheme = SCHEMES[list(SCHEMES)[FEW.index(cell) % len(SCHEMES)]]()
+    config = replace(cell.config(scheme=scheme, workers=1, steps=3 * LENGTH * 4), envs=4)
+    parts = fresh(config)
+    before = parts.state.vector.clone()
+    for _ in transport.run(parts):
+        pass
+    assert parts.counters.version >= 1
+    assert not torch.equal(before, parts.state.vector)
+    assert bool(torch.isfinite(parts.state.vector).all())
+
+
+def greedy(parts: Parts) -> float:
+    """The mean return of greedy games, as a share of the best."""
+    config = parts.config
+    envs = make_envs(config.env, 16)
+    model = make_trained(config, EnvSpec.of(envs), {name: each.clone() for name, each in parts.state.views().items()})
+    found = play(model, envs, games=32, deterministic=True, seed=1)
+    envs.close()
+    return found.mean / LENGTH
+
+
+def learned(cell: Cell) -> tuple[float, int]:
+    """The share of the best return once it is enough, or at the end; and the agent steps."""
+    parts = fresh(cell.config(scheme=SCHEMES["sync"](), workers=1, steps=MOST_STEPS))
+    looked, share = 0, 0.0
+    for _ in transport.run(parts):
+        if parts.counters.steps - looked >= 4_000:
+            looked, share = parts.counters.steps, greedy(parts)
+            if share >= ENOUGH:
+                break
+    return share, parts.counters.steps

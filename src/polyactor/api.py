@@ -69,7 +69,7 @@ def train(
         algorithm: "a2c", "ppo", "vtrace", "acer" or ``file.py:Class``.
         scheme: "sync", "hogwild", "param-server" or "actor-learner".
         optimizer: "sgd", "rmsprop" or "adam".
-        model: a torso, such as "nature-cnn".
+        model: a torso, such as "nature-cnn"; parts of one's own as ``{"torso": Net}`` or ``{"torso": "file.py:Net"}``.
         normalize: which of observations and rewards are scaled or clipped.
         atari: preprocessing of Atari frames; other environments ignore it.
         evaluate: when evaluations end, and how many environments they make.
@@ -127,10 +127,7 @@ def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, ke
         RunDirectoryError: a run directory is taken or cannot be written.
     """
     occupy_descriptors()
-    configs = [
-        replace(config, env=resolved(config.env)) if isinstance(config.env, str) else config for config in configs
-    ]
-    configs = [settled(config) for config in configs]
+    configs = [_anywhere(settled(config)) for config in configs]
     specs = [look(config.env, atari=config.atari) for config in configs]
     for config in configs if kept else ():
         run_directory(config)
@@ -146,6 +143,14 @@ def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, ke
             start_forkserver()  # imports torch in parallel with this process
     pairs = list(zip(configs, specs, strict=True))
     return [Ready(config, spec, [*reasons, *_flattened(config, spec)]) for config, spec in pairs]
+
+
+def _anywhere(config: Config) -> Config:
+    """Return a config whose names of files and modules mean the same in every working directory."""
+    names = {"env": config.env} | {f"model.{part}": value for part, value in config.model.own.items()}
+    for path, name in names.items():
+        config = replace_at(config, path, resolved(name)) if isinstance(name, str) else config
+    return config
 
 
 def _flattened(config: Config, spec: EnvSpec) -> list[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +24,7 @@ from polyactor.errors import CheckpointError, UsageError, one_line
 from polyactor.fields import expect
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.optim.flat import State
-from polyactor.settings.serialize import from_json
+from polyactor.settings.serialize import from_json, handed, handed_over
 from polyactor.storage import checkpoint
 from polyactor.system.machine import torch_threads, usual_tensors
 
@@ -50,6 +49,9 @@ def refuse_misfit(config: Config, spec: EnvSpec, tensors: Mapping[str, Tensor]) 
     """
     if len(config.model.hidden) > len(tensors):
         raise CheckpointError(f"the config has {len(config.model.hidden)} layers: the checkpoint is of another model")
+    if config.model.own:  # code that is trusted, and that need not run without memory
+        _refuse_misfit(make_model(config, spec), tensors)
+        return
     try:
         with torch.device("meta"):  # shapes without memory
             model = make_model(config, spec)
@@ -72,7 +74,8 @@ def load_into(model: ActorCritic, tensors: Mapping[str, Tensor]) -> None:
 
 def _tensors_of(model: ActorCritic) -> dict[str, Tensor]:
     """Return a model's parameters and buffers by name."""
-    return dict(model.named_parameters()) | dict(model.named_buffers())
+    buffers = {name: each for name, each in model.named_buffers() if each.is_floating_point()}
+    return dict(model.named_parameters()) | buffers
 
 
 def _refuse_misfit(model: ActorCritic, tensors: Mapping[str, Tensor]) -> None:
@@ -189,42 +192,49 @@ def _mask(conversion: Conversion, mask: Any) -> NDArray[np.bool_]:
         raise UsageError(f"action_mask {one_line(mask, most=60)} is not allowed: {why}") from None
 
 
-def load(path: str | Path, *, tag: str | None = None, env: Any = None, trust_env: bool = False) -> Policy:
+def load(
+    path: str | Path, *, tag: str | None = None, env: Any = None, model: Any = None, trust_env: bool = False
+) -> Policy:
     """Load the policy of a run directory (its best checkpoint, else its last) or of one checkpoint.
 
     Args:
         path: a run directory or a checkpoint directory.
         tag: "best" or "last"; by default "best" if the run has it.
         env: an environment in place of the run's; needed where that was a callable that cannot be imported by name.
-        trust_env: allow the import of the module of an environment ``module:something``. The import runs code that
-            whoever made the checkpoint chose.
+        model: parts of the network of one's own in place of the run's, by name, such as ``{"torso": Net}``; needed
+            where those were callables that cannot be imported by name.
+        trust_env: allow the import of the module of an environment or a part of the network, ``module:something``. The
+            import runs code that whoever made the checkpoint chose.
 
     Raises:
-        UsageError: the run's environment is code, and ``trust_env`` is off.
+        UsageError: the run's environment or a part of its network is code, and ``trust_env`` is off.
         CheckpointError: there is no checkpoint, or it is damaged, not of polyactor, or of another model.
     """
-    trust_env = expect("trust_env", trust_env, bool) or env is not None
+    trust_env, code = expect("trust_env", trust_env, bool), handed(env, model)
     tag = expect("tag", tag, str | None)
-    config, tensors = read(Path(expect("path", path, str | Path)), tag, trust_env=trust_env)
-    return Policy(config if env is None else replace(config, env=env), tensors)
+    config, tensors = read(Path(expect("path", path, str | Path)), tag, trust_env=trust_env, given=code)
+    return Policy(handed_over(config, code), tensors)
 
 
-def read(path: Path, tag: str | None = None, *, trust_env: bool = False) -> tuple[Config, dict[str, Tensor]]:
+def read(
+    path: Path, tag: str | None = None, *, trust_env: bool = False, given: Collection[str] = ()
+) -> tuple[Config, dict[str, Tensor]]:
     """Read and verify the config and the model's tensors of a run or checkpoint.
 
     Args:
         path: a run directory or a checkpoint directory.
         tag: "best" or "last"; by default "best" if the run has it.
-        trust_env: accept an environment ``module:something``, whose module will be imported.
+        trust_env: accept an environment ``module:something``, whose module will be imported; parts of a network, too.
+        given: what the caller hands over in place of the saved, as `from_json` takes it.
 
     Raises:
-        UsageError: the run's environment is code, and ``trust_env`` is off.
+        UsageError: the run's environment or a part of its network is code, and ``trust_env`` is off.
         CheckpointError: there is no checkpoint, or it is damaged, not of polyactor, or not finite.
     """
     if tag is None:
         tag = "best" if checkpoint.exists(path, tag="best") else "last"
     found = checkpoint.load(path, tag=tag)
-    config = from_json(found.meta.get("config", {}), trust_env=trust_env)
+    config = from_json(found.meta.get("config", {}), trust_env=trust_env, given=given)
     refuse_not_finite(found)
     return config, model_tensors(found.tensors)
 

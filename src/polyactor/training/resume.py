@@ -14,7 +14,7 @@ from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError
 from polyactor.evaluation.policy import model_tensors, refuse_misfit
 from polyactor.fields import expect
 from polyactor.settings.registry import name_of
-from polyactor.settings.serialize import StandIn, algorithm_from, from_json
+from polyactor.settings.serialize import StandIn, algorithm_from, from_json, handed, handed_over
 from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.storage.checkpoint import Checkpoint
 
@@ -40,14 +40,15 @@ def refuse_inexact(config: Config) -> None:
             raise UsageError(f"--exact-resume is not allowed: {error}".rstrip(".")) from None
 
 
-def config_of(found: Checkpoint, *, algorithm: str | None, env: Any, trust_env: bool) -> Config:
+def config_of(found: Checkpoint, *, algorithm: str | None, env: Any, model: Any, trust_env: bool) -> Config:
     """Return the config of a checkpoint, with the code that the caller names.
 
     Args:
         found: the checkpoint.
         algorithm: ``file.py:Class``; needed where the run's algorithm came from a file.
         env: an environment in place of the saved one, or None.
-        trust_env: accept a saved environment ``module:something``, whose module will be imported.
+        model: parts of the network in place of the saved ones, by name, or None.
+        trust_env: accept a saved environment and parts of a network ``module:something``, which will be imported.
 
     Raises:
         UsageError: the environment or the algorithm is code that the caller has not named or trusted, or an argument
@@ -55,8 +56,8 @@ def config_of(found: Checkpoint, *, algorithm: str | None, env: Any, trust_env: 
         CheckpointError: the saved config is not valid in this version.
     """
     algorithm, trust_env = expect("algorithm", algorithm, str | None), expect("trust_env", trust_env, bool)
-    config = from_json(found.meta.get("config", {}), trust_env=trust_env or env is not None)
-    config = config if env is None else replace(config, env=env)
+    code = handed(env, model)
+    config = handed_over(from_json(found.meta.get("config", {}), trust_env=trust_env, given=code), code)
     if not isinstance(config.algorithm, StandIn):
         if algorithm is not None:
             raise UsageError(

@@ -88,6 +88,7 @@ def resume(
     algorithm: str | None = None,
     restart: bool = False,
     env: Any = None,
+    model: Any = None,
     trust_env: bool = False,
     quiet: bool = False,
 ) -> Run:
@@ -100,9 +101,10 @@ def resume(
         steps: a new total of agent steps.
         algorithm: ``file.py:Class``; needed where the run's algorithm came from a file, since a config loads no code.
         restart: turn ``exact_resume`` off, now and for later resumes, so that environments start anew.
-        env: an environment in place of the run's; needed where that was a callable that cannot be imported by name.
-        trust_env: allow the import of the module of an environment ``module:something``. The import runs code that
-            whoever made the checkpoint chose.
+        env, model: an environment, or parts of the network by name, in place of the run's; needed where those were
+            callables that cannot be imported by name.
+        trust_env: allow the import of the module of an environment or part of a network, ``module:something``. The
+            import runs code that whoever made the checkpoint chose.
         quiet: print nothing.
 
     Raises:
@@ -116,7 +118,7 @@ def resume(
     asked, path = path.absolute(), run_of(path.absolute())
     with claimed(path), ExitStack() as opened:
         found = checkpoint.load(asked)
-        config = config_of(found, algorithm=algorithm, env=env, trust_env=trust_env)
+        config = config_of(found, algorithm=algorithm, env=env, model=model, trust_env=trust_env)
         config, said = going_on(config, found, steps=steps, restart=restart, quiet=quiet, out=path)
         check(config)
         failpoints.arm()

@@ -62,7 +62,7 @@ def one(options: argparse.Namespace, seed: int, kept: Path) -> dict[str, float]:
             summary |= {"target": options.target}
             summary |= {"target_at_steps": row.get("agent_steps"), "target_at_s": row.get("wall_s")}
         if options.games is not None:
-            config, tensors = read(out, "last", trust_env=True)
+            config, tensors = read(out, "last", trust_code=True)
             played = evaluate(config, tensors, games=options.games, deterministic=False, seed=seed)
             summary |= {"evaluation_mean": played.mean, "evaluation_games": len(played.scores)}
         kept.mkdir(parents=True, exist_ok=True)

@@ -149,7 +149,7 @@ class Soak:
 
     def go_on(self) -> None:
         """From the last checkpoint."""
-        self.launch(["resume", str(self.out), "--trust-env", "--quiet"])
+        self.launch(["resume", str(self.out), "--trust-code", "--quiet"])
 
     def until(self, condition: Any, seconds: float) -> bool:
         """Wait for a condition; False when it did not come true in time."""
@@ -289,7 +289,7 @@ class Soak:
             str(self.out),
             "--games",
             "1",
-            "--trust-env",
+            "--trust-code",
             "--tag",
             "last",
         ]

@@ -37,7 +37,7 @@ from polyactor.training import trainer
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """Configs of runs that would have been trained."""
     configs: list[Config] = []
-    monkeypatch.setattr(trainer, "train", lambda config, spec, reasons: configs.append(config))
+    monkeypatch.setattr(trainer, "train", lambda config, spec, reasons, callbacks: configs.append(config))
     monkeypatch.setattr(forkserver, "start_forkserver", lambda: None)
     return configs
 
@@ -266,7 +266,7 @@ def test_an_environment_is_looked_at_once(preset: str, env: str, asked: list[Con
     if env.startswith("Pong"):
         pytest.importorskip("ale_py")
     pa.train(preset, env=env)
-    assert (len(asked), looks) == (1, [env])
+    assert (len(asked), looks) == (1, [envs.Environment(env)])
 
 
 def test_the_command_line_looks_once_too(
@@ -274,7 +274,7 @@ def test_the_command_line_looks_once_too(
 ) -> None:
     monkeypatch.setattr("polyactor.cli.main._exit_code", lambda run: 0)
     assert cli.run(["train", "a3c", "--env", "CartPole-v1", "--steps", "1000"]) == 0
-    assert (asked[0].steps, looks) == (1_000, ["CartPole-v1"])
+    assert (asked[0].steps, looks) == (1_000, [envs.Environment("CartPole-v1")])
 
 
 def by_flags(preset: str, **values: Any) -> None:
@@ -344,7 +344,7 @@ def test_pictures_that_an_mlp_will_read_are_told(space: Any, said: str | None, m
         action_space = spaces.Discrete(2)
 
     told: list[str] = []
-    monkeypatch.setattr(trainer, "train", lambda config, spec, reasons: told.extend(reasons))
+    monkeypatch.setattr(trainer, "train", lambda config, spec, reasons, callbacks: told.extend(reasons))
     pa.train("a2c", env=Pictured, scheme="sync")
     assert len(told) == (said is not None)
     assert said is None or said in told[0]

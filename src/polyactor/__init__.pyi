@@ -27,5 +27,6 @@ from .schemes import ActorLearner as ActorLearner
 from .schemes import Hogwild as Hogwild
 from .schemes import ParamServer as ParamServer
 from .schemes import Sync as Sync
-from .training.trainer import Run as Run
+from .training.callbacks import Callback as Callback
+from .training.run import Run as Run
 from .training.trainer import resume as resume

@@ -11,10 +11,11 @@ import numpy as np
 
 from polyactor.algorithms.base import Algorithm
 from polyactor.config import TRANSPORTS, Config, EvaluateOptions, Normalize, Scheme
-from polyactor.envs import AtariOptions, EnvFactory, EnvSpec, Specs, resolved
+from polyactor.envs import AtariOptions, EnvFactory, EnvSpec, Specs, Wrapper, resolved
+from polyactor.envs.environment import written
 from polyactor.envs.vector_env import VECTOR
 from polyactor.errors import UsageError, one_line
-from polyactor.fields import AUTO, replace_at
+from polyactor.fields import AUTO, declared, expect, replace_at
 from polyactor.files import same_directory
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Rule
@@ -29,9 +30,10 @@ from polyactor.system.forkserver import start_forkserver
 from polyactor.system.process_state import kept_streams, kept_switches
 from polyactor.system.script import refuse_run
 from polyactor.system.streams import occupy_descriptors
+from polyactor.training.callbacks import made, names
 
 if TYPE_CHECKING:
-    from polyactor.training.trainer import Run
+    from polyactor.training.run import Run
 
 KINDS: dict[str, type[Any]] = {"algorithm": Algorithm, "scheme": Scheme, "optimizer": Rule, **SECTIONS}
 """Sections of a config, and the class of each."""
@@ -51,6 +53,9 @@ def train(
     normalize: Mapping[str, Any] | Normalize | None = None,
     atari: Mapping[str, Any] | AtariOptions | None = None,
     evaluate: Mapping[str, Any] | EvaluateOptions | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    env_wrappers: str | Wrapper | Sequence[str | Wrapper] | None = None,
+    callbacks: Sequence[object] | None = None,
     **values: Any,
 ) -> Run:
     """Train a new run and return it when it has ended.
@@ -73,6 +78,11 @@ def train(
         normalize: which of observations and rewards are scaled or clipped.
         atari: preprocessing of Atari frames; other environments ignore it.
         evaluate: when evaluations end, and how many environments they make.
+        env_kwargs: what the environment is made with: arguments of ``gymnasium.make`` or of the callable, by name.
+        env_wrappers: callables that are given an environment and return one around it, or names such as
+            "gymnasium.wrappers:FlattenObservation" and "file.py:name"; the first is the innermost.
+        callbacks: objects with methods of `Callback`, their classes, or names as ``file.py:Class``, in the order in
+            which they are called.
         values: any other field of `Config`, such as ``steps=300_000, seed=1, workers=2``; ``workers`` and ``envs`` may
             be "auto".
 
@@ -84,6 +94,12 @@ def train(
     look = Specs(seconds) if isinstance(seconds := values.get("env_timeout"), float | int) and seconds > 0 else Specs()
     auto = [name for name in AUTO if isinstance(values.get(name), str) and values[name] == "auto"]
     values = {name: value for name, value in values.items() if name not in auto}
+    if env_kwargs is not None:
+        values["env_kwargs"] = written(env_kwargs)
+    if env_wrappers is not None:
+        one = isinstance(env_wrappers, str) or callable(env_wrappers)
+        wrappers = declared(Config)["env_wrappers"].hint
+        values["env_wrappers"] = expect("env_wrappers", (env_wrappers,) if one else env_wrappers, wrappers)
     sections = {
         "algorithm": algorithm, "scheme": scheme, "optimizer": optimizer,
         "model": model, "normalize": normalize, "atari": atari, "evaluate": evaluate,
@@ -91,10 +107,10 @@ def train(
     config = configured(
         preset, env, {name: value for name, value in sections.items() if value is not None}, values, look
     )
-    (ready,) = prepare([config], auto, look)
+    (ready,) = prepare([config], auto, look, callbacks=callbacks)
     from polyactor.training.trainer import train as run  # here, so that a wrong value costs no import of torch
 
-    return run(ready.config, ready.spec, ready.reasons)
+    return run(ready.config, ready.spec, ready.reasons, ready.callbacks)
 
 
 @dataclass(frozen=True)
@@ -105,21 +121,31 @@ class Ready:
         config: the run's config, checked and without ``auto``.
         spec: what the environment looks like: spaces and limits.
         reasons: a sentence for each number that was chosen automatically, and for pictures that are read by an MLP.
+        callbacks: the objects that are told of the run's events.
     """
 
     config: Config
     spec: EnvSpec
     reasons: Sequence[str]
+    callbacks: Sequence[object]
 
 
-def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, kept: bool = True) -> list[Ready]:
+def prepare(
+    configs: Sequence[Config],
+    auto: Collection[str],
+    look: Specs,
+    *,
+    kept: bool = True,
+    callbacks: Sequence[object] | None = None,
+) -> list[Ready]:
     """Check configs, look at their environments and choose automatic numbers; no file is written.
 
     Args:
         configs: the configs of runs in the same environment.
         auto: the settings to choose a number for, of "workers" and "envs".
         look: returns what an environment looks like, and remembers it.
-        kept: whether each run will need a run directory.
+        kept: whether each run will need a run directory, and its callbacks.
+        callbacks: objects in place of the callbacks that the configs name.
 
     Raises:
         UsageError: a setting has a value that is not allowed.
@@ -128,7 +154,9 @@ def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, ke
     """
     occupy_descriptors()
     configs = [_anywhere(settled(config)) for config in configs]
-    specs = [look(config.env, atari=config.atari) for config in configs]
+    specs = [look(config.environment, atari=config.atari) for config in configs]
+    told = [config.callbacks if callbacks is None else callbacks for config in configs]
+    configs = [replace(config, callbacks=names(own)) for config, own in zip(configs, told, strict=True)]
     for config in configs if kept else ():
         run_directory(config)
     with same_directory(), kept_switches():
@@ -136,21 +164,23 @@ def prepare(configs: Sequence[Config], auto: Collection[str], look: Specs, *, ke
     for config in configs:
         check(config)
         refuse_unwritable(config)
+    told = [made(own) if kept else () for own in told]
     workers = [config.workers for config in configs if TRANSPORTS[config.transport].forks(config.scheme)]
     if workers:
         require_descriptors(max(workers))
         with suppress(OSError):  # workers are then started in another way
             start_forkserver()  # imports torch in parallel with this process
-    pairs = list(zip(configs, specs, strict=True))
-    return [Ready(config, spec, [*reasons, *_flattened(config, spec)]) for config, spec in pairs]
+    runs = list(zip(configs, specs, told, strict=True))
+    return [Ready(config, spec, [*reasons, *_flattened(config, spec)], own) for config, spec, own in runs]
 
 
 def _anywhere(config: Config) -> Config:
     """Return a config whose names of files and modules mean the same in every working directory."""
-    names = {"env": config.env} | {f"model.{part}": value for part, value in config.model.own.items()}
-    for path, name in names.items():
-        config = replace_at(config, path, resolved(name)) if isinstance(name, str) else config
-    return config
+    env, *wrappers = (resolved(each) if isinstance(each, str) else each for each in (config.env, *config.env_wrappers))
+    for name, value in config.model.own.items():
+        if isinstance(value, str):
+            config = replace_at(config, f"model.{name}", resolved(value))
+    return replace(config, env=env, env_wrappers=tuple(wrappers))
 
 
 def _flattened(config: Config, spec: EnvSpec) -> list[str]:
@@ -211,7 +241,8 @@ def configured(
             if value != name_of(kind, getattr(config, kind)):
                 config = replace(config, **{kind: part(kind, value)() if isinstance(value, str) else value})
     elif isinstance(preset, str):
-        config = base_config(preset, env=env, look=look, **picked)
+        made = {name: values[name] for name in ("env_kwargs", "env_wrappers") if name in values}
+        config = base_config(preset, env=env, look=look, **made, **picked)
     else:
         raise UsageError(f"preset {one_line(preset, most=80)} is not allowed: it must be a name or a Config")
     for path, value in {**parts, **settings, **values}.items():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 import gymnasium
 
 from polyactor.algorithms.base import Algorithm
-from polyactor.envs import AtariOptions
+from polyactor.envs import AtariOptions, Environment
 from polyactor.errors import UsageError
 from polyactor.fields import Allowed, Group, replace_at
 from polyactor.models.spec import ModelSpec
@@ -155,6 +155,9 @@ class EvaluateOptions:
     """Seconds after which an evaluation ends with the games played so far, which confirm no score."""
 
 
+OBJECTS = ("env", "env_wrappers")
+"""Settings that may be Python objects; the JSON of a config has names in their place."""
+
 GROUPS = tuple(map(Group, ("run", "model", "algorithm", "scheme", "optimizer", "environment", "faults")))
 
 
@@ -166,7 +169,7 @@ RUN, MODEL, ALGORITHM, SCHEME, OPTIMIZER, ENVIRONMENT, FAULTS = GROUPS
 class Config:
     """The settings of a run."""
 
-    env: Annotated[str | Callable[[], gymnasium.Env[Any, Any]], ENVIRONMENT]
+    env: Annotated[str | Callable[..., gymnasium.Env[Any, Any]], ENVIRONMENT]
     """Any Gymnasium id, module:name or file.py:name."""
     algorithm: Annotated[Algorithm, ALGORITHM]
     scheme: Annotated[Scheme, SCHEME]
@@ -202,6 +205,12 @@ class Config:
     """Start from the parameters of this run directory (or checkpoint)."""
     max_episode_steps: Annotated[int | None, Allowed(1), ENVIRONMENT] = None
     """Truncate episodes after this many agent steps; none is the environment's own limit."""
+    env_kwargs: Annotated[tuple[str, ...], ENVIRONMENT] = ()
+    """Arguments that the environment is made with, each name=value with a literal of Python: is_slippery=False."""
+    env_wrappers: Annotated[
+        tuple[str | Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]], ...], ENVIRONMENT
+    ] = ()
+    """Wrappers around each environment, the first innermost: gymnasium.wrappers:NAME, module:name or file.py:name."""
     out: Annotated[str | None, RUN] = None
     """The run directory; default runs/<preset>-<env>-<time>."""
     device: Annotated[Literal["cpu", "cuda", "auto"], RUN] = "auto"
@@ -213,6 +222,9 @@ class Config:
     refused. It needs a C++ compiler, and time when a run starts: seconds, or more than a minute with an LSTM."""
     quiet: Annotated[bool, RUN] = False
     """Print nothing but errors."""
+    callbacks: Annotated[tuple[str, ...], RUN] = ()
+    """Objects that are told of the run's events and may stop it or change coefficients, each file.py:Class or
+    module:Class; --callback my.py:Watch may be given several times."""
     per_worker: Annotated[tuple[str, ...], SCHEME] = ()
     """Values by worker, such as algorithm.entropy-coef=.01,.02, repeated if there are more workers than values."""
     model: Annotated[ModelSpec, MODEL] = field(default_factory=ModelSpec)
@@ -221,6 +233,11 @@ class Config:
     evaluate: Annotated[EvaluateOptions, RUN] = field(default_factory=EvaluateOptions)
     preset: Annotated[str, RUN] = ""
     """The name that this run is shown under."""
+
+    @property
+    def environment(self) -> Environment:
+        """Return what the run's environments are made of."""
+        return Environment(self.env, self.env_kwargs, self.env_wrappers)
 
     @property
     def learning_device(self) -> str:

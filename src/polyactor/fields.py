@@ -17,6 +17,8 @@ from polyactor.errors import UsageError, one_line, suggestion
 
 T = TypeVar("T")
 
+SINGULAR = {"env_wrappers": "env-wrapper"}
+"""Settings of several values whose flag says one: it may be given again, and each time with several."""
 AUTO = ("workers", "envs")
 """Settings that may be ``auto``, which lets polyactor choose a number for this machine."""
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
@@ -121,7 +123,7 @@ class Setting(NamedTuple):
     @property
     def flag(self) -> str:
         """The name of the setting on the command line, without the two dashes in front."""
-        return self.path.replace("_", "-")
+        return SINGULAR.get(self.path, self.path.replace("_", "-"))
 
     @property
     def optional(self) -> bool:

@@ -1,4 +1,4 @@
-"""The types that a custom algorithm needs, in one module; `polyactor.data` and other modules define them."""
+"""The types that a custom algorithm or callback needs, in one module; `polyactor.data` and others define them."""
 
 from polyactor.algorithms.base import Algorithm, Differentiate, Model, Replay
 from polyactor.data import (
@@ -15,11 +15,14 @@ from polyactor.data import (
 )
 from polyactor.equations.schedules import anneal
 from polyactor.fields import Allowed
+from polyactor.training.callbacks import Callback
+from polyactor.training.run import RunHandle
 
 __all__ = [
     "Algorithm",
     "Allowed",
     "Batch",
+    "Callback",
     "CoreState",
     "Differentiate",
     "Direction",
@@ -32,5 +35,6 @@ __all__ = [
     "Outputs",
     "Replay",
     "Rollout",
+    "RunHandle",
     "anneal",
 ]

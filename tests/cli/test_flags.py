@@ -37,7 +37,7 @@ def test_help_is_in_groups_and_knows_every_flag(
             box = boxes[setting.group]
             (at,) = [n for n, line in enumerate(box) if re.match(rf"--{setting.flag}( |,|$)", line)]
             after = itertools.takewhile(lambda line: not line.startswith("--"), box[at + 1 :])
-            told = re.sub(r"^[^ ]*} ", "", " ".join(after).rpartition("(default")[0])
+            told = re.sub(r"^[^ ]*} ", "", re.split(r"\((?:default|repeatable)", " ".join(after))[0])
             assert len(told) > 8, f"--{setting.flag} is not explained"
 
 

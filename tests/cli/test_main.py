@@ -149,8 +149,8 @@ TRAIN = "train a2c --env CartPole-v1"
         ("resume run --stpes 5", "did you mean '--steps'?"),
         ("resume run --optimizer.lr 1e-4", "there is no flag --optimizer.lr; a run goes on with its own settings"),
         ("resume run --workers 4", "train … --init-from RUN begins one with others at its parameters"),
-        (f"{TRAIN} --env-kwargs is_slippery=False", "there is no flag --env-kwargs: what an environment is made with"),
-        (f"{TRAIN} --env.is-slippery False", "is said in a function of your own: --env FILE.py:FUNCTION"),
+        (f"{TRAIN} --env-arg is_slippery=False", "there is no flag --env-arg: what an environment is made with"),
+        (f"{TRAIN} --env.is-slippery False", "is said by --env-kwargs NAME=VALUE, or in a function of your own"),
         (f"{TRAIN} --env-timout 5", "did you mean '--env-timeout'?"),
         (f"{TRAIN} --optimizer.lr", "--optimizer.lr needs a value"),
         (f"{TRAIN} --model.hidden --seed 1", "--model.hidden needs a value"),
@@ -196,7 +196,7 @@ def test_a_missing_compiler_is_named(refuse: Refuse, monkeypatch: pytest.MonkeyP
         ("odd_envs.py:Textual", "has the action space Text"),
         ("nowhere.py:Textual", "there is no file "),
         ("odd_envs.py", "name what is in the file, too, as FILE.py:NAME"),
-        ("CartPole-v1?length=3", "is said in a function of your own: --env FILE.py:FUNCTION"),
+        ("CartPole-v1?length=3", "is said by --env-kwargs NAME=VALUE, or in a function of your own"),
     ],
 )
 def test_an_environment_nobody_can_train_in(here: Path, refuse: Refuse, verb: str, env: str, said: str) -> None:

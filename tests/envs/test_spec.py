@@ -18,7 +18,7 @@ from polyactor.config import Config
 from polyactor.envs import EnvSpec, env_spec, make_envs
 from polyactor.errors import EnvironmentUnsupported
 from polyactor.evaluation.evaluate import evaluate
-from polyactor.evaluation.policy import Policy, read
+from polyactor.evaluation.policy import Policy, parameters
 from polyactor.settings.check import check
 from polyactor.settings.presets import base_config
 from polyactor.storage import checkpoint
@@ -166,7 +166,7 @@ def test_going_on_evaluating_filming_and_loading(tmp_path: Path) -> None:
     assert counted(file) == (8 + 1, 1)
 
     file.unlink()
-    _, tensors = read(run.path, trust_env=True)
+    tensors = parameters(run.path)
     evaluate(config, tensors, games=5)
     assert counted(file) == (5, 0)
 

@@ -282,8 +282,8 @@ def test_a_config_made_to_harm(copy: Path, refused: Any, what: str) -> None:
     said = refused(copy, (code,), verbs)
     if path == "env" and code == 2:
         assert said == (
-            f"polyactor: the environment {value} is code: the module evil would be imported and run; "
-            "if you trust it, add --trust-env (in Python: trust_env=True)\n"
+            f"polyactor: this run names code, which would be imported and run: the environment {value}; "
+            "if you trust it, add --trust-code (in Python: trust_code=True)\n"
         )
 
 
@@ -292,7 +292,7 @@ def test_an_environment_that_is_trusted_is_imported(copy: Path, tmp_path: Path, 
     monkeypatch.syspath_prepend(str(tmp_path))
     forge(copy, lambda _, meta: meta["config"].update(env="kind_env:make"))
     for read in (pa.load, lambda path: pa.resume(path, quiet=True)):
-        with pytest.raises(UsageError, match="the module kind_env would be imported"):
+        with pytest.raises(UsageError, match="would be imported and run: the environment kind_env:make;"):
             read(copy)
         assert "kind_env" not in sys.modules
     pa.load(copy, env="polyactor/Chain-v0")

@@ -28,6 +28,7 @@ MINE = {"my_file:MyEnv", "my_package:MyEnv-v0", "mymod:Env-v0"}
 STANDS_FOR = {
     "TOTAL": "9", "N": "9", "S": "9", "ID": "CartPole-v1", "NAME": "pong-fast", "…": "a3c", "RUN…": "RUN",
     "mine.py:Mine": "a2c", **dict.fromkeys(MINE, "CartPole-v1"),
+    **dict.fromkeys(("my.py:wrap", "my.py:shaped"), "gymnasium.wrappers:FlattenObservation"),
 }  # fmt: skip
 WRONG, ENVIRONMENT, NO_CHECKPOINT, TAKEN = 2, 3, 4, 5
 """Exit codes."""

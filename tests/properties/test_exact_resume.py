@@ -131,6 +131,32 @@ def test_a_stopped_run_goes_on_to_the_bit(name: str, tmp_path: Path, stop_at: An
     assert (straight.path / "replay").exists() == (what["preset"] == "acer")
 
 
+class Change(pa.Callback):
+    """Changes one coefficient before the run is stopped, and another one after it."""
+
+    def on_report(self, run: Any, row: Any) -> None:
+        if row["agent_steps"] >= 600:
+            run.set("algorithm.entropy_coef", 0.25)
+        if row["agent_steps"] >= 1_500:
+            run.set("optimizer.lr", 1e-4)
+
+
+@pytest.mark.slow
+def test_what_a_callback_has_changed_goes_on_to_the_bit(tmp_path: Path, stop_at: Any) -> None:
+    what = {"preset": "a2c", "env": "CartPole-v1", "envs": 4, "rollout": 5, "steps": 2_000, "model": {"hidden": (8,)}}
+    straight = train(tmp_path / "straight", what, callbacks=[Change])
+    stop_at(1_000)
+    assert train(tmp_path / "stopped", what, callbacks=[Change]).status == "stopped"
+    stop_at(10**9)
+    shutil.copytree(tmp_path / "stopped", tmp_path / "other")
+    assert pa.resume(tmp_path / "stopped", callbacks=[Change], quiet=True).status == "done"
+    same(straight.path, tmp_path / "stopped")
+    assert checkpoint.load(straight.path).meta["changes"] == checkpoint.load(tmp_path / "stopped").meta["changes"]
+    pa.resume(tmp_path / "other", callbacks=[], quiet=True)
+    with pytest.raises(AssertionError):  # the second change is missing
+        same(straight.path, tmp_path / "other")
+
+
 @pytest.mark.slow
 def test_stopped_again_and_again(tmp_path: Path, stop_at: Any) -> None:
     what = RUNS["acer"]

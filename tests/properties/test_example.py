@@ -1,4 +1,4 @@
-"""The example that shows how an algorithm of one's own is written."""
+"""The examples: an algorithm, an environment and a callback of one's own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pytest
 import polyactor as pa
 from polyactor.cli.flags import read_config
 from polyactor.settings.serialize import to_json
+from polyactor.training import trainer
 from tests.helpers.fresh import fresh
+from tests.helpers.runs import events
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "self_imitation.py"
 
@@ -67,3 +69,21 @@ def test_the_example_of_an_environment_of_ones_own_runs_as_a_script(tmp_path: Pa
     score = re.search(r"mean return of 100 episodes: (\S+) of at most", done.stdout)
     assert score is not None, done.stdout
     assert float(score[1]) > 0.5
+
+
+def test_the_example_of_a_callback_lowers_the_entropy_bonus_as_the_score_rises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "keepsakes", lambda *_, **__: [])  # pictures take as long as all the rest
+    run = pa.train(
+        "a2c", env="CartPole-v1", steps=6_000, seed=1, quiet=True, out=tmp_path / "run",
+        algorithm={"entropy_coef": 0.02}, callbacks=[f"{EXAMPLE.with_name('lower_entropy.py')}:LowerEntropy"],
+    )  # fmt: skip
+    assert run.status == "done"
+    lines = [line.split(",") for line in (run.path / "scores.csv").read_text().splitlines()]
+    assert len(lines) >= 30  # one for each row
+    lowered = [event["value"] for event in events(run.path, "setting_changed")]
+    assert lowered == [0.02 / 2**n for n in range(1, len(lowered) + 1)]
+    assert lowered
+    assert float(lines[-1][2]) in (0.02, *lowered)
+    assert not events(run.path, "callback_failed")

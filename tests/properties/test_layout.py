@@ -20,6 +20,7 @@ ELSEWHERE = {
     "agent/updater.py": "properties/test_hygiene.py",
     "cli/verbs.py": "cli/test_main.py",  # each is called through it
     "data/learning.py": "properties/test_hygiene.py",  # values alone, that an update hands on
+    "envs/finding.py": "envs/test_gymnasium_env.py",  # what names stand for, by what is made of them
     "envs/vector_env.py": "envs/test_serial_vector_env.py",  # an interface
     "equations/schedules.py": "algorithms/test_base.py",  # every algorithm anneals by it
     "models/action_space.py": "models/test_actor_critic.py",  # shapes of every space, through a model
@@ -33,6 +34,7 @@ ELSEWHERE = {
     "system/script.py": "transport/test_processes.py",  # what workers import of it
     "transport/surroundings.py": "transport/test_processes.py",  # what workers take over
     "system/forkserver.py": "transport/test_processes.py",  # what its processes share
+    "training/run.py": "training/test_callbacks.py",  # what callbacks are given
     "training/forkserver_preload.py": "transport/test_processes.py",  # imports alone
     "transport/inline.py": "properties/test_schedules.py",  # orders of turns
     "transport/pause.py": "faults/test_lost_workers.py",  # pauses while workers die and hang

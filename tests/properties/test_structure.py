@@ -161,7 +161,8 @@ def test_an_import_that_goes_up_is_found(tmp_path: Path, file: str, wrong: str) 
 PUBLIC = [
     "A2C", "ACER", "PPO", "VTrace", "ActorLearner", "Hogwild", "ParamServer", "Sync", "SGD", "Adam", "RMSprop",
     "ModelSpec", "Normalize", "AtariOptions", "Config", "Algorithm", "Batch", "Rollout", "EnvSpec", "Evaluation",
-    "Policy", "PolyactorError", "Run", "curve", "load", "make_envs", "resume", "train", "losses", "returns", "types",
+    "Callback", "Policy", "PolyactorError", "Run", "curve", "load", "make_envs", "resume", "train", "losses", "returns",
+    "types",
 ]  # fmt: skip
 
 

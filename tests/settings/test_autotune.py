@@ -175,13 +175,13 @@ def test_a_run_says_why_and_keeps_the_numbers(
 
 
 def test_each_flag_alone_and_neither(measured: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[tuple[Config, EnvSpec, list[str]]] = []
+    found: list[tuple[Config, EnvSpec, list[str], tuple[object, ...]]] = []
     monkeypatch.setattr(
         "polyactor.training.trainer.train", lambda *given: found.append(given) or type("Run", (), {"status": ""})
     )
     for flags, workers, envs in (("--workers auto", CORES, 8), ("--envs auto", 2, 16), ("", 2, 8)):
         cli.run(["train", "cartpole-a3c", *flags.split()])
-        config, _, reasons = found[-1]
+        config, _, reasons, _ = found[-1]
         assert (config.workers, config.envs) == (workers, envs)
         assert len(reasons) == bool(flags)
     assert len(measured) == 1

@@ -139,7 +139,7 @@ def test_workers_stop_and_go_on_with_the_run(tmp_path: Path) -> None:
 
 
 def test_elsewhere_than_on_linux_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polyactor.system.child_processes._children", set)
+    monkeypatch.setattr("polyactor.system.child_processes.children", set)
     monkeypatch.setattr("polyactor.system.child_processes._processes", dict)
     kept = set[int]()
     with noting(kept):

@@ -65,8 +65,8 @@ class Learner:
         Raises:
             UsageError: the algorithm has given no batch for as many steps as the whole run has.
         """
-        watch = Watch(self.spend)
-        replica, model = self.replica, self.replica.model
+        watch, replica, model = Watch(self.spend), self.replica, self.replica.model
+        self.algorithm = replica.counters.changes.into("algorithm", self.algorithm)
         algorithm = self.algorithm.at(replica.counters.steps / self.total_steps)
         steps, moments = rollout.steps + self.uncounted, rollout.moments
         self.uncounted = steps  # until a gradient carries them: a rollout may give no batch

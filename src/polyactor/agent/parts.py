@@ -143,7 +143,7 @@ class Parts:
             heartbeat.asked(ALL, None, Call.CONSTRUCTOR)
             with kept_switches():
                 envs = make_envs(
-                    config.env,
+                    config.environment,
                     config.envs,
                     atari=config.atari,
                     max_episode_steps=config.max_episode_steps,

@@ -48,8 +48,7 @@ class Updater:
     ) -> None:
         self.average, self.averaging = state.average, 1.0 if averaging is None else averaging
         self.state, self.rule, self.counters = state, rule, counters
-        self.worker, self.total_steps = worker, total_steps
-        self.applying = applying or nullcontext()
+        self.worker, self.total_steps, self.applying = worker, total_steps, applying or nullcontext()
         self.statistics = state.statistics[worker % len(state.statistics)]
         self.running = state.views()
 
@@ -69,6 +68,7 @@ class Updater:
             norm = float(torch.linalg.vector_norm(dtheta, dtype=torch.float64))
         finite = math.isfinite(norm) and all(map(can_merge, gradients.moments.values()))
         finite = finite and (gradients.step is None or bool(gradients.step.isfinite().all()))
+        self.rule = self.counters.changes.into("optimizer", self.rule)
         lr = self.rule.lr_at(self.counters.steps / self.total_steps)
         with self.applying:
             staleness = self.counters.version - gradients.version

@@ -25,14 +25,21 @@ if TYPE_CHECKING:
 READ_FIRST = """\
 Read first, since they decide which flags there are:
 --env ID (any Gymnasium id, module:name or file.py:name),
+--env-kwargs NAME=VALUE…, --env-wrapper NAME…,
 --scheme sync|hogwild|param-server|actor-learner, --optimizer sgd|rmsprop|adam.
 """
 KEEPS = "; a run goes on with its own settings, and train … --init-from RUN begins one with others at its parameters"
 """What to do for a flag that resume lacks."""
+MADE_OF = {"env-kwargs": "env_kwargs", "env-wrapper": "env_wrappers"}
+"""Flags of an environment with several values, and the setting of each."""
 HELP = frozenset({"--help", "-h"})
 """Flags that ask for help."""
-SHORT = {"--max-lag": "--scheme.max-lag", "--max-staleness": "--scheme.max-staleness"}
+SHORT = {
+    "--max-lag": "--scheme.max-lag", "--max-staleness": "--scheme.max-staleness", "--callback": "--callbacks"
+}  # fmt: skip
 """Short names of flags, and the full name of each."""
+SEVERAL = ("callbacks",)
+"""Flags that may be given several times, each with one value."""
 
 
 def read_config(args: list[str], look: Callable[..., EnvSpec] | None = None) -> Config:
@@ -60,6 +67,8 @@ def read_config(args: list[str], look: Callable[..., EnvSpec] | None = None) -> 
         first_value, args = take(args, flag)
         if first_value is not None:
             first[flag] = first_value
+    several, args = take_several(args)
+    first |= several
     base = base_config(name, look=look or env_spec, **first)
     return _parse(base, args, f"polyactor train {name}")
 
@@ -85,7 +94,7 @@ def _parse(base: Config, args: list[str], prog: str) -> Config:
             near = difflib.get_close_matches(flag[2:], known, n=1, cutoff=0.5)
             hint = f" (did you mean '--{near[0]}'?)" if near else ""
             if re.match(r"--env(\.|[-_](kw)?(arg|option|param))", flag):
-                from polyactor.envs.gymnasium_env import OPTIONS
+                from polyactor.envs.finding import OPTIONS
 
                 hint = f": {OPTIONS}"
             raise UsageError(f"there is no flag {flag}{hint}")
@@ -109,7 +118,7 @@ def _parse(base: Config, args: list[str], prog: str) -> Config:
             raise
         raise UsageError(_one_sentence(complaint.getvalue())) from None
     for setting in walk(base):
-        if setting.path != "env":
+        if setting.path not in ("env", *MADE_OF.values()):
             value = getattr(getattr(parsed, setting.group), _name(setting))
             base = base if value == setting.value else replace_at(base, setting.path, value)
     return base
@@ -117,7 +126,7 @@ def _parse(base: Config, args: list[str], prog: str) -> Config:
 
 def _grouped(base: Config, *, with_help: bool) -> type[Any]:
     """Return a dataclass for tyro: one field per heading of the help, which holds the settings of that group."""
-    from tyro.conf import arg
+    from tyro.conf import UseAppendAction, arg
 
     from polyactor.config import GROUPS
 
@@ -126,7 +135,8 @@ def _grouped(base: Config, *, with_help: bool) -> type[Any]:
     for setting in sorted(walk(base), key=lambda setting: "." in setting.path):  # the sections' settings come last
         if setting.path != "env":
             shown = arg(name=setting.flag, help=documented.get(setting.path, ""), prefix_name=False)
-            hint: Any = _readable(setting)
+            hint: Any = tuple[str, ...] if setting.path in MADE_OF.values() else _readable(setting)
+            hint = Annotated[hint, UseAppendAction] if setting.path in SEVERAL else hint
             groups[setting.group].append((_name(setting), Annotated[hint, shown], _default(setting.value)))
     headings = []
     for name, flags in groups.items():
@@ -229,18 +239,45 @@ def take_auto(args: list[str]) -> tuple[list[str], list[str]]:
 
 def take(args: list[str], flag: str) -> tuple[str | None, list[str]]:
     """Return the value of ``--flag value`` or ``--flag=value``, or None without the flag, and the other arguments."""
-    value, rest = None, []
+    values, rest = take_all(args, flag)
+    return values[-1] if values else None, rest
+
+
+def take_all(args: list[str], flag: str) -> tuple[list[str], list[str]]:
+    """Return all values of a flag, which may be given several times, and the other arguments."""
+    values, rest = [], []
     waiting = iter(args)
     for arg in waiting:
         if arg == f"--{flag}":
             value = next(waiting, None)
             if value is None:
                 raise UsageError(f"--{flag} needs a value")
+            values.append(value)
         elif arg.startswith(f"--{flag}="):
-            value = arg.partition("=")[2]
+            values.append(arg.partition("=")[2])
         else:
             rest.append(arg)
-    return value, rest
+    return values, rest
+
+
+def take_several(args: list[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Return the values of flags of `MADE_OF` by setting, which may be given again, and the other arguments."""
+    found, rest, setting = dict[str, tuple[str, ...]](), list[str](), None
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if arg.startswith("-"):
+            setting = MADE_OF.get(name[2:].replace("_", "-"))
+            values = (value,) * bool(equals)
+        else:
+            values = (arg,)
+        if setting is None:
+            rest.append(arg)
+        else:
+            found[setting] = (*found.get(setting, ()), *values)
+    for flag, setting in MADE_OF.items():
+        if found.get(setting) == ():
+            raise UsageError(f"--{flag} needs a value")
+    return found, rest
 
 
 def env_timeout(args: list[str]) -> float:
@@ -266,6 +303,8 @@ def small_flags(
 ) -> dict[str, Any]:
     """Return the options of a verb other than train: ``--name value``, or ``--name`` alone for a bool.
 
+    A flag of the type list may be given several times; its option is the list of its values.
+
     Args:
         args: the arguments after the verb.
         kinds: the type of each flag by name.
@@ -283,6 +322,10 @@ def small_flags(
     for name, kind in kinds.items():
         if kind is bool:
             options[name], args = f"--{name}" in args, [arg for arg in args if arg != f"--{name}"]
+            continue
+        if kind is list:
+            values, args = take_all(args, name)
+            options |= {name: values} if values else {}
             continue
         value, args = take(args, name)
         if value is not None:

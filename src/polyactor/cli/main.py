@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from polyactor.cli.flags import KEEPS, env_timeout, read_config, small_flags, take_auto
-from polyactor.cli.verbs import LOOKING, noticed, the_run
+from polyactor.cli.verbs import LOOKING, TRUSTING, noticed, the_run
 from polyactor.errors import PolyactorError, UsageError, WorkerFailed, one_line, suggestion
 from polyactor.system.interpreter import leave
 from polyactor.system.streams import standard_streams
@@ -19,16 +19,16 @@ USAGE = """\
 usage: polyactor VERB ...
 
   train PRESET --env ID [flags]   train; `polyactor train a3c --env CartPole-v1 --help` lists the flags
-  resume RUN [--steps N] [--algorithm FILE:CLASS] [--restart] [--trust-env] [--quiet]
+  resume RUN [--steps N] [--algorithm FILE:CLASS] [--callback FILE:CLASS …] [--restart] [--trust-code] [--quiet]
                                   go on with a run; N is the new total
-  evaluate RUN [--games N] [--seed S] [--tag best|last] [--trust-env] [--evaluate.timeout S …]
+  evaluate RUN [--games N] [--seed S] [--tag best|last] [--trust-code] [--evaluate.timeout S …]
                                   whole games with the trained policy, greedy and sampled
-  record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last] [--trust-env]
+  record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last] [--trust-code]
                                   one game as an mp4
   plot RUN... [--out FILE]        learning curves over steps and over wall time
   compare RUN...                  the same, and a table
   presets [NAME]                  every name that train takes, or one of them in full
-  check --env ID [--env-timeout S]  is this environment fit for training?
+  check --env ID [--env-wrapper NAME…] [--env-kwargs NAME=VALUE…]  is this environment fit for training?
   bench [PRESET] [--env ID] [--seconds S] [--schemes A,B,…]
                                   speed on this machine, against the environments alone
 """
@@ -82,7 +82,7 @@ def _train(args: list[str]) -> int:
     (ready,) = prepare([read_config(args, look)], auto, look)
     from polyactor.training.trainer import train
 
-    return _exit_code(train(ready.config, ready.spec, ready.reasons))
+    return _exit_code(train(ready.config, ready.spec, ready.reasons, ready.callbacks))
 
 
 def _exit_code(run: Any) -> int:
@@ -92,14 +92,14 @@ def _exit_code(run: Any) -> int:
 
 def _resume(args: list[str]) -> int:
     """Resume a run: ``polyactor resume``."""
-    kinds = {"steps": int, "algorithm": str, "restart": bool, "trust-env": bool, "quiet": bool}
-    usage = "resume RUN [--steps N] [--algorithm FILE:CLASS] [--restart] [--trust-env] [--quiet]"
+    kinds = {"steps": int, "algorithm": str, "callback": list, "restart": bool, "quiet": bool, **TRUSTING}
+    usage = "resume RUN [--steps N] [--algorithm FILE:CLASS] [--callback NAME …] [--restart] [--trust-code] [--quiet]"
     options = small_flags(args, kinds, usage, others=KEEPS)
     from polyactor.training.trainer import resume
 
-    path = the_run(options)
+    path, callbacks = the_run(options), options.pop("callback", None)
     given = {name.replace("-", "_"): value for name, value in options.items() if name in kinds}
-    return _exit_code(resume(path, **given))
+    return _exit_code(resume(path, callbacks=callbacks, **given))
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {"train": _train, "resume": _resume, **LOOKING}

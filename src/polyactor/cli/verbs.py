@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -9,28 +10,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyactor.cli.flags import HELP, env_timeout, read_config, small_flags, take, take_auto
-from polyactor.errors import UsageError
+from polyactor.cli.flags import HELP, env_timeout, read_config, small_flags, take, take_auto, take_several
+from polyactor.errors import EnvironmentUnsupported, PolyactorError, UsageError
 from polyactor.fields import replace_at
 from polyactor.system.child_processes import ended_by_signal
 from polyactor.system.notices import heard, noticing, to_stderr
 
 if TYPE_CHECKING:
     from polyactor.config import Config
+    from polyactor.envs import Environment, EnvSpec
 
 EVALUATING = {"evaluate.envs": int, "evaluate.max-steps": int, "evaluate.stuck-after": int, "evaluate.timeout": float}
 """Flags of ``train`` that hold for the games of other verbs, too, and the type of each."""
 
+TRUSTING = {"trust-code": bool, "trust-env": bool}
+"""Flags that allow the import of code which a run's config names; the second is older, of environments alone."""
+
 
 def _evaluate(args: list[str]) -> int:
     """Play whole games with a run's policy, greedy and sampled, and print the scores: ``polyactor evaluate``."""
-    kinds = {"games": int, "seed": int, "tag": str, "trust-env": bool, **EVALUATING}
-    usage = "evaluate RUN [--games N] [--seed S] [--tag best|last] [--trust-env]"
+    kinds = {"games": int, "seed": int, "tag": str, **TRUSTING, **EVALUATING}
+    usage = "evaluate RUN [--games N] [--seed S] [--tag best|last] [--trust-code]"
     options = small_flags(args, kinds, f"{usage} [{'] ['.join(f'--{flag} N' for flag in EVALUATING)}]")
     from polyactor.evaluation.evaluate import evaluate
     from polyactor.evaluation.policy import read
 
-    config, tensors = read(the_run(options), options.get("tag"), trust_env=options["trust-env"])
+    config, tensors = read(the_run(options), options.get("tag"), **_trusted(options))
     config = _evaluating(config, options)
     games, seed, cores = options.get("games", 100), options.get("seed", 0), len(os.sched_getaffinity(0))
     _say(f"playing {games} game{'s' * (games != 1)} greedy, then as many sampled, {config.evaluate.timeout:g} s each")
@@ -48,6 +53,13 @@ def _evaluating(config: Config, options: dict[str, Any]) -> Config:
     return config
 
 
+def _trusted(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run's reader is told of the code that may be imported, as `read` takes it."""
+    from polyactor.settings.trust import vouched_for
+
+    return {"trust_code": options["trust-code"], "given": vouched_for(options["trust-env"])}
+
+
 def _say(line: str) -> None:
     """Print a line about what goes on, apart from the results."""
     print(line, file=sys.stderr, flush=True)
@@ -56,15 +68,15 @@ def _say(line: str) -> None:
 
 def _record(args: list[str]) -> int:
     """Record one game of a run's policy as an mp4: ``polyactor record``."""
-    kinds = {"out": Path, "seed": int, "greedy": bool, "tag": str, "trust-env": bool, **EVALUATING}
-    usage = "record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last] [--trust-env]"
+    kinds = {"out": Path, "seed": int, "greedy": bool, "tag": str, **TRUSTING, **EVALUATING}
+    usage = "record RUN [--out FILE] [--seed S] [--greedy] [--tag best|last] [--trust-code]"
     options = small_flags(args, kinds, f"{usage} [{'] ['.join(f'--{flag} N' for flag in EVALUATING)}]")
     from polyactor.evaluation.policy import read
     from polyactor.report.video import record
     from polyactor.storage.atomic import writing
 
     path = the_run(options)
-    config, tensors = read(path, options.get("tag"), trust_env=options["trust-env"])
+    config, tensors = read(path, options.get("tag"), **_trusted(options))
     config, out = _evaluating(config, options), options.get("out", path / "replay.mp4")
     how = {"deterministic": options.get("greedy", False), "seed": options.get("seed", 0)}
     _say(f"playing a game for the film, {config.evaluate.timeout:g} s at most")
@@ -107,15 +119,40 @@ def _presets(args: list[str]) -> int:
 
 
 def _check(args: list[str]) -> int:
-    """Check whether an environment is fit for training, and print the result: ``polyactor check``."""
-    kinds = {"env": str, "env-timeout": float}
-    options = small_flags(args, kinds, "check --env ID [--env-timeout SECONDS]", runs=False)
+    """Check whether an environment is fit for training, and print what a run would meet: ``polyactor check``."""
+    usage = "check --env ID [--env-wrapper NAME…] [--env-kwargs NAME=VALUE…] [--env-timeout SECONDS] [--json]"
+    several, args = take_several(args)
+    options = small_flags(args, {"env": str, "env-timeout": float, "json": bool}, usage, runs=False)
     if "env" not in options:
         raise UsageError("check needs --env, such as: polyactor check --env CartPole-v1")
+    from polyactor.envs import Environment
     from polyactor.envs.check import DEADLINE, inspect
 
-    print(inspect(options["env"], seconds=options.get("env-timeout", DEADLINE)))
+    env = Environment(options["env"], several.get("env_kwargs", ()), several.get("env_wrappers", ()))
+    try:
+        report = inspect(env, seconds=options.get("env-timeout", DEADLINE))
+        report.facts |= _network(env, report.spec)
+    except PolyactorError as error:
+        if options["json"]:
+            print(json.dumps({"environment": options["env"], "fit": False, "problems": [str(error)]}))
+        raise
+    print(json.dumps(report.plain()) if options["json"] else report)
     return 0
+
+
+def _network(env: Environment, spec: EnvSpec) -> dict[str, str]:
+    """Return in words the network that A3C would have in an environment.
+
+    Raises:
+        EnvironmentUnsupported: there is none that fits.
+    """
+    from polyactor.report.network import network
+    from polyactor.settings.presets import base_config
+
+    try:
+        return network(base_config("a3c", env=env.source, look=lambda *_, **__: spec), spec)
+    except UsageError as error:
+        raise EnvironmentUnsupported(f"{error}") from None
 
 
 def _bench(args: list[str]) -> int:

@@ -3,11 +3,13 @@
 This package does not import torch, and imports ale-py only for Atari ids.
 
 * `vector_env`: `VectorEnv`, the interface of B environments.
+* `environment`: `Environment`, what an environment is made of: an id or callable, arguments, wrappers.
+* `finding`: what names of environments and wrappers stand for.
 * `spec`: `EnvSpec`, spaces and limits of one environment.
 * `conversion`: observations and actions of Gymnasium's spaces as a policy sees and takes them, and back.
 * `action_masks`: which choices are legal, as an environment says it.
 * `answers`: what environments answer: checks of it, and failures in words.
-* `gymnasium_env`, `serial_vector_env`: environments of Gymnasium, and B of them stepped one after the other.
+* `gymnasium_env`, `serial_vector_env`: making environments of Gymnasium, and B of them stepped one after the other.
 * `atari`, `atari_exact`: Atari games by ale-py, and Atari games whose state can be saved.
 * `diagnostic`: small environments with known optimal values.
 * `snapshot`: saving and restoring an environment's state.
@@ -16,8 +18,9 @@ This package does not import torch, and imports ale-py only for Atari ids.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,12 +30,13 @@ from polyactor.envs import atari as _atari
 from polyactor.envs import diagnostic, gymnasium_env
 from polyactor.envs.action_masks import draw
 from polyactor.envs.atari import AtariOptions
-from polyactor.envs.gymnasium_env import EnvFactory, name_of, resolved
+from polyactor.envs.environment import EnvFactory, Environment, Wrapper, name_of
+from polyactor.envs.finding import find, resolved
 from polyactor.envs.spec import EnvSpec
 from polyactor.envs.vector_env import ActionSpace, Listener, Step, VectorEnv
-from polyactor.errors import EnvironmentUnsupported
+from polyactor.errors import EnvironmentUnsupported, UsageError
 from polyactor.files import same_directory
-from polyactor.system.deadline import Call, bounded
+from polyactor.system.deadline import Answers, Call, bounded
 from polyactor.system.process_state import kept_streams, kept_switches, moved, streams
 from polyactor.system.streams import lasting_streams
 
@@ -41,10 +45,12 @@ __all__ = [
     "AtariOptions",
     "EnvFactory",
     "EnvSpec",
+    "Environment",
     "Listener",
     "Specs",
     "Step",
     "VectorEnv",
+    "Wrapper",
     "check_exact",
     "draw",
     "env_spec",
@@ -59,7 +65,7 @@ diagnostic.register()
 
 
 def make_envs(
-    env: str | EnvFactory,
+    env: str | EnvFactory | Environment,
     num_envs: int,
     *,
     atari: AtariOptions = AtariOptions(),  # noqa: B008 (frozen)
@@ -72,8 +78,8 @@ def make_envs(
     """Make B copies of one environment.
 
     Args:
-        env: a Gymnasium id, ``module:Env-v0``, ``module:callable``, the same in a file, as ``file.py:callable``, or a
-            callable that returns one `gymnasium.Env`.
+        env: a Gymnasium id, ``module:Env-v0``, ``module:callable``, the same in a file, as ``file.py:callable``, a
+            callable that returns one `gymnasium.Env`, or an `Environment`, which has arguments and wrappers besides.
         num_envs: B.
         atari: preprocessing of Atari games; other environments ignore it.
         max_episode_steps: truncate an episode after this many agent steps. This replaces the limit of an id; an
@@ -85,12 +91,18 @@ def make_envs(
 
     Raises:
         EnvironmentUnsupported: the environment is unknown, not installed or not one of Gymnasium, or has a space that
-            polyactor does not support.
+            polyactor does not support; or a wrapper is unknown, fails or returns no environment.
+        UsageError: an argument is not known, or there are wrappers around a game of Atari.
     """
-    source = gymnasium_env.find(env)
-    if isinstance(source, Registered) and _atari.is_atari(source):
+    found = find(env)
+    if isinstance(found.source, Registered) and _atari.is_atari(found.source):
+        if found.wrappers:
+            raise UsageError(
+                f"--env-wrapper {found.wrappers[0][0]} is not allowed with {found.name}: games of Atari run together "
+                "in one emulator, but a wrapper has one environment; wrap a game in a function: --env FILE.py:FUNCTION"
+            )
         return _atari.AtariEnvs(
-            source,
+            _atari.made_with(found.source, found.kwargs),
             num_envs,
             options=atari,
             max_episode_steps=max_episode_steps,
@@ -99,7 +111,7 @@ def make_envs(
             render=render,
         )
     return gymnasium_env.GymnasiumEnvs(
-        source, num_envs, max_episode_steps=max_episode_steps, saved=saved, render=render, listener=listener
+        found, num_envs, max_episode_steps=max_episode_steps, saved=saved, render=render, listener=listener
     )
 
 
@@ -109,7 +121,12 @@ ENV_TIMEOUT = 60.0
 
 @contextmanager
 def looked_at(
-    env: str | EnvFactory, num_envs: int, *, seconds: float, **options: Any
+    env: str | EnvFactory | Environment,
+    num_envs: int,
+    *,
+    seconds: float,
+    listening: Callable[[Answers], Listener] | None = None,
+    **options: Any,
 ) -> Iterator[tuple[VectorEnv, Listener]]:
     """Yield environments that are made, looked at and closed again, each call bounded, and who is told of calls.
 
@@ -120,6 +137,7 @@ def looked_at(
         env: an environment as in `make_envs`.
         num_envs: B.
         seconds: the deadline of a step, with that of all else as in `Call.factor`.
+        listening: returns who is told of calls, and tells what keeps the deadlines.
         options: further arguments of `make_envs`.
 
     Raises:
@@ -133,19 +151,20 @@ def looked_at(
         kept_switches(),
         bounded(name_of(env), seconds) as answers,
     ):
-        answers.asked(-1, None, Call.CONSTRUCTOR)
-        envs = make_envs(env, num_envs, listener=answers, **options)
-        answers.answered()
+        told: Listener = answers if listening is None else listening(answers)
+        told.asked(-1, None, Call.CONSTRUCTOR)
+        envs = make_envs(env, num_envs, listener=told, **options)
+        told.answered()
         try:
-            yield envs, answers
+            yield envs, told
         finally:
-            answers.asked(-1, None, Call.CLOSE)
+            told.asked(-1, None, Call.CLOSE)
             envs.close()
-            answers.answered()
+            told.answered()
 
 
 def env_spec(
-    env: str | EnvFactory,
+    env: str | EnvFactory | Environment,
     *,
     atari: AtariOptions = AtariOptions(),  # noqa: B008 (frozen)
     seconds: float = ENV_TIMEOUT,
@@ -160,9 +179,10 @@ def env_spec(
     Raises:
         EnvironmentUnsupported: the environment cannot be made, as in `make_envs`, or missed its deadline.
     """
-    source = gymnasium_env.find(env)
+    found = find(env)
+    source = found.source
     stack = atari.stack if isinstance(source, Registered) and _atari.is_atari(source) else 1
-    limit = source.max_episode_steps if isinstance(source, Registered) else None
+    limit = source.max_episode_steps if isinstance(source, Registered) and not found.wrappers else None
     with looked_at(env, 1, atari=atari, seconds=seconds) as (envs, asked):
         if envs.action_mask is None and stack == 1:  # masks are known after a reset only, and Atari gives none
             asked.asked(-1, None)
@@ -171,15 +191,16 @@ def env_spec(
         return EnvSpec.of(envs, stack=stack, max_episode_steps=limit)
 
 
-def is_atari(env: str | EnvFactory) -> bool:
+def is_atari(env: str | EnvFactory | Environment) -> bool:
     """Return whether an environment is an Atari game of ale-py, including old ids such as Pong-v4.
 
     Raises:
         EnvironmentUnsupported: the environment is unknown or not installed.
     """
-    if isinstance(env, str) and _atari.looks_atari(env):
+    asked = Environment.of(env)
+    if isinstance(asked.source, str) and _atari.looks_atari(asked.source):
         return True
-    source = gymnasium_env.find(env)
+    source = find(replace(asked, wrappers=())).source
     return isinstance(source, Registered) and _atari.is_atari(source)
 
 
@@ -188,7 +209,7 @@ PROOF_STEPS = 100
 
 
 def check_exact(
-    env: str | EnvFactory,
+    env: str | EnvFactory | Environment,
     *,
     atari: AtariOptions = AtariOptions(),  # noqa: B008 (frozen)
     max_episode_steps: int | None = None,
@@ -202,7 +223,7 @@ def check_exact(
     """
 
     def two() -> AbstractContextManager[tuple[VectorEnv, Listener]]:
-        options = {"atari": atari, "max_episode_steps": max_episode_steps}
+        options: dict[str, Any] = {"atari": atari, "max_episode_steps": max_episode_steps}
         return looked_at(env, 2, seconds=seconds, saved=True, **options)
 
     with two() as (first, asked_first), two() as (second, asked_second):
@@ -247,15 +268,17 @@ class Specs:
 
     def __init__(self, seconds: float = ENV_TIMEOUT) -> None:
         self.seconds = seconds
-        self._known: dict[tuple[str | int, AtariOptions | None], EnvSpec] = {}
+        self._known: dict[object, EnvSpec] = {}
 
-    def __call__(self, env: str | EnvFactory, *, atari: AtariOptions = AtariOptions()) -> EnvSpec:  # noqa: B008
+    def __call__(self, env: str | EnvFactory | Environment, *, atari: AtariOptions = AtariOptions()) -> EnvSpec:  # noqa: B008
         """Return spaces and limits of an environment, from the cache if it is known.
 
         Raises:
             EnvironmentUnsupported: the environment cannot be made, as in `make_envs`.
         """
-        key = (env if isinstance(env, str) else id(env), atari if is_atari(env) else None)
+        asked = Environment.of(env)
+        parts = [each if isinstance(each, str) else id(each) for each in (asked.source, *asked.wrappers)]
+        key = (*parts, asked.arguments, atari if is_atari(asked) else None)
         if key not in self._known:
-            self._known[key] = env_spec(env, atari=atari, seconds=self.seconds)
+            self._known[key] = env_spec(asked, atari=atari, seconds=self.seconds)
         return self._known[key]

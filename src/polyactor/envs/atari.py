@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Annotated, Any
 
@@ -15,8 +16,8 @@ from polyactor.envs import snapshot
 from polyactor.envs.atari_exact import ExactAtariVectorEnv
 from polyactor.envs.conversion import Conversion
 from polyactor.envs.vector_env import Step, none_lost
-from polyactor.errors import EnvironmentUnsupported, UsageError
-from polyactor.fields import Allowed
+from polyactor.errors import EnvironmentUnsupported, UsageError, one_line
+from polyactor.fields import Allowed, fits, kind
 from polyactor.system.interpreter import holding_interpreter, may_begin_long_call
 
 MAX_FRAMES = 108_000
@@ -80,6 +81,27 @@ def check(spec: EnvSpec) -> None:
             f"{spec.id} sets {', '.join(foreign)}, which the vector emulator does not have;"
             f" an Atari id may set {', '.join(sorted(UNDERSTOOD))}."
         )
+
+
+HONOURED = {"full_action_space": bool, "repeat_action_probability": float, "max_num_frames_per_episode": int}
+"""Arguments of an Atari id that ``--env-kwargs`` may give, and their types."""
+
+
+def made_with(spec: EnvSpec, kwargs: Mapping[str, Any]) -> EnvSpec:
+    """Return a registered id with these arguments in place of its own.
+
+    Raises:
+        UsageError: the vector emulator does not have the argument, or its value is none of its type.
+    """
+    for name, value in kwargs.items():
+        said = f"--env-kwargs {name}={one_line(repr(value), most=80)} is not allowed"
+        if name not in HONOURED:
+            raise UsageError(f"{said}: {spec.id} may be given {', '.join(HONOURED)}; the flags --atari.… say the rest")
+        low, high = (0, 1) if name == "repeat_action_probability" else (1, None)
+        if not fits(value, HONOURED[name]) or (HONOURED[name] is not bool and value not in Allowed(low, high)):
+            wanted = kind(bool) if HONOURED[name] is bool else f"{Allowed(low, high)}"
+            raise UsageError(f"{said}: it must be {wanted}")
+    return replace(spec, kwargs={**spec.kwargs, **kwargs})
 
 
 class AtariEnvs:

@@ -180,7 +180,7 @@ def play(
 
 def limits(config: Config) -> dict[str, float]:
     """Return the agent steps after which `play` cuts a game: those of the flags, those of Atari, or infinity."""
-    options, atari = config.evaluate, is_atari(config.env)
+    options, atari = config.evaluate, is_atari(config.environment)
     most = MAX_FRAMES // config.atari.frame_skip if atari and config.max_episode_steps is None else math.inf
     return {
         "max_game_steps": options.max_steps or most,
@@ -236,7 +236,7 @@ def fresh_envs(
         heartbeat.attend = attention(stopped)
         heartbeat.asked(ALL, None, Call.CONSTRUCTOR)
         envs = make_envs(
-            config.env,
+            config.environment,
             count,
             atari=config.atari,
             max_episode_steps=config.max_episode_steps,

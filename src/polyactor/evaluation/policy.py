@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +24,8 @@ from polyactor.errors import CheckpointError, UsageError, one_line
 from polyactor.fields import expect
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.optim.flat import State
-from polyactor.settings.serialize import from_json, handed, handed_over
+from polyactor.settings.serialize import from_json
+from polyactor.settings.trust import handed_over, refuse_untrusted, vouched_for
 from polyactor.storage import checkpoint
 from polyactor.system.machine import torch_threads, usual_tensors
 
@@ -73,7 +74,7 @@ def load_into(model: ActorCritic, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _tensors_of(model: ActorCritic) -> dict[str, Tensor]:
-    """Return a model's parameters and buffers by name."""
+    """Return a model's parameters and buffers by name, as a checkpoint has them."""
     buffers = {name: each for name, each in model.named_buffers() if each.is_floating_point()}
     return dict(model.named_parameters()) | buffers
 
@@ -109,7 +110,7 @@ class Policy:
 
     def __init__(self, config: Config, tensors: Mapping[str, Tensor], seed: int = 0) -> None:
         self.config = config
-        with looked_at(config.env, 1, seconds=config.env_timeout, atari=config.atari) as (envs, _):
+        with looked_at(config.environment, 1, seconds=config.env_timeout, atari=config.atari) as (envs, _):
             spec, self._conversion = EnvSpec.of(envs), envs.conversion
         with usual_tensors():
             self.model = make_trained(config, spec, tensors)
@@ -193,7 +194,14 @@ def _mask(conversion: Conversion, mask: Any) -> NDArray[np.bool_]:
 
 
 def load(
-    path: str | Path, *, tag: str | None = None, env: Any = None, model: Any = None, trust_env: bool = False
+    path: str | Path,
+    *,
+    tag: str | None = None,
+    env: Any = None,
+    env_wrappers: Sequence[Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+    trust_code: bool = False,
+    trust_env: bool = False,
 ) -> Policy:
     """Load the policy of a run directory (its best checkpoint, else its last) or of one checkpoint.
 
@@ -201,42 +209,66 @@ def load(
         path: a run directory or a checkpoint directory.
         tag: "best" or "last"; by default "best" if the run has it.
         env: an environment in place of the run's; needed where that was a callable that cannot be imported by name.
-        model: parts of the network of one's own in place of the run's, by name, such as ``{"torso": Net}``; needed
-            where those were callables that cannot be imported by name.
-        trust_env: allow the import of the module of an environment or a part of the network, ``module:something``. The
-            import runs code that whoever made the checkpoint chose.
+        env_wrappers: wrappers in place of the run's, which are needed likewise.
+        model: parts of a network of one's own in place of the run's, such as ``{"torso": Net}``, which are, too.
+        trust_code: allow the import of files and modules that the run's config names, such as an environment
+            ``module:something``. The import runs code that whoever made the checkpoint chose.
+        trust_env: as `trust_code`, for the environment and its wrappers alone.
 
     Raises:
-        UsageError: the run's environment or a part of its network is code, and ``trust_env`` is off.
+        UsageError: the run's config names code that the caller has neither handed over nor trusted.
         CheckpointError: there is no checkpoint, or it is damaged, not of polyactor, or of another model.
     """
-    trust_env, code = expect("trust_env", trust_env, bool), handed(env, model)
-    tag = expect("tag", tag, str | None)
-    config, tensors = read(Path(expect("path", path, str | Path)), tag, trust_env=trust_env, given=code)
-    return Policy(handed_over(config, code), tensors)
+    trust_code, handed = (
+        expect("trust_code", trust_code, bool),
+        {"env": env, "env_wrappers": env_wrappers, "model": model},
+    )
+    given = vouched_for(trust_env, **handed)
+    path, tag = Path(expect("path", path, str | Path)), expect("tag", tag, str | None)
+    config, tensors = read(path, tag, trust_code=trust_code, given=given)
+    return Policy(handed_over(config, **handed), tensors)
 
 
 def read(
-    path: Path, tag: str | None = None, *, trust_env: bool = False, given: Collection[str] = ()
+    path: Path, tag: str | None = None, *, trust_code: bool = False, given: Collection[str] = ()
 ) -> tuple[Config, dict[str, Tensor]]:
-    """Read and verify the config and the model's tensors of a run or checkpoint.
+    """Read and verify the config and the model's tensors of a run or checkpoint, to play with its policy.
 
     Args:
         path: a run directory or a checkpoint directory.
         tag: "best" or "last"; by default "best" if the run has it.
-        trust_env: accept an environment ``module:something``, whose module will be imported; parts of a network, too.
-        given: what the caller hands over in place of the saved, as `from_json` takes it.
+        trust_code: whether code that the config names may be imported.
+        given: places of the config whose code the caller has handed over or trusts, as in `refuse_untrusted`.
 
     Raises:
-        UsageError: the run's environment or a part of its network is code, and ``trust_env`` is off.
+        UsageError: the run's config names code that is not trusted.
         CheckpointError: there is no checkpoint, or it is damaged, not of polyactor, or not finite.
     """
-    if tag is None:
-        tag = "best" if checkpoint.exists(path, tag="best") else "last"
-    found = checkpoint.load(path, tag=tag)
-    config = from_json(found.meta.get("config", {}), trust_env=trust_env, given=given)
+    found = _checkpoint(path, tag)
+    plain = found.meta.get("config", {})
+    config = from_json(plain)
+    refuse_untrusted(plain, trust_code, given=given)
     refuse_not_finite(found)
     return config, model_tensors(found.tensors)
+
+
+def parameters(path: Path, tag: str | None = None) -> dict[str, Tensor]:
+    """Read and verify the model's tensors alone, for which no code that the config names is needed.
+
+    Raises:
+        CheckpointError: as in `read`.
+    """
+    found = _checkpoint(path, tag)
+    from_json(found.meta.get("config", {}))
+    refuse_not_finite(found)
+    return model_tensors(found.tensors)
+
+
+def _checkpoint(path: Path, tag: str | None) -> checkpoint.Checkpoint:
+    """Return the checkpoint with this tag; without one, the best where there is one, else the last."""
+    if tag is None:
+        tag = "best" if checkpoint.exists(path, tag="best") else "last"
+    return checkpoint.load(path, tag=tag)
 
 
 def refuse_not_finite(found: checkpoint.Checkpoint) -> None:
@@ -260,7 +292,7 @@ def start_from(state: State, path: Path) -> None:
     Raises:
         CheckpointError: the other run has another model, or its checkpoint cannot be read.
     """
-    _, tensors = read(path, trust_env=True)  # only its parameters are used, not its environment
+    tensors = parameters(path)
     for name, view in state.views().items():
         if name not in tensors or (tensors[name].shape, tensors[name].dtype) != (view.shape, view.dtype):
             raise CheckpointError(f"--init-from {path} is of another model: {name} is missing or of another shape")

@@ -19,7 +19,7 @@ import torch
 from polyactor import transport
 from polyactor.agent.parts import Parts, precision
 from polyactor.config import Config
-from polyactor.envs import AtariOptions, EnvSpec, draw, env_spec, looked_at, name_of
+from polyactor.envs import AtariOptions, Environment, EnvSpec, draw, env_spec, looked_at, name_of
 from polyactor.shared.timing import Part
 from polyactor.system.host import cpu_name, versions
 from polyactor.system.machine import tune_allocator
@@ -56,7 +56,7 @@ def bench(configs: Sequence[Config], *, seconds: float, rounds: int = 3) -> list
     configs = [replace(c, envs=c.envs * processes) if c.scheme.single else c for c in configs]
     v, first = versions(), configs[0]
     print(f"{cpu_name()}, {processes} processes, torch {v['torch']}, {name_of(first.env)}")
-    specs = [env_spec(config.env, atari=config.atari, seconds=config.env_timeout) for config in configs]
+    specs = [env_spec(config.environment, atari=config.atari, seconds=config.env_timeout) for config in configs]
     names = [_name(config, spec) for config, spec in zip(configs, specs, strict=True)]
     alone = [environments_alone(first, processes, seconds)]
     trained: list[list[Trained]] = [[] for _ in configs]
@@ -96,7 +96,7 @@ def advice(parts: Mapping[Part, float]) -> str:
 def environments_alone(config: Config, processes: int, seconds: float) -> float:
     """Return the steps per second of environments alone: one vector environment in each process, random actions."""
     counts = torch.zeros(processes, 2, dtype=torch.float64).share_memory_()  # type: ignore[no-untyped-call]
-    pool = ProcessPool(_step, processes, (config.env, config.atari, config.env_timeout, seconds, counts))
+    pool = ProcessPool(_step, processes, (config.environment, config.atari, config.env_timeout, seconds, counts))
     try:
         while not pool.wait(0.1):
             pass
@@ -105,7 +105,9 @@ def environments_alone(config: Config, processes: int, seconds: float) -> float:
     return float((counts[:, 0] / counts[:, 1]).sum())
 
 
-def _step(worker: int, env: str, atari: AtariOptions, deadline: float, seconds: float, counts: torch.Tensor) -> None:
+def _step(
+    worker: int, env: Environment, atari: AtariOptions, deadline: float, seconds: float, counts: torch.Tensor
+) -> None:
     """Step environments for `seconds`, and write steps and elapsed seconds into the worker's row of `counts` [W, 2]."""
     with looked_at(env, ENVIRONMENTS, seconds=deadline, atari=atari) as (envs, asked):
         asked.asked(-1, None)

@@ -23,7 +23,7 @@ from polyactor.envs import EnvSpec, name_of
 from polyactor.envs.answers import FAILURES
 from polyactor.errors import EnvironmentUnsupported, one_line
 from polyactor.evaluation.evaluate import fresh_envs, limits
-from polyactor.evaluation.policy import make_trained, read
+from polyactor.evaluation.policy import make_trained, parameters
 from polyactor.report.curves import curve
 from polyactor.shared.counters import never
 from polyactor.system.deadline import Unanswered
@@ -241,7 +241,7 @@ def keepsakes(
     try:
         within = FILM_WITHIN if games else ENDLESS_WITHIN
         say(f"playing a game for the film, {within:g} s at most")
-        _, tensors = read(directory, trust_env=True)
+        tensors = parameters(directory)
         film = record(config, tensors, directory / "replay.mp4", seed=config.seed, timeout=within, stopped=stopped)
         if film.cut:
             yield "video_cut", film.cut

@@ -170,7 +170,7 @@ class Stopwatch:
         config, start = self.config, time.perf_counter()
         self.asked.asked(-1, None, Call.CONSTRUCTOR)
         envs = make_envs(
-            config.env,
+            config.environment,
             size,
             atari=config.atari,
             max_episode_steps=config.max_episode_steps,

@@ -10,6 +10,7 @@ import cloudpickle
 
 from polyactor.config import TRANSPORTS, Config
 from polyactor.data import OPTIONAL
+from polyactor.envs.environment import parsed
 from polyactor.errors import UsageError, one_line
 from polyactor.fields import OneOf, converted, fits, kind, replace_at, walk
 
@@ -59,7 +60,8 @@ def check(config: Config) -> None:
             f"its `needs` may name {', '.join(sorted(OPTIONAL))}"
         )
     TRANSPORTS[config.transport].fits(config)
-    objects = [each for each in (config.env, *config.model.own.values()) if not isinstance(each, str)]
+    code = (config.env, *config.env_wrappers, *config.model.own.values())
+    objects = [each for each in code if not isinstance(each, str)]
     if objects and TRANSPORTS[config.transport].forks(scheme) and not scheme.in_threads:
         _refuse_unsendable(config)
     scheme.fits(config)
@@ -82,7 +84,8 @@ def _refuse_misplaced(config: Config) -> None:
 
 def _refuse_unsendable(config: Config) -> None:
     """Raise `UsageError` where the user's callables or algorithm cannot be sent to a worker's process."""
-    parts = [(f"the {name} of the model", value) for name, value in config.model.own.items()]
+    parts = [("a wrapper", wrapper) for wrapper in config.env_wrappers]
+    parts += [(f"the {name} of the model", value) for name, value in config.model.own.items()]
     for what, value in (("the environment", config.env), *parts, ("the algorithm", config.algorithm)):
         try:
             cloudpickle.dumps(value)
@@ -101,8 +104,10 @@ def settled(config: Config) -> Config:
     """
     for setting in walk(config):
         value = converted(setting.value, setting.declared.hint)
-        if isinstance(value, str) and any(ord(c) < ord(" ") for c in value):
-            raise UsageError(f"--{setting.flag} {one_line(value, most=80)} is not allowed: it must be one line of text")
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, str) and any(ord(c) < ord(" ") for c in each):
+                said = one_line(each, most=80)
+                raise UsageError(f"--{setting.flag} {said} is not allowed: it must be one line of text")
         if value is not setting.value:
             config = replace_at(config, setting.path, value)
     check_values(config)
@@ -125,6 +130,7 @@ def check_values(config: Config) -> None:
                     raise UsageError(f"--{flag} {said} is not allowed: it must be {allowed}{text}")
         if not fits(value, hint):
             raise UsageError(f"--{flag} {one_line(value, most=80)} is not allowed: it must be {kind(hint)}")
+    parsed(config.env_kwargs)
     for entry in config.model.hidden:
         if entry < 1:
             raise UsageError(f"--model.hidden {entry} is not allowed: it must be a number of at least 1")

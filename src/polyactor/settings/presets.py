@@ -9,7 +9,7 @@ from typing import Any, Literal
 from polyactor.algorithms import ALGORITHMS
 from polyactor.algorithms.base import Algorithm
 from polyactor.config import Config, Scheme
-from polyactor.envs import EnvFactory, EnvSpec, env_spec, is_atari
+from polyactor.envs import EnvFactory, Environment, EnvSpec, Wrapper, env_spec, is_atari
 from polyactor.errors import UsageError, suggestion
 from polyactor.fields import declared, replace_at
 from polyactor.optim import Rule
@@ -245,7 +245,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def kind_of(env: str | EnvFactory, look: Callable[..., EnvSpec] = env_spec) -> Kind:
+def kind_of(env: str | EnvFactory | Environment, look: Callable[..., EnvSpec] = env_spec) -> Kind:
     """Return the kind of an environment; an Atari id is recognised without creating an environment.
 
     Args:
@@ -267,6 +267,8 @@ def base_config(
     algorithm: str | Algorithm | None = None,
     scheme: str | Scheme | None = None,
     optimizer: str | Rule | None = None,
+    env_kwargs: tuple[str, ...] = (),
+    env_wrappers: tuple[str | Wrapper, ...] = (),
     look: Callable[..., EnvSpec] = env_spec,
 ) -> Config:
     """Return the config that a name stands for, before any flag changes it.
@@ -280,6 +282,8 @@ def base_config(
         algorithm: a name or an instance, in place of the method's.
         scheme: a name or an instance, in place of the method's.
         optimizer: a name or an instance, in place of the method's.
+        env_kwargs: what the environment is made with, each as ``name=value``.
+        env_wrappers: the wrappers around the environment, or their names.
         look: returns what an environment looks like, as `env_spec` does.
 
     Raises:
@@ -300,7 +304,11 @@ def base_config(
     asked = {"algorithm": algorithm, "scheme": scheme, "optimizer": optimizer}
     made: dict[str, Any] = {kind: _made(kind, value) for kind, value in asked.items() if value is not None}
     # A published preset changes the plain defaults: a method's settings are ours, not those of the source.
-    values = {} if preset and preset.source else dict(method.values[kind_of(env, look)])
+    values = (
+        {}
+        if preset and preset.source
+        else dict(method.values[kind_of(Environment(env, env_kwargs, env_wrappers), look)])
+    )
     values |= preset.values if preset else {}
     named = {"algorithm": method.algorithm, "scheme": method.scheme, "optimizer": values.pop("optimizer")}
     made = {kind: _made(kind, name) for kind, name in named.items()} | made
@@ -314,7 +322,7 @@ def base_config(
         # An algorithm from a file need not have all fields that our settings name.
         return section != "algorithm" or named["algorithm"] in ALGORITHMS or field in fields
 
-    config = Config(env=env, preset=name, **made)
+    config = Config(env=env, env_kwargs=env_kwargs, env_wrappers=env_wrappers, preset=name, **made)
     if config.scheme.single:
         values |= {"workers": 1}
     if not config.scheme.per_worker:

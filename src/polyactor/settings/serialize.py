@@ -6,17 +6,19 @@ import dataclasses
 import json
 import sys
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+import gymnasium
 
 from polyactor import envs
 from polyactor.algorithms import ALGORITHMS
 from polyactor.algorithms.base import Algorithm
-from polyactor.config import Config, EvaluateOptions, Normalize
+from polyactor.config import OBJECTS, Config, EvaluateOptions, Normalize
 from polyactor.envs import AtariOptions
 from polyactor.errors import CheckpointError, UsageError, one_line
-from polyactor.fields import declared, expect, fits, is_code, replace_at, require, walk
+from polyactor.fields import declared, fits, require, walk
 from polyactor.models.spec import CODE, ModelSpec
 from polyactor.settings.check import check_values
 from polyactor.settings.registry import PARTS, name_of, part
@@ -31,16 +33,8 @@ MOST_PIXELS = 1 << 24
 """Most pixels of an observation that a checkpoint's config may ask for: 600 times Atari's."""
 
 
-OBJECTS = {"env": ("environment", "env=…")} | {
-    f"model.{name}": (what, f'model={{"{name}": …}}')
-    for name, what in {"torso": "torso", "core": "core", "network": "network"}.items()
-}
-"""Settings that may be Python objects, for which the JSON of a config has names: what each is, and how it is handed
-over."""
-
-
 LONGEST_NAME = 4_400
-"""Most characters of the name of code: of a path that Linux opens, and of a callable in it."""
+"""Most characters of an environment's name: of a path that Linux opens, and of a callable in it."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +59,10 @@ def to_json(config: Config) -> dict[str, Any]:
         plain[kind] = {"name": name_of(kind, getattr(config, kind)), **plain[kind]}
     if type(config.algorithm) not in ALGORITHMS.values():
         plain["algorithm"]["outputs"] = list(config.algorithm.outputs)
-    plain["env"] = _named(config.env)
-    plain["model"] |= {name: _named(value) for name, value in config.model.own.items()}
+    plain["model"] |= {name: importable(value) for name, value in config.model.own.items()}
+    for name in OBJECTS:
+        value = getattr(config, name)
+        plain[name] = [importable(each) for each in value] if isinstance(value, tuple) else importable(value)
     return plain
 
 
@@ -76,7 +72,7 @@ def _plain(part: Any) -> dict[str, Any]:
     return {name: _plain(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
 
 
-def _named(value: str | Callable[..., Any]) -> str:
+def importable(value: Any) -> str:
     """Return the name that a callable can be imported by, or its own name in angle brackets where there is none.
 
     A text is returned as it is.
@@ -84,6 +80,8 @@ def _named(value: str | Callable[..., Any]) -> str:
     if isinstance(value, str):
         return value
     module, name = str(getattr(value, "__module__", "")), envs.name_of(value)
+    if name in gymnasium.wrappers.__all__ and getattr(gymnasium.wrappers, name) is value:
+        return f"gymnasium.wrappers:{name}"
     home = sys.modules.get(module)
     if home is None or getattr(home, name, None) is not value:
         return f"{module}:<{name.strip('<>')}>"
@@ -98,81 +96,36 @@ def refuse_unwritable(config: Config) -> None:
     Raises:
         UsageError: a value is not plain; only an algorithm of one's own can have such a setting.
     """
+    named = (*OBJECTS, *(f"model.{part}" for part in CODE))
     for setting in walk(config):
         try:
-            json.dumps(None if setting.path in OBJECTS else setting.value, allow_nan=False)
+            json.dumps(None if setting.path in named else setting.value, allow_nan=False)
         except (TypeError, ValueError) as error:
             said = one_line(setting.value, most=80)
             raise UsageError(f"--{setting.flag} {said} is not allowed: it cannot be saved as JSON: {error}") from None
 
 
-def from_json(plain: Mapping[str, Any], *, trust_env: bool = False, given: Collection[str] = ()) -> Config:
+def from_json(plain: Mapping[str, Any]) -> Config:
     """Return the config that `to_json` wrote, perhaps on somebody else's machine.
 
     No code is imported: an algorithm from a file becomes a `StandIn`, which is enough to play with the policy and not
-    to train on.
-
-    Args:
-        plain: the config as JSON.
-        trust_env: accept an environment and parts of a network ``module:something``, whose module will be imported.
-        given: paths of `OBJECTS` for which the caller has others.
+    to train on. What uses other code that the config names asks `refuse_untrusted` first.
 
     Raises:
-        UsageError: the environment or a part of the network is ``module:something``, and ``trust_env`` is off.
         CheckpointError: the JSON is no config, or names something that this version does not have.
     """
     try:
         config = _from_json(dict(plain))
         check_values(config)
-        named = {"env": config.env} | {f"model.{part}": name for part, name in config.model.own.items()}
-        for path, name in named.items():
+        for name in (config.env, *config.env_wrappers, *config.callbacks, *config.model.own.values()):
             if not str(name).isprintable() or len(str(name)) > LONGEST_NAME:
-                raise ValueError(f"{path} is {name}")
+                raise ValueError(f"the environment, a wrapper, a callback or a part of the network is {name}")
         pixels = config.atari.stack * config.atari.frame_size * (config.atari.resize_height or config.atari.frame_size)
         if pixels > MOST_PIXELS:
             raise ValueError(f"observations of {pixels} pixels")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError) as error:
         why = one_line(error) or type(error).__name__
         raise CheckpointError(f"the config is not one of this version's: {why}") from None
-    for path in [] if trust_env else [path for path in named if path not in given]:
-        (what, again), (module, colon, name) = OBJECTS[path], str(named[path]).rpartition(":")
-        if "<" in name:
-            raise UsageError(
-                f"the {what} of this run was a callable that has no name to import it by, {one_line(named[path])}: "
-                f"hand it over again, in Python: {again}"
-            )
-        if colon:
-            raise UsageError(
-                f"the {what} {one_line(named[path])} is code: the module {one_line(module)} would be imported and run; "
-                "if you trust it, add --trust-env (in Python: trust_env=True)"
-            )
-    return config
-
-
-def handed(env: Any, model: Any) -> dict[str, Any]:
-    """Return the code that a caller hands over in place of that of a saved run, by its path in the config.
-
-    Args:
-        env: an environment, or None.
-        model: parts of the network by name, or None.
-
-    Raises:
-        UsageError: `model` is no mapping of parts of one's own.
-    """
-    parts = expect("model", {} if model is None else model, Mapping)
-    for name, value in parts.items():
-        if name not in CODE or not (callable(value) or is_code(value)):
-            raise UsageError(
-                f"model {one_line(name)}={one_line(value, most=80)} is not allowed: a run keeps its network, "
-                f"and only code for {', '.join(CODE)} can be handed over again"
-            )
-    return {f"model.{name}": value for name, value in parts.items()} | ({} if env is None else {"env": env})
-
-
-def handed_over(config: Config, code: Mapping[str, Any]) -> Config:
-    """Return a config with what `handed` gives in place of the saved."""
-    for path, value in code.items():
-        config = replace_at(config, path, value)
     return config
 
 

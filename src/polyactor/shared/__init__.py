@@ -1,6 +1,7 @@
 """Objects in shared memory through which the processes of a run communicate.
 
 * `counters`: updates, steps, games and metrics of each worker, and the command to pause or stop.
+* `changes`: settings that are changed while a run goes on.
 * `heartbeat`: each worker's last sign of life, and how long an environment has not answered.
 * `slot_queue`: bounded queues between workers and the run's own process.
 * `gradient_slots`: buffers for gradients on their way to a parameter server.

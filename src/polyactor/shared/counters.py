@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from polyactor.errors import UsageError
+from polyactor.shared.changes import Changes
 from polyactor.shared.heartbeat import Heartbeats
 from polyactor.shared.timing import PARTS, SAMPLING, Part
 
@@ -97,6 +98,7 @@ class SharedCounters:
         self._errors = torch.zeros(workers, ERRORS_KEPT, ERROR_LENGTH, dtype=torch.uint8)
         self._word = torch.full((1,), RUN, dtype=torch.int64)
         self.heartbeats = Heartbeats(workers)
+        self.changes = Changes()
         self._read = [0] * workers
         self._errors_read = [0] * workers
         self._marked = self._metrics.numpy().sum(1)
@@ -115,6 +117,7 @@ class SharedCounters:
             self._errors,
             self._word,
             self.heartbeats.tensor,
+            self.changes.tensor,
         )
         for tensor in own:
             tensor.share_memory_()  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ import socket
 import stat
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,6 +66,8 @@ class MetricsLog:
             self._rows = _Appender(_open_lines(rows, append))
             self._events = _Appender(_open_lines(events, append))
             self._tensorboard = _Scalars(self.directory, purge=append)
+        self.listener: Callable[[dict[str, Any]], object] | None = None
+        """A function that is given each event after it was written."""
 
     def row(self, values: Mapping[str, Value]) -> None:
         """Append one metrics row to ``metrics.jsonl`` and its scalars to TensorBoard.
@@ -87,9 +89,12 @@ class MetricsLog:
     def event(self, name: str, reason: str = "", **fields: object) -> None:
         """Append one event to ``events.jsonl``: UTC time (ISO 8601, milliseconds), name, reason, then the fields."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        plain = _plain({"time": now, "event": name, "reason": reason} | fields)
         with writing(self.directory / EVENTS):
-            self._events.append(_line(_plain({"time": now, "event": name, "reason": reason} | fields)))
+            self._events.append(_line(plain))
         self._log_dropped()
+        if self.listener is not None:
+            self.listener(plain)
 
     def summary(self, values: Mapping[str, object]) -> None:
         """Write ``summary.json`` atomically: a reader finds the old content or the new one."""

@@ -19,6 +19,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from time import monotonic, sleep
 from types import FrameType
 
 noted: set[int] = set()
@@ -31,13 +32,13 @@ def noting(begun: set[int]) -> Iterator[None]:
 
     If the context is left by an exception, they are ended, since nothing can be asked to close them.
     """
-    before = _children()
+    before = children()
     try:
         yield
     except BaseException:
-        end_noted(_children() - before)
+        end_noted(children() - before)
         raise
-    new = _children() - before
+    new = children() - before
     if new:
         begun |= new
         if not noted:
@@ -143,13 +144,32 @@ def stopping_too(workers: Callable[[], Iterable[int]]) -> Iterator[None]:
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
 
 
-def _children() -> set[int]:
+def children() -> set[int]:
     """Return the processes that this thread has begun and that have not been waited for."""
     try:
         with open("/proc/thread-self/children") as file:
             return {int(pid) for pid in file.read().split()}
     except OSError:
         return set()
+
+
+def lasting(pids: Iterable[int], patience: float = 0.5) -> set[int]:
+    """Return those of these processes that still run after some seconds, but for Python's own resource tracker."""
+    left, end = set(pids), monotonic() + patience
+    while left := {pid for pid in left if _runs(pid)}:
+        if monotonic() > end:
+            break
+        sleep(0.01)
+    return left
+
+
+def _runs(pid: int) -> bool:
+    """Return whether a process runs: it is neither gone nor only waiting to be collected by this process."""
+    try:
+        with open(f"/proc/{pid}/stat", errors="replace") as stat, open(f"/proc/{pid}/cmdline", "rb") as command:
+            return stat.read().rpartition(")")[2].split()[0] != "Z" and b"resource_tracker" not in command.read()
+    except OSError:
+        return False
 
 
 def _processes() -> dict[int, tuple[int, int]]:

@@ -15,7 +15,7 @@ import cloudpickle
 from polyactor.config import Config
 from polyactor.errors import EnvironmentUnsupported, one_line
 from polyactor.evaluation.evaluate import Evaluation, evaluate
-from polyactor.evaluation.policy import read
+from polyactor.evaluation.policy import parameters
 from polyactor.files import same_directory
 from polyactor.storage.atomic import replace_file, writing
 from polyactor.system.notices import Doing, waiting
@@ -89,8 +89,7 @@ class Evaluator:
 def _evaluate_checkpoint(worker: int, pickled: bytes, saved: str, result: str, games: int) -> None:
     """Evaluate a checkpoint in a process of its own, and write the mean and all games to the JSON file `result`."""
     config: Config = cloudpickle.loads(pickled)
-    _, tensors = read(Path(saved), trust_env=True)  # only its parameters are used, not its environment
-    found = evaluate(config, tensors, games=games, seed=config.seed)
+    found = evaluate(config, parameters(Path(saved)), games=games, seed=config.seed)
     with writing(Path(result)):
         replace_file(Path(result), json.dumps({"mean": found.mean if found.scores else None} | asdict(found)).encode())
 

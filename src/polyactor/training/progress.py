@@ -145,14 +145,15 @@ def farewell(
     """Yield the lines printed at the end of a run: its score, and which files there are, and why one is not.
 
     Args:
-        status: "done" or "reached".
+        status: "done", "reached" or "callback".
         config: the run's config.
         summary: the content of ``summary.json``.
         directory: the run directory.
         skipped: the reasons of the events of `keepsakes`.
     """
     score, steps = number(summary["score_mean100"]), summary["agent_steps"]
-    yield f"{status}: score {score} after {steps:,} steps in {clock(summary['wall_s'])}"
+    how = "ended by a callback" if status == "callback" else status
+    yield f"{how}: score {score} after {steps:,} steps in {clock(summary['wall_s'])}"
     if not summary["games"]:
         yield no_game(config, steps)
     there = [name for name, event in (("curve", "curve_skipped"), ("film", "video_skipped")) if event not in skipped]

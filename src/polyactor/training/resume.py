@@ -9,14 +9,18 @@ from typing import Any
 from polyactor.agent.parts import Parts
 from polyactor.agent.resumables import Resumables
 from polyactor.config import Config
-from polyactor.envs import EnvSpec, check_exact
+from polyactor.envs import check_exact, env_spec
 from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError, one_line
-from polyactor.evaluation.policy import model_tensors, refuse_misfit
+from polyactor.evaluation.policy import model_tensors, refuse_misfit, refuse_not_finite
 from polyactor.fields import expect
+from polyactor.settings.changing import changed
+from polyactor.settings.check import check
 from polyactor.settings.registry import name_of
-from polyactor.settings.serialize import StandIn, algorithm_from, from_json, handed, handed_over
+from polyactor.settings.serialize import StandIn, algorithm_from, from_json
+from polyactor.settings.trust import handed_over, refuse_untrusted, vouched_for
 from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.storage.checkpoint import Checkpoint
+from polyactor.training.run import as_written
 
 MOST_COUNTED = 2**53
 """Largest value that a counter in a checkpoint may have."""
@@ -31,7 +35,7 @@ def refuse_inexact(config: Config) -> None:
     if config.exact_resume:
         try:
             check_exact(
-                config.env,
+                config.environment,
                 atari=config.atari,
                 max_episode_steps=config.max_episode_steps,
                 seconds=config.env_timeout,
@@ -40,42 +44,60 @@ def refuse_inexact(config: Config) -> None:
             raise UsageError(f"--exact-resume is not allowed: {error}".rstrip(".")) from None
 
 
-def config_of(found: Checkpoint, *, algorithm: str | None, env: Any, model: Any, trust_env: bool) -> Config:
+def config_of(
+    found: Checkpoint, algorithm: str | None, trust_code: bool, trust_env: bool, *, callbacks: object, **handed: Any
+) -> Config:
     """Return the config of a checkpoint, with the code that the caller names.
 
     Args:
         found: the checkpoint.
-        algorithm: ``file.py:Class``; needed where the run's algorithm came from a file.
-        env: an environment in place of the saved one, or None.
-        model: parts of the network in place of the saved ones, by name, or None.
-        trust_env: accept a saved environment and parts of a network ``module:something``, which will be imported.
+        algorithm: ``file.py:Class``, in place of the run's algorithm from a file; None takes that, if it is trusted.
+        trust_code: whether code that the config names may be imported.
+        trust_env: the same, for the environment and its wrappers alone.
+        callbacks: what the caller hands over in place of the run's callbacks, whose code is not needed then; or None.
+        handed: environment, wrappers and parts of the network in place of the saved ones, by their settings, or None.
 
     Raises:
-        UsageError: the environment or the algorithm is code that the caller has not named or trusted, or an argument
-            has a wrong type.
+        UsageError: the config names code that the caller has neither handed over nor trusted, or an argument has a
+            wrong type.
         CheckpointError: the saved config is not valid in this version.
     """
-    algorithm, trust_env = expect("algorithm", algorithm, str | None), expect("trust_env", trust_env, bool)
-    code = handed(env, model)
-    config = handed_over(from_json(found.meta.get("config", {}), trust_env=trust_env, given=code), code)
-    if not isinstance(config.algorithm, StandIn):
-        if algorithm is not None:
-            raise UsageError(
-                f"--algorithm {one_line(algorithm)} is not allowed: the run goes on with its own algorithm, "
-                f"{name_of('algorithm', config.algorithm)}, and only one from a file has to be named"
-            )
-        return config
-    options = dict(found.meta["config"]["algorithm"])
-    name = options.pop("name")
-    if algorithm is None:
-        raise UsageError(f"the run's algorithm is from a file, so name it: --algorithm {one_line(name)}")
-    return replace(config, algorithm=algorithm_from(algorithm, options))
+    algorithm, trust_code = expect("algorithm", algorithm, str | None), expect("trust_code", trust_code, bool)
+    given = vouched_for(trust_env, **handed, **{"callbacks": callbacks, "algorithm.name": algorithm})
+    plain = found.meta.get("config", {})
+    config = from_json(plain)
+    refuse_untrusted(plain, trust_code, given=given, training=True)
+    config = handed_over(config, **handed)
+    if isinstance(config.algorithm, StandIn):
+        options = dict(plain["algorithm"])
+        name = options.pop("name")
+        return replace(config, algorithm=algorithm_from(algorithm or name, options))
+    if algorithm is not None:
+        raise UsageError(
+            f"--algorithm {one_line(algorithm)} is not allowed: the run goes on with its own algorithm, "
+            f"{name_of('algorithm', config.algorithm)}, and only one from a file has to be named"
+        )
+    return config
+
+
+def changes_of(config: Config, found: Checkpoint) -> dict[str, float | None]:
+    """Return the settings that callbacks have changed before a checkpoint, by dotted name.
+
+    Raises:
+        CheckpointError: they are no changes that a run of this config can have.
+    """
+    made = found.meta.get("changes", {})
+    try:
+        changed(config, dict(made))
+    except (UsageError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"the checkpoint's changes are not what a run keeps: {one_line(error)}") from None
+    return dict(made)
 
 
 def going_on(
     config: Config, found: Checkpoint, *, steps: int | None, restart: bool, quiet: bool, out: Path
 ) -> tuple[Config, list[str]]:
-    """Return the config that a run goes on with, and a sentence where a new total makes its schedules jump.
+    """Return the config that a run goes on with, and sentences: what callbacks changed, and which schedules jump.
 
     Args:
         config: the config of the checkpoint.
@@ -90,16 +112,21 @@ def going_on(
     """
     restart, steps = expect("restart", restart, bool), expect("--steps", steps, int | None)
     total, done = config.steps, found.meta.get("agent_steps")
+    made = changes_of(config, found)
+    numbers = ", ".join(f"--{path.replace('_', '-')} {as_written(value)}" for path, value in made.items())
+    said = [f"goes on with what callbacks have changed: {numbers}"] * bool(made)
     exact = config.exact_resume and not restart
     config = replace(config, out=str(out), quiet=expect("quiet", quiet, bool), exact_resume=exact)
     if steps is None or steps == total:
-        return config, []
+        return config, said
     if isinstance(done, int) and steps <= done:
         raise UsageError(
             f"--steps {steps} is not allowed: {done} steps are done already, and the number is the new total of the run"
         )
     before, config = config, replace(config, steps=steps)
-    return config, _jumps(before, config, done) if isinstance(done, int) and steps > 0 else []
+    if isinstance(done, int) and steps > 0:
+        said += _jumps(changed(before, made), changed(config, made), done)
+    return config, said
 
 
 def _jumps(before: Config, after: Config, done: int) -> list[str]:
@@ -115,12 +142,17 @@ def _jumps(before: Config, after: Config, done: int) -> list[str]:
     return [f"the new total stretches what is annealed: goes on with {', '.join(said)}"] if said else []
 
 
-def restored(config: Config, spec: EnvSpec, found: Checkpoint) -> Parts:
+def restored(config: Config, found: Checkpoint) -> Parts:
     """Return the parts of a resumed run, with parameters, optimizer state and counters from a checkpoint.
 
     Raises:
+        UsageError: the config cannot be run here.
+        EnvironmentUnsupported: the environment cannot be made.
         CheckpointError: the tensors do not fit the config, or a counter has a value that no run reaches.
     """
+    check(config)
+    refuse_not_finite(found)
+    spec = env_spec(config.environment, atari=config.atari, seconds=config.env_timeout)
     refuse_misfit(config, spec, model_tensors(found.tensors))
     saved = found.tensors
     parts = replace(Parts.fresh(config, spec), resumables=Resumables(saved if config.exact_resume else None))
@@ -130,6 +162,7 @@ def restored(config: Config, spec: EnvSpec, found: Checkpoint) -> Parts:
         tensor.copy_(saved[name])
     _refuse_other_counters(parts.counters, found)
     parts.counters.restore(saved)
+    parts.counters.changes.put(changes_of(config, found))
     return parts
 
 

@@ -24,7 +24,14 @@ from polyactor.system.notices import hasten, noticing
 class Stop:
     """Whether a signal has asked the run to stop."""
 
+    counters: SharedCounters
     asked: bool = False
+
+    def ask(self) -> None:
+        """Ask the run to stop, as the first signal does."""
+        self.asked = True
+        self.counters.stop()
+        hasten()
 
     def __call__(self) -> bool:
         """Return `asked`, for functions that take a callable."""
@@ -45,15 +52,13 @@ def stop_signals(config: Config, counters: SharedCounters, say: Callable[[str], 
         counters: the counters of the run; its workers are asked to end by the first signal.
         say: prints what the run waits for, unless the run is quiet.
     """
-    stop = Stop()
+    stop = Stop(counters)
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.asked and number != signal.SIGHUP:
             end_noted()
             os._exit(128 + number)
-        stop.asked = True
-        counters.stop()
-        hasten()
+        stop.ask()
 
     def what() -> str:
         asked = (counters.heartbeats.asked(worker) for worker in range(counters.workers))

@@ -162,8 +162,9 @@ class Stats:
         }
 
     def kept(self) -> dict[str, Any]:
-        """Return the statistics that a checkpoint's meta holds besides the summary."""
-        return {"scores": list(self.scores), "lengths": list(self.lengths), "games_needed": self.games_needed}
+        """Return what a checkpoint's meta holds besides the summary: statistics, and settings changed by callbacks."""
+        kept = {"scores": list(self.scores), "lengths": list(self.lengths), "games_needed": self.games_needed}
+        return kept | {"changes": self.counters.changes.made()}
 
     def _after(self, steps: int) -> int:
         """Return the agent steps at which the first metrics row after `steps` is due."""

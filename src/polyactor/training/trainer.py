@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from polyactor import transport
 from polyactor.agent.parts import Parts, precision
 from polyactor.config import Config
-from polyactor.envs import EnvSpec, env_spec, name_of
+from polyactor.envs import EnvSpec, name_of
 from polyactor.errors import PolyactorError, shown
-from polyactor.evaluation.policy import refuse_not_finite, start_from
+from polyactor.evaluation.policy import start_from
 from polyactor.fields import expect
 from polyactor.report.video import keepsakes
 from polyactor.settings.check import check
@@ -25,10 +25,12 @@ from polyactor.storage.run_directory import claimed, refuse_taken, run_directory
 from polyactor.system import failpoints
 from polyactor.system.machine import tune_allocator, undisturbed
 from polyactor.training.background_eval import BackgroundEvaluation
+from polyactor.training.callbacks import Callbacks, resumed
 from polyactor.training.checkpointing import Checkpointer, advise
 from polyactor.training.events import Events
 from polyactor.training.progress import Progress, banner, farewell
 from polyactor.training.resume import config_of, going_on, refuse_inexact, restored
+from polyactor.training.run import Run, RunHandle
 from polyactor.training.signals import stop_signals
 from polyactor.training.stats import Stats
 from polyactor.training.target_score import TargetScore
@@ -37,29 +39,15 @@ SHOW_EVERY = 0.25
 """Seconds between two updates of the live panel."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        path: the run directory.
-        status: "done", "reached" (the target score) or "stopped" (by a signal).
-        summary: the content of ``summary.json``.
-    """
-
-    path: Path
-    status: str
-    summary: Mapping[str, Any]
-
-
 @undisturbed()
-def train(config: Config, spec: EnvSpec, reasons: Sequence[str] = ()) -> Run:
+def train(config: Config, spec: EnvSpec, reasons: Sequence[str] = (), callbacks: Sequence[object] = ()) -> Run:
     """Train a new run and return it when it has ended.
 
     Args:
         config: the run's config.
         spec: what the environments look like: spaces and limits.
         reasons: a sentence for each number that was chosen automatically, printed below the banner.
+        callbacks: objects that are told of the run's events, as `Callback`.
 
     Raises:
         UsageError: a setting has a value that is not allowed.
@@ -77,7 +65,7 @@ def train(config: Config, spec: EnvSpec, reasons: Sequence[str] = ()) -> Run:
         start_from(parts.state, Path(config.init_from))
     with claimed(directory), ExitStack() as opened:
         refuse_taken(directory, mine=True)
-        return _Training(parts, directory, {}, opened).run(reasons)
+        return _Training(parts, directory, {}, opened, callbacks).run(reasons)
 
 
 @undisturbed()
@@ -88,9 +76,12 @@ def resume(
     algorithm: str | None = None,
     restart: bool = False,
     env: Any = None,
-    model: Any = None,
+    env_wrappers: Sequence[Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+    trust_code: bool = False,
     trust_env: bool = False,
     quiet: bool = False,
+    callbacks: Sequence[object] | None = None,
 ) -> Run:
     """Resume a run from a checkpoint: counters, schedules, optimizer and running statistics continue.
 
@@ -99,16 +90,17 @@ def resume(
     Args:
         path: the run directory, to resume from its last checkpoint, or one of its checkpoint directories.
         steps: a new total of agent steps.
-        algorithm: ``file.py:Class``; needed where the run's algorithm came from a file, since a config loads no code.
+        algorithm: ``file.py:Class``, in place of the run's own, which is imported from its file if it is trusted.
         restart: turn ``exact_resume`` off, now and for later resumes, so that environments start anew.
-        env, model: an environment, or parts of the network by name, in place of the run's; needed where those were
-            callables that cannot be imported by name.
-        trust_env: allow the import of the module of an environment or part of a network, ``module:something``. The
-            import runs code that whoever made the checkpoint chose.
+        env, env_wrappers, model: an environment, wrappers, or parts of a network such as ``{"torso": Net}``, in place
+            of the run's; needed where those have no name to import.
+        trust_code: import the files and modules that the run's config names, which runs code that whoever made the
+            checkpoint chose; `trust_env` is the same for the environment and its wrappers alone.
         quiet: print nothing.
+        callbacks: names, classes or objects in place of the run's callbacks; needed where one of these was an object.
 
     Raises:
-        UsageError: the environment or the algorithm is code that the caller has not named or trusted.
+        UsageError: the run's config names code that the caller has neither handed over nor trusted.
         CheckpointError: there is no checkpoint, or it is damaged or does not fit.
         RunDirectoryError: another process trains in the run directory.
     """
@@ -118,14 +110,13 @@ def resume(
     asked, path = path.absolute(), run_of(path.absolute())
     with claimed(path), ExitStack() as opened:
         found = checkpoint.load(asked)
-        config = config_of(found, algorithm=algorithm, env=env, model=model, trust_env=trust_env)
+        handed: dict[str, Any] = {"env": env, "env_wrappers": env_wrappers, "model": model, "callbacks": callbacks}
+        config, own = resumed(config_of(found, algorithm, trust_code, trust_env, **handed), callbacks)
         config, said = going_on(config, found, steps=steps, restart=restart, quiet=quiet, out=path)
-        check(config)
         failpoints.arm()
         tune_allocator()
-        refuse_not_finite(found)
-        parts = restored(config, env_spec(config.env, atari=config.atari, seconds=config.env_timeout), found)
-        return _Training(parts, path, found.meta, opened).run(said)
+        parts = restored(config, found)
+        return _Training(parts, path, found.meta, opened, own).run(said)
 
 
 class _Training:
@@ -136,13 +127,15 @@ class _Training:
         directory: the run directory, which this process has locked.
         before: the meta of the checkpoint that the run resumes from; empty in a new run.
         opened: closes the log and the live panel, and restores the signal handlers, when the run has ended.
+        callbacks: objects that are told of the run's events.
     """
 
-    def __init__(self, parts: Parts, directory: Path, before: Mapping[str, Any], opened: ExitStack) -> None:
+    def __init__(
+        self, parts: Parts, directory: Path, before: Mapping[str, Any], opened: ExitStack, callbacks: Sequence[object]
+    ) -> None:
         config, counters = parts.config, parts.counters
         self.parts, self.config, self.directory = parts, config, directory
-        self.state, self.counters = parts.state, counters
-        self.resumed = bool(before)
+        self.state, self.counters, self.resumed = parts.state, counters, bool(before)
         self.stats = Stats(config, counters, before)
         write_config(directory, to_json(config))  # only now: the checkpoint has passed all checks
         title = f"{config.preset or 'polyactor'} · {name_of(config.env)} · {config.scheme.name}"
@@ -155,9 +148,10 @@ class _Training:
             config, self.checkpointer, self.events, before.get("best_evaluation"), counters.steps
         )
         opened.callback(self.background.close)
+        self.callbacks = Callbacks(callbacks, RunHandle(parts, directory, self.stats, self.events), self.log, self.stop)
         self.target = TargetScore(parts, self.stats, self.events)
-        self.next_checkpoint = time.monotonic() + config.checkpoint_every
-        self.next_show, self.best_is_unsaved = 0.0, False
+        self.next_checkpoint, self.next_show = time.monotonic() + config.checkpoint_every, 0.0
+        self.best_is_unsaved = False
 
     def run(self, reasons: Sequence[str] = ()) -> Run:
         """Train until all steps are done, the target score is reached or a signal asks to stop; return the run."""
@@ -168,6 +162,7 @@ class _Training:
         log.event("started", "; ".join(reasons), precision=used, workers=config.workers, envs=config.envs)
         if self.resumed:
             log.event("resumed", agent_steps=steps, rows_dropped=log.taken_back)
+        self.callbacks.start()
         try:
             with closing(transport.run(self.parts, self.events.tell)) as scheme:
                 try:
@@ -180,27 +175,29 @@ class _Training:
                 summary = self.stats.summary(status)
                 log.summary(summary)
             self._keep_pictures(status)
+            self.callbacks.end(status)
         except Exception as error:
             advise(error, self.directory)
             with suppress(PolyactorError):  # a second error must not hide the one that stopped the run
                 log.event("failed", shown(error) or type(error).__name__)
                 log.summary(self.stats.summary("failed"))
+                self.callbacks.end("failed")
             raise
         return Run(self.directory, status, summary)
 
     def _watch(self, scheme: Generator[None, None, None]) -> str:
         """Let the workers train until the run ends, and return its status."""
         for _ in scheme:
-            if self._take_in():
-                return "reached"
+            if over := self._take_in():
+                return over
             if self.stop.asked or (self.config.scheme.single and self.counters.steps >= self.config.steps):
                 break
         else:
             self._take_in()
         return "stopped" if self.stop.asked else "done"
 
-    def _take_in(self) -> bool:
-        """Report, save and evaluate what is due; return whether the target score is reached."""
+    def _take_in(self) -> str:
+        """Report, save and evaluate what is due; return the status with which the run ends now, or an empty string."""
         stats = self.stats
         stats.take_in_games()
         self.events.tell_news()
@@ -214,7 +211,8 @@ class _Training:
             self.next_checkpoint = now + self.config.checkpoint_every
             self._save()
         self.background.advance(self.counters.steps, stats.wall, self._save)
-        return self.target.reached(self.stop)
+        self.callbacks.deliver()
+        return "callback" if self.callbacks.run.asked else "reached" * self.target.reached(self.stop)
 
     def _report(self, *, due: bool) -> None:
         """Log and display a metrics row."""
@@ -222,8 +220,8 @@ class _Training:
         self.log.row(row)
         self.progress.show(row, new=True)
         self.events.reported(row["rss_mb"])
-        if due and self.stats.is_best(row) and self.config.evaluate_every is None:
-            self.best_is_unsaved = True
+        self.best_is_unsaved |= due and self.stats.is_best(row) and self.config.evaluate_every is None
+        self.callbacks.report(row, due=due)
 
     def _save(self, *tags: str, final: bool = False) -> Path | None:
         """Save a checkpoint with the tag `last` and these; return its directory, or None if a later try is allowed."""
@@ -241,12 +239,12 @@ class _Training:
     def _finish(self, status: str) -> None:
         """Take in the last evaluation, log the last metrics row and save the last checkpoint."""
         reason = {"stopped": "a signal asked for it", "reached": "the score asked for", "done": "all steps are done"}
-        self.log.event("stopping", reason[status])
+        self.log.event("stopping", reason.get(status, self.callbacks.run.asked))
         self.background.hear(self.stats.wall, unless=self.stop)
         if self.stats.moved:
             self._report(due=status != "stopped")  # a resumed run keeps even spacing of rows
-        best = status == "reached" or not checkpoint.exists(self.directory, tag="best")
-        self._save(*["best"] * best, final=True)
+        self.callbacks.deliver()  # what they change is saved
+        self._save(*["best"] * (status == "reached" or not checkpoint.exists(self.directory, tag="best")), final=True)
 
     def _keep_pictures(self, status: str) -> None:
         """Write learning curve and video and print the result; of a stopped run, only print how to resume it."""

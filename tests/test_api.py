@@ -332,7 +332,7 @@ def test_an_algorithm_that_needs_no_field_there_is_is_refused(needs: frozenset[s
         (spaces.Box(0, 255, (84, 84), np.uint8), "observations of shape (84, 84) are read by an MLP"),
         (
             spaces.Dict(image=spaces.Box(0, 255, (7, 7, 3), np.uint8)),
-            "with parts of shape (7, 7, 3) are read by an MLP",
+            "of shape (7, 7, 3) are read by an MLP",
         ),
         (spaces.Box(0, 255, (128,), np.uint8), None),
         (spaces.Box(0, 255, (96, 96, 24), np.uint8), None),
@@ -342,6 +342,9 @@ def test_pictures_that_an_mlp_will_read_are_told(space: Any, said: str | None, m
     class Pictured(gymnasium.Env[Any, Any]):
         observation_space = space
         action_space = spaces.Discrete(2)
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return space.sample(), {}
 
     told: list[str] = []
     monkeypatch.setattr(trainer, "train", lambda config, spec, reasons, callbacks: told.extend(reasons))

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polyactor as pa
-from polyactor.agent.actor import row_of
 from polyactor.agent.parts import make_model
 from polyactor.agent.replay_buffer import ReplayBuffer
+from polyactor.agent.rollout_row import row_of
 from polyactor.cli import main as cli
 from polyactor.data import FIELDS, Rollout, leaves
 from polyactor.envs import EnvSpec, VectorEnv, make_envs

@@ -17,13 +17,16 @@ ELSEWHERE = {
     "types.py": "properties/test_structure.py",  # public names alone
     "agent/replica.py": "properties/test_hygiene.py",  # with updater: what one update does and leaves
     "agent/resumables.py": "properties/test_exact_resume.py",  # what is named there is what goes on
+    "agent/rollout_row.py": "agent/test_actor.py",  # the rows that it writes
     "agent/updater.py": "properties/test_hygiene.py",
     "cli/verbs.py": "cli/test_main.py",  # each is called through it
     "data/learning.py": "properties/test_hygiene.py",  # values alone, that an update hands on
     "envs/finding.py": "envs/test_gymnasium_env.py",  # what names stand for, by what is made of them
+    "envs/answers.py": "envs/test_serial_vector_env.py",  # of environments that are wrong in every way
     "envs/vector_env.py": "envs/test_serial_vector_env.py",  # an interface
     "equations/schedules.py": "algorithms/test_base.py",  # every algorithm anneals by it
     "models/action_space.py": "models/test_actor_critic.py",  # shapes of every space, through a model
+    "models/scaling.py": "models/test_actor_critic.py",  # what a model makes of observations
     "models/spec.py": "models/test_actor_critic.py",  # values alone, of a model
     "schemes/sync.py": "properties/test_proof.py",  # what every other scheme is compared with
     "settings/check.py": "properties/test_combinations.py",  # what is refused, of every pairing

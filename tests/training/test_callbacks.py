@@ -207,7 +207,7 @@ def test_a_keyboard_interrupt_stops_the_run_as_a_signal_does(tmp_path: Path) -> 
 
 def test_a_run_that_fails_tells_its_callbacks_that_it_ends(tmp_path: Path) -> None:
     class Broken(Quiet):
-        def reset(self, **_: Any) -> Any:
+        def step(self, action: Any) -> Any:
             raise OSError("no licence left")
 
     notes: list[tuple[str, str, Any]] = []

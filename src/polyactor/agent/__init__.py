@@ -1,6 +1,7 @@
 """The parts of the training loop: an actor collects rollouts, a learner computes gradients, an updater applies them.
 
 * `actor`: steps environments with the policy and returns rollouts.
+* `rollout_row`: shapes and dtypes of one row of a rollout.
 * `learner`: turns a rollout into the gradients of a loss.
 * `reward_scaling`: scales and clips the rewards that a loss learns from.
 * `updater`: moves θ by a gradient, with the optimizer.

@@ -11,11 +11,12 @@ from typing import Self, TypeVar
 
 import torch
 
-from polyactor.agent.actor import Actor, row_of
+from polyactor.agent.actor import Actor
 from polyactor.agent.learner import Learner
 from polyactor.agent.replay_buffer import ReplayBuffer
 from polyactor.agent.replica import Replica
 from polyactor.agent.resumables import Resumables
+from polyactor.agent.rollout_row import row_of
 from polyactor.agent.streams import Drawing, Streams
 from polyactor.agent.updater import Updater
 from polyactor.config import Config

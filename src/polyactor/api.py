@@ -74,7 +74,7 @@ def train(
         algorithm: "a2c", "ppo", "vtrace", "acer" or ``file.py:Class``.
         scheme: "sync", "hogwild", "param-server" or "actor-learner".
         optimizer: "sgd", "rmsprop" or "adam".
-        model: a torso, such as "nature-cnn".
+        model: a torso, such as "nature-cnn"; parts of one's own as ``{"torso": Net}`` or ``{"torso": "file.py:Net"}``.
         normalize: which of observations and rewards are scaled or clipped.
         atari: preprocessing of Atari frames; other environments ignore it.
         evaluate: when evaluations end, and how many environments they make.
@@ -177,6 +177,9 @@ def prepare(
 def _anywhere(config: Config) -> Config:
     """Return a config whose names of files and modules mean the same in every working directory."""
     env, *wrappers = (resolved(each) if isinstance(each, str) else each for each in (config.env, *config.env_wrappers))
+    for name, value in config.model.own.items():
+        if isinstance(value, str):
+            config = replace_at(config, f"model.{name}", resolved(value))
     return replace(config, env=env, env_wrappers=tuple(wrappers))
 
 

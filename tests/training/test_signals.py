@@ -137,6 +137,22 @@ def listening() -> AbstractContextManager[Stop]:
     return stop_signals(base_config("a2c", env="CartPole-v1"), SharedCounters(1), [].append)
 
 
+@pytest.mark.fault("P6", "P14")
+def test_what_an_environment_has_forked_ends_by_sigterm_and_leaves_ctrl_c_to_the_run() -> None:
+    with listening() as stop:
+        if not (forked := os.fork()):
+            time.sleep(60)
+            os._exit(0)
+        for _ in range(2):
+            os.kill(forked, signal.SIGINT)
+            time.sleep(0.05)
+        assert os.waitpid(forked, os.WNOHANG) == (0, 0)
+        os.kill(forked, signal.SIGTERM)
+        waiting.until(lambda: bool(os.waitid(os.P_PID, forked, os.WEXITED | os.WNOHANG | os.WNOWAIT)), waiting.nap, 5)
+        assert os.waitpid(forked, 0)[1] == signal.SIGTERM
+        assert not stop()
+
+
 @pytest.mark.fault("P6")
 def test_a_terminal_that_is_closed_asks_twice_and_ends_nothing_at_once() -> None:
     """The shell sends SIGHUP to its jobs, and the kernel to the group in the foreground."""

@@ -101,11 +101,25 @@ def write_config(directory: Path, plain: Mapping[str, Any]) -> None:
         replace_file(directory / CONFIG, (json.dumps(plain, indent=1) + "\n").encode())
 
 
+_holding: set[int] = set()
+"""The descriptors by which this process holds locks."""
+
+
+def _let_go() -> None:
+    """Close, in a forked process, what would hold the locks on when the one that trains has ended."""
+    while _holding:
+        os.close(_holding.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 @contextmanager
 def claimed(directory: Path) -> Iterator[None]:
     """Create a run directory if it is missing, and hold its lock inside the context.
 
     The kernel releases the lock when the process ends in any way, so the lock file of a killed process blocks no run.
+    Processes that an environment has forked do not hold it.
 
     Raises:
         RunDirectoryError: another process holds the lock, or the directory cannot be written; then nothing is changed.
@@ -114,6 +128,7 @@ def claimed(directory: Path) -> Iterator[None]:
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
     descriptor = _locked(directory)
+    _holding.add(descriptor)
     try:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         with writing(directory / LOCK):
@@ -122,9 +137,11 @@ def claimed(directory: Path) -> Iterator[None]:
             os.pwrite(descriptor, holder.encode(), 0)
         yield
     finally:
-        with suppress(OSError):
-            (directory / LOCK).unlink()  # while locked: a process that has just opened it notices
-        os.close(descriptor)
+        if descriptor in _holding:  # else this is a forked process
+            with suppress(OSError):
+                (directory / LOCK).unlink()  # while locked: a process that has just opened it notices
+            _holding.remove(descriptor)
+            os.close(descriptor)
 
 
 def _locked(directory: Path) -> int:

@@ -136,11 +136,12 @@ class Policy:
         expect("deterministic", deterministic, bool)
         # From NumPy, since the caller's default device is not the policy's.
         x, is_first = map(torch.from_numpy, (_encoded(self._conversion, observation)[None], np.array([self._first])))
-        with torch_threads(1):  # others would have to be waited for, and one row is soon done
+        # Other threads would have to be waited for, and one row is soon done.
+        with torch_threads(1), torch.autocast("cpu", enabled=False):
             params, self._state = self.model.step(x, self._state, is_first)
+            pi = self.model.distribution(params)
+            action = pi.mode() if deterministic else pi.sample(self._generator)
         self._first = False
-        pi = self.model.distribution(params)
-        action = pi.mode() if deterministic else pi.sample(self._generator)
         return self._conversion.decode(action.numpy())[0]
 
 

@@ -21,6 +21,8 @@ from polyactor.system.streams import lasting_streams
 
 CONTAINER_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Files with the memory limit of a container, for control groups version 2 and 1."""
+AUTOCAST = "cpu", "cuda"
+"""Kinds of devices on which a model may compute."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
@@ -83,17 +85,25 @@ def settle() -> None:
 
 @contextmanager
 def usual_tensors() -> Iterator[None]:
-    """Let torch make tensors of float32 on the CPU inside the with block, whatever defaults the caller has set."""
+    """Let torch make and compute tensors of float32 on the CPU inside the with block, whatever the caller has set.
+
+    What the caller may have set are torch's default dtype and device, and autocast.
+    """
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    casting = [kind for kind in AUTOCAST if torch.is_autocast_enabled(kind)]
     torch.set_default_dtype(torch.float32)
     if device.type != "cpu":
         torch.set_default_device(None)
+    for kind in casting:
+        torch.set_autocast_enabled(kind, False)
     try:
         yield
     finally:
         torch.set_default_dtype(dtype)
         if device.type != "cpu":
             torch.set_default_device(device)
+        for kind in casting:
+            torch.set_autocast_enabled(kind, True)
 
 
 @contextmanager

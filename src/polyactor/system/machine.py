@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import math
 import os
 import shutil
@@ -50,6 +51,11 @@ def shared_memory() -> Iterator[None]:
         with few_descriptors():
             yield
     except RuntimeError as error:
+        if os.strerror(errno.EFBIG) in str(error):
+            raise OutOfResources(
+                "not enough shared memory: a process may make no files as large as that here (ulimit -f); raise that "
+                "limit, as by ulimit -f unlimited"
+            ) from error
         if "No space left" not in str(error):
             raise
         free = shutil.disk_usage("/dev/shm").free / 2**20

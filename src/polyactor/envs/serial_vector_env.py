@@ -74,7 +74,9 @@ class SerialVectorEnv:
         """For each environment, the processes that it has begun."""
         with noting(self.begun[0]):
             self.envs = [factories[0]()]
-        self.metadata = getattr(self.envs[0], "metadata", None)
+        self.metadata: Any = None
+        with suppress(Exception):  # a property of the user's may raise anything
+            self.metadata = self.envs[0].metadata
         self.single_action_space = self.envs[0].action_space
         space = self.envs[0].observation_space
         assert isinstance(space, gymnasium.spaces.Box), f"{name} was not flattened"

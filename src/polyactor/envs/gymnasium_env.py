@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from polyactor.envs import pictures, snapshot
 from polyactor.envs.atari import looks_atari
 from polyactor.envs.conversion import Conversion, Flattened
-from polyactor.envs.serial_vector_env import PASSED, SerialVectorEnv, first_line, shortened
+from polyactor.envs.serial_vector_env import SerialVectorEnv, first_line, passed, shortened
 from polyactor.envs.vector_env import Listener, Step, none_lost
 from polyactor.errors import EnvironmentUnsupported, one_line, suggestion
 from polyactor.files import load_file, same_directory
@@ -248,7 +248,7 @@ class GymnasiumEnvs:
                 drawn = self._envs.render()
                 drawn = None if drawn is None else drawn[0]
             return pictures.rgb(drawn)
-        except PASSED:
+        except passed():
             raise
         except BaseException as error:  # graphics libraries raise exceptions of many classes
             what = "" if isinstance(error, Exception) else f"{type(error).__name__}: "
@@ -276,7 +276,9 @@ def _make(source: EnvSpec | EnvFactory, *, max_episode_steps: int | None, render
             made = gymnasium.make(source, max_episode_steps=max_episode_steps, disable_env_checker=True, **options)
         else:
             made = _drawing(source) if render else source()
-    except (EnvironmentUnsupported, *PASSED):
+    except EnvironmentUnsupported:
+        raise
+    except passed():
         raise
     except gymnasium.error.DependencyNotInstalled as error:
         extra = _extra(source)

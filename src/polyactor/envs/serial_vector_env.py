@@ -22,21 +22,28 @@ from polyactor.envs.vector_env import Listener, Step
 from polyactor.errors import Command, EnvironmentUnsupported, shown
 from polyactor.system.child_processes import end_noted, noting
 from polyactor.system.deadline import PATIENCE, Call, Unanswered
+from polyactor.system.process_state import interruptible
 
 MOST_FAILURES = 5
 """Failures of one environment in a row that end the run."""
 SOUND_AFTER = 100
 """Steps without a failure after which failures are counted from 0 again."""
 
-PASSED = (KeyboardInterrupt, GeneratorExit, Command)
+PASSED = (GeneratorExit, Command)
 """Exceptions that end what is done. Any other of an environment costs its game only, also one that is no `Exception`,
-such as `SystemExit`, a panic of Rust, or what asyncio cancels a task with."""
+such as `SystemExit`, a panic of Rust, or what asyncio cancels a task with, and `KeyboardInterrupt` where it cannot be
+Ctrl-C's."""
 FAILURES = (Exception, SystemExit)
 """Exceptions of a task beside training that cost only this task."""
 LARGEST = float(np.finfo(np.float32).max)
 """The largest reward that is finite in float32."""
 LONGEST_LINE = 200
 """Most characters of an error's first line in a sentence."""
+
+
+def passed() -> tuple[type[BaseException], ...]:
+    """Return `PASSED`, and `KeyboardInterrupt` where Ctrl-C raises it."""
+    return (*PASSED, KeyboardInterrupt) if interruptible() else PASSED
 
 
 class Unsound(Exception):
@@ -49,7 +56,7 @@ class Unsound(Exception):
 class SerialVectorEnv:
     """B environments in Gymnasium's NEXT_STEP autoreset mode; environment i is seeded with ``seed + i``.
 
-    An environment fails if it raises an exception (other than `PASSED`), or if a step does not return five values with
+    An environment fails if it raises an exception (but for `passed`), or if a step does not return five values with
     an observation of the space's shape and a castable dtype, finite numbers, and two ends that are true or false. Its
     row of the step is then `lost`: a new one is made and seeded anew, and the row has its first observation.
 
@@ -116,7 +123,7 @@ class SerialVectorEnv:
             try:
                 with noting(self.begun[i]):
                     rows[i] = self._first_observation(env, None if seed is None else seed + i)
-            except PASSED:
+            except passed():
                 raise
             except BaseException as error:
                 rows[i] = self._replacement(i, error, " in reset")
@@ -161,7 +168,7 @@ class SerialVectorEnv:
                 elif truncated_i:
                     done[i] = True
                 rewards[i] = r_i
-            except PASSED:
+            except passed():
                 raise
             except BaseException as error:
                 last = before if over[i] else action
@@ -253,7 +260,7 @@ class SerialVectorEnv:
                 where, what = " in reset", ""
                 with noting(self.begun[i]):
                     first = self._first_observation(made, self._fresh_seed(i))
-            except PASSED:
+            except passed():
                 raise
             except BaseException as again:
                 if what:
@@ -281,7 +288,7 @@ class SerialVectorEnv:
         except EnvironmentUnsupported as error:
             cause = error.__cause__ or error
             raise Unsound(f"could not be made: {type(cause).__name__}: {first_line(cause)}") from cause
-        except PASSED:
+        except passed():
             raise
         except BaseException as error:
             raise Unsound(f"could not be made: {type(error).__name__}: {first_line(error)}") from error
@@ -302,7 +309,7 @@ class SerialVectorEnv:
         failure: BaseException | None = None
         try:
             env.close()
-        except PASSED:
+        except passed():
             raise
         except BaseException as error:
             failure = error

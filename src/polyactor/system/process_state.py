@@ -45,6 +45,13 @@ class Handlers:
             _signal.signal(number, handler)
 
 
+def interruptible() -> bool:
+    """Return whether Ctrl-C raises `KeyboardInterrupt` in this thread: not where a run or nobody heeds the signal."""
+    handler = signal.getsignal(signal.SIGINT)
+    ours = handler == signal.SIG_IGN or str(getattr(handler, "__module__", None)).startswith("polyactor.")
+    return threading.current_thread() is threading.main_thread() and not ours
+
+
 LOOK_EVERY = 0.05
 """Seconds after which handlers are installed again even if Python has not seen others: a library's C code may have."""
 

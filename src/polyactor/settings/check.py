@@ -10,7 +10,7 @@ import cloudpickle
 
 from polyactor.config import TRANSPORTS, Config
 from polyactor.data import OPTIONAL
-from polyactor.errors import UsageError, one_line
+from polyactor.errors import UsageError, in_one_line, one_line
 from polyactor.fields import OneOf, converted, fits, kind, replace_at, walk
 
 
@@ -86,7 +86,7 @@ def settled(config: Config) -> Config:
     """
     for setting in walk(config):
         value = converted(setting.value, setting.declared.hint)
-        if isinstance(value, str) and any(ord(c) < ord(" ") for c in value):
+        if isinstance(value, str) and not in_one_line(value):
             raise UsageError(f"--{setting.flag} {one_line(value, most=80)} is not allowed: it must be one line of text")
         if value is not setting.value:
             config = replace_at(config, setting.path, value)
@@ -109,7 +109,8 @@ def check_values(config: Config) -> None:
                     said = one_line(each, most=80)
                     raise UsageError(f"--{flag} {said} is not allowed: it must be {allowed}{text}")
         if not fits(value, hint):
-            raise UsageError(f"--{flag} {one_line(value, most=80)} is not allowed: it must be {kind(hint)}")
+            large = " below 2**63" * (isinstance(value, int) and value >= 2**63)
+            raise UsageError(f"--{flag} {one_line(value, most=80)} is not allowed: it must be {kind(hint)}{large}")
     for entry in config.model.hidden:
         if entry < 1:
             raise UsageError(f"--model.hidden {entry} is not allowed: it must be a number of at least 1")

@@ -15,7 +15,7 @@ from polyactor.algorithms import ALGORITHMS
 from polyactor.algorithms.base import Algorithm
 from polyactor.config import Config, EvaluateOptions, Normalize
 from polyactor.envs import AtariOptions, EnvFactory
-from polyactor.errors import CheckpointError, UsageError, one_line
+from polyactor.errors import CheckpointError, UsageError, in_one_line, one_line
 from polyactor.fields import declared, fits, require, walk
 from polyactor.models.spec import ModelSpec
 from polyactor.settings.check import check_values
@@ -109,7 +109,7 @@ def from_json(plain: Mapping[str, Any], *, trust_env: bool = False) -> Config:
     try:
         config = _from_json(dict(plain))
         check_values(config)
-        if not str(config.env).isprintable() or len(str(config.env)) > LONGEST_NAME:
+        if not in_one_line(str(config.env)) or len(str(config.env)) > LONGEST_NAME:
             raise ValueError(f"env is {config.env}")
         pixels = config.atari.stack * config.atari.frame_size * (config.atari.resize_height or config.atari.frame_size)
         if pixels > MOST_PIXELS:

@@ -11,7 +11,7 @@ from polyactor.algorithms.base import Algorithm
 from polyactor.config import TRANSPORTS, Config, EvaluateOptions, Normalize, Scheme
 from polyactor.envs import AtariOptions, EnvFactory, EnvSpec, Specs, resolved
 from polyactor.errors import UsageError, one_line
-from polyactor.fields import AUTO, replace_at
+from polyactor.fields import AUTO, converted, replace_at
 from polyactor.files import same_directory
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Rule
@@ -176,6 +176,7 @@ def configured(
         UsageError: there is no such name or setting, or a section is neither a name, a mapping nor an instance.
         EnvironmentUnsupported: the environment cannot be trained in.
     """
+    preset = converted(preset, str | Config)
     parts, settings = dict[str, Any](), dict[str, Any]()  # what replaces a section, and what changes one value
     for section, value in sections.items():
         name = value.get("name") if isinstance(value, Mapping) else value

@@ -36,13 +36,15 @@ def run_directory(config: Config) -> Path:
     Raises:
         RunDirectoryError: the directory is taken, or cannot be created.
     """
+    if config.out == "":
+        raise RunDirectoryError("--out is empty: it must be the directory for a new run")
     if config.out is not None:
-        directory = Path(config.out)
+        directory = Path(os.path.expanduser(config.out))  # a shell leaves the ~ of --out=~/run as it is
     else:
         stem = f"{_short(config.preset) or 'run'}-{_short(name_of(config.env))}-{datetime.now():%Y%m%d-%H%M%S}"
         directory = Path("runs") / stem
         for n in range(2, 1000):
-            if not directory.exists():
+            if not os.path.exists(directory):
                 break
             directory = Path("runs") / f"{stem}-{n}"
     refuse_taken(directory)
@@ -50,7 +52,7 @@ def run_directory(config: Config) -> Path:
         whole = directory.absolute()
     except FileNotFoundError:
         raise RunDirectoryError(f"--out {directory} cannot be made: the working directory does not exist") from None
-    parent = next(p for p in (directory, *whole.parents) if p.exists())
+    parent = next(p for p in (directory, *whole.parents) if os.path.exists(p))
     if not os.access(parent, os.W_OK):
         raise RunDirectoryError(f"--out {directory} cannot be made: {parent} is not writable")
     return whole
@@ -72,9 +74,11 @@ def refuse_taken(directory: Path, *, mine: bool = False) -> None:
     Raises:
         RunDirectoryError: the directory holds files, another process trains in it, or it is no directory.
     """
-    if not directory.exists() or (directory.is_dir() and {entry.name for entry in directory.iterdir()} <= {LOCK}):
+    # Of a name that is too long os.path says that there is no such file, where Path raises.
+    free = not os.path.exists(directory)
+    if free or (os.path.isdir(directory) and {entry.name for entry in directory.iterdir()} <= {LOCK}):
         return
-    if not mine and (directory / LOCK).is_file():
+    if not mine and os.path.isfile(directory / LOCK):
         descriptor = _opened(directory, create=False)
         try:
             _lock(descriptor, directory)
@@ -88,7 +92,7 @@ def refuse_taken(directory: Path, *, mine: bool = False) -> None:
 def run_of(path: Path) -> Path:
     """Return the run directory of a checkpoint directory; any other path is returned as it is."""
     folder = path.absolute().parent
-    return folder.parent if folder.name == FOLDER and (folder.parent / CONFIG).is_file() else path
+    return folder.parent if folder.name == FOLDER and os.path.isfile(folder.parent / CONFIG) else path
 
 
 def write_config(directory: Path, plain: Mapping[str, Any]) -> None:

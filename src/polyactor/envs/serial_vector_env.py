@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from polyactor.envs.vector_env import Listener, Step
 from polyactor.errors import Command, EnvironmentUnsupported, shown
-from polyactor.system.child_processes import end_noted, noting
+from polyactor.system.child_processes import Beginnings, end_noted, noting
 from polyactor.system.deadline import PATIENCE, Call, Unanswered
 from polyactor.system.process_state import interruptible
 
@@ -61,7 +61,8 @@ class SerialVectorEnv:
     row of the step is then `lost`: a new one is made and seeded anew, and the row has its first observation.
 
     Processes that an environment begins when it is made or first reset, and in later resets if it had begun any, are
-    ended where it cannot be made or closed, and otherwise at the end of this process, if its `close` has not done so.
+    ended where it cannot be made or closed, and otherwise, like those of `Beginnings`, at the end of this process, if
+    its `close` has not done so.
 
     Args:
         factories: one callable per environment that makes it, and makes it again after a failure.
@@ -79,6 +80,7 @@ class SerialVectorEnv:
         self.num_envs = b = len(factories)
         self.begun: list[set[int]] = [set() for _ in factories]
         """For each environment, the processes that it has begun."""
+        self.beginnings = Beginnings()
         with noting(self.begun[0]):
             self.envs = [factories[0]()]
         self.metadata: Any = None
@@ -218,6 +220,7 @@ class SerialVectorEnv:
             thread.start()
         for thread in threads:
             thread.join(max(0.0, end - monotonic()))
+        self.beginnings.end()
 
     def _replacement(self, i: int, error: BaseException, where: str, action: Any = None) -> NDArray[Any]:
         """Replace environment i, which failed, and return the first observation of the new one, ``[*O]``.

@@ -342,6 +342,8 @@ class SerialVectorEnv:
         Raises:
             Unsound: the observation is no such array.
         """
+        if np.ma.is_masked(observation):
+            raise Unsound("returned an observation with numbers that are masked")
         try:
             x = np.asarray(observation)
         except (ValueError, TypeError) as error:

@@ -148,6 +148,8 @@ class Policy:
 def _encoded(conversion: Conversion, observation: Any) -> NDArray[Any]:
     """Return one observation ``[*O]`` as environments encode it. Raises `UsageError` where its shape is another."""
     try:
+        if not conversion.flat:
+            _refuse_unreal(observation)
         x, why = conversion.encode(observation), ""
     except Exception as error:  # whatever a space says of what is none of its values
         x, why = np.empty(0, np.float32), f": {one_line(error, most=120)}"
@@ -165,6 +167,16 @@ def _encoded(conversion: Conversion, observation: Any) -> NDArray[Any]:
         batch = "; act takes one observation, without a batch axis" * (x.shape[1:] == shape)
         raise UsageError(f"an observation of {what} is not allowed: the policy sees the shape {shape}{why}{batch}")
     return x
+
+
+def _refuse_unreal(observation: Any) -> None:
+    """Raise `TypeError` for what NumPy would make numbers of without a word: masked ones, texts, None, complex ones."""
+    if np.ma.is_masked(observation):
+        raise TypeError("some of its numbers are masked")
+    x = np.asarray(observation)
+    objects = x.flat if x.dtype == object else ()
+    if x.dtype.kind not in "fiubO" or any(each is None or isinstance(each, str) for each in objects):
+        raise TypeError("it does not consist of real numbers")
 
 
 def load(path: str | Path, *, tag: str | None = None, env: Any = None, trust_env: bool = False) -> Policy:

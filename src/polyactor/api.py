@@ -15,7 +15,7 @@ from polyactor.envs import AtariOptions, EnvFactory, EnvSpec, Specs, Wrapper, re
 from polyactor.envs.environment import written
 from polyactor.envs.vector_env import VECTOR
 from polyactor.errors import UsageError, one_line
-from polyactor.fields import AUTO, declared, expect, replace_at
+from polyactor.fields import AUTO, converted, declared, expect, replace_at
 from polyactor.files import same_directory
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Rule
@@ -219,6 +219,7 @@ def configured(
         UsageError: there is no such name or setting, or a section is neither a name, a mapping nor an instance.
         EnvironmentUnsupported: the environment cannot be trained in.
     """
+    preset = converted(preset, str | Config)
     parts, settings = dict[str, Any](), dict[str, Any]()  # what replaces a section, and what changes one value
     for section, value in sections.items():
         name = value.get("name") if isinstance(value, Mapping) else value

@@ -74,7 +74,7 @@ def code(name: str) -> object:
     try:
         with same_directory():
             if home.endswith(".py"):
-                if not Path(home).is_file():
+                if not os.path.isfile(home):
                     raise ImportError(f"there is no file {one_line(home)}")
                 module = load_file(Path(home))
             else:

@@ -150,17 +150,20 @@ class Policy:
         legal = None if action_mask is None else torch.from_numpy(_mask(self._conversion, action_mask)[np.newaxis])
         # From NumPy, since the caller's default device is not the policy's.
         x, is_first = map_tree(torch.from_numpy, rows), torch.from_numpy(np.array([self._first]))
-        with torch_threads(1):  # others would have to be waited for, and one row is soon done
+        # Other threads would have to be waited for, and one row is soon done.
+        with torch_threads(1), torch.autocast("cpu", enabled=False):
             params, self._state = self.model.step(x, self._state, is_first, action_mask=legal)
+            pi = self.model.distribution(params)
+            action = pi.mode() if deterministic else pi.sample(self._generator)
         self._first = False
-        pi = self.model.distribution(params)
-        action = pi.mode() if deterministic else pi.sample(self._generator)
         return self._conversion.decode(action.numpy())[0]
 
 
 def _encoded(conversion: Conversion, observation: Any) -> NDArray[Any]:
     """Return one observation ``[*O]`` as environments encode it. Raises `UsageError` where its shape is another."""
     try:
+        if not conversion.flat:
+            _refuse_unreal(observation)
         x, why = conversion.encode(observation), ""
     except Exception as error:  # whatever a space says of what is none of its values
         x, why = np.empty(0, np.float32), f": {one_line(error, most=120)}"
@@ -182,6 +185,16 @@ def _encoded(conversion: Conversion, observation: Any) -> NDArray[Any]:
         batch = "; act takes one observation, without a batch axis" * (x.shape[1:] == space.shape)
         raise UsageError(f"an observation of {what} is not allowed: the policy sees {wanted}{why}{batch}")
     return x
+
+
+def _refuse_unreal(observation: Any) -> None:
+    """Raise `TypeError` for what NumPy would make numbers of without a word: masked ones, texts, None, complex ones."""
+    if np.ma.is_masked(observation):
+        raise TypeError("some of its numbers are masked")
+    x = np.asarray(observation)
+    objects = x.flat if x.dtype == object else ()
+    if x.dtype.kind not in "fiubO" or any(each is None or isinstance(each, str) for each in objects):
+        raise TypeError("it does not consist of real numbers")
 
 
 def _mask(conversion: Conversion, mask: Any) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ import cloudpickle
 from polyactor.config import TRANSPORTS, Config
 from polyactor.data import OPTIONAL
 from polyactor.envs.environment import parsed
-from polyactor.errors import UsageError, one_line
+from polyactor.errors import UsageError, in_one_line, one_line
 from polyactor.fields import OneOf, converted, fits, kind, replace_at, walk
 
 
@@ -105,7 +105,7 @@ def settled(config: Config) -> Config:
     for setting in walk(config):
         value = converted(setting.value, setting.declared.hint)
         for each in value if isinstance(value, tuple) else (value,):
-            if isinstance(each, str) and any(ord(c) < ord(" ") for c in each):
+            if isinstance(each, str) and not in_one_line(each):
                 said = one_line(each, most=80)
                 raise UsageError(f"--{setting.flag} {said} is not allowed: it must be one line of text")
         if value is not setting.value:
@@ -129,7 +129,8 @@ def check_values(config: Config) -> None:
                     said = one_line(each, most=80)
                     raise UsageError(f"--{flag} {said} is not allowed: it must be {allowed}{text}")
         if not fits(value, hint):
-            raise UsageError(f"--{flag} {one_line(value, most=80)} is not allowed: it must be {kind(hint)}")
+            large = " below 2**63" * (isinstance(value, int) and value >= 2**63)
+            raise UsageError(f"--{flag} {one_line(value, most=80)} is not allowed: it must be {kind(hint)}{large}")
     parsed(config.env_kwargs)
     for entry in config.model.hidden:
         if entry < 1:

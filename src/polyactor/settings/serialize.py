@@ -17,7 +17,7 @@ from polyactor.algorithms import ALGORITHMS
 from polyactor.algorithms.base import Algorithm
 from polyactor.config import OBJECTS, Config, EvaluateOptions, Normalize
 from polyactor.envs import AtariOptions
-from polyactor.errors import CheckpointError, UsageError, one_line
+from polyactor.errors import CheckpointError, UsageError, in_one_line, one_line
 from polyactor.fields import declared, fits, require, walk
 from polyactor.models.spec import CODE, ModelSpec
 from polyactor.settings.check import check_values
@@ -118,7 +118,7 @@ def from_json(plain: Mapping[str, Any]) -> Config:
         config = _from_json(dict(plain))
         check_values(config)
         for name in (config.env, *config.env_wrappers, *config.callbacks, *config.model.own.values()):
-            if not str(name).isprintable() or len(str(name)) > LONGEST_NAME:
+            if not in_one_line(str(name)) or len(str(name)) > LONGEST_NAME:
                 raise ValueError(f"the environment, a wrapper, a callback or a part of the network is {name}")
         pixels = config.atari.stack * config.atari.frame_size * (config.atari.resize_height or config.atari.frame_size)
         if pixels > MOST_PIXELS:

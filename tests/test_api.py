@@ -23,12 +23,14 @@ from polyactor import api, envs
 from polyactor.cli import main as cli
 from polyactor.config import Config
 from polyactor.envs import Specs
-from polyactor.errors import UsageError
+from polyactor.errors import CheckpointError, PolyactorError, UsageError
 from polyactor.optim.rules import Adam
 from polyactor.schemes import ActorLearner, Hogwild
 from polyactor.settings import autotune
+from polyactor.settings.check import settled
 from polyactor.settings.presets import PRESETS, base_config
 from polyactor.settings.serialize import StandIn, algorithm_from, from_json, to_json
+from polyactor.storage.run_directory import run_directory
 from polyactor.system import forkserver
 from polyactor.training import trainer
 
@@ -482,3 +484,52 @@ def test_to_measure_environments_leaves_the_caller_alone(monkeypatch: pytest.Mon
     before = np.geterr()
     api.prepare([base_config("a2c", env="CartPole-v1")], ["envs"], Specs(), kept=False)
     assert np.geterr() == before
+
+
+@pytest.mark.fault("D15")
+@pytest.mark.parametrize("folder", ["wide\u3000space", "hard\u00a0space", "\udcc3\udcbc", "a\nb", "\x9b2J"])
+def test_an_environment_is_read_from_where_it_was_trained_in(folder: str) -> None:
+    """Names with white space and bytes of another encoding are a path's like any other, and control characters none."""
+    config = replace(base_config("a2c", env="polyactor/Chain-v0"), env=f"/{folder}/file.py:Env")
+    plain = json.loads(json.dumps(to_json(config)))
+    if folder in ("a\nb", "\x9b2J"):
+        with pytest.raises(UsageError, match="must be one line of text"):
+            settled(config)
+        with pytest.raises(CheckpointError, match="env is"):
+            from_json(plain, trust_env=True)
+    else:
+        assert from_json(plain, trust_env=True).env == settled(config).env == config.env
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.fault("D15")
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ({"out": LONG}, 5), ({"init_from": LONG}, 4), ({"preset": f"{LONG}.py:A"}, 2),
+        ({"algorithm": f"{LONG}.py:A"}, 2),
+        ({"env": f"{LONG}:E"}, 3), ({"env": f"{LONG}.py:E"}, 3), ({"out": ""}, 5), ({"seed": 2**63}, 2),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_too_long_is_refused_in_a_sentence(given: dict[str, Any], code: int, tmp_path: Path) -> None:
+    standard = {"preset": "a2c", "env": "polyactor/Chain-v0", "steps": 10, "out": str(tmp_path / "run"), "quiet": True}
+    with pytest.raises(PolyactorError) as caught:
+        pa.train(**(standard | given))
+    assert caught.value.exit_code == code
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.fault("D15")
+@pytest.mark.parametrize("read", [pa.load, pa.resume])
+def test_a_run_of_a_name_that_is_too_long_does_not_exist(read: Any) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        read(LONG)
+
+
+def test_a_path_of_this_user_and_a_preset_as_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = base_config("a2c", env="polyactor/Chain-v0")
+    assert run_directory(replace(config, out="~/run")) == tmp_path / "run"
+    assert api.configured(Path("a2c"), "polyactor/Chain-v0", {}, {}, Specs()) == config  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from polyactor.envs.environment import written
 from polyactor.envs.resizing import size_of
 from polyactor.envs.vector_env import VECTOR
 from polyactor.errors import UsageError, one_line
-from polyactor.fields import AUTO, declared, expect, replace_at
+from polyactor.fields import AUTO, converted, declared, expect, replace_at
 from polyactor.files import same_directory
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Rule
@@ -75,7 +75,7 @@ def train(
         algorithm: "a2c", "ppo", "vtrace", "acer" or ``file.py:Class``.
         scheme: "sync", "hogwild", "param-server" or "actor-learner".
         optimizer: "sgd", "rmsprop" or "adam".
-        model: a torso, such as "nature-cnn".
+        model: a torso, such as "nature-cnn"; parts of one's own as ``{"torso": Net}`` or ``{"torso": "file.py:Net"}``.
         normalize: which of observations and rewards are scaled or clipped.
         atari: preprocessing of Atari frames; other environments ignore it.
         evaluate: when evaluations end, and how many environments they make.
@@ -180,6 +180,9 @@ def prepare(
 def _anywhere(config: Config) -> Config:
     """Return a config whose names of files and modules mean the same in every working directory."""
     env, *wrappers = (resolved(each) if isinstance(each, str) else each for each in (config.env, *config.env_wrappers))
+    for name, value in config.model.own.items():
+        if isinstance(value, str):
+            config = replace_at(config, f"model.{name}", resolved(value))
     return replace(config, env=env, env_wrappers=tuple(wrappers))
 
 
@@ -219,6 +222,7 @@ def configured(
         UsageError: there is no such name or setting, or a section is neither a name, a mapping nor an instance.
         EnvironmentUnsupported: the environment cannot be trained in.
     """
+    preset = converted(preset, str | Config)
     parts, settings = dict[str, Any](), dict[str, Any]()  # what replaces a section, and what changes one value
     for section, value in sections.items():
         name = value.get("name") if isinstance(value, Mapping) else value

@@ -7,6 +7,7 @@ or file, the value and what is allowed. The command line prints the sentence and
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -89,6 +90,11 @@ def shown(value: object, show: Callable[[Any], str] = str) -> str:
         return show(value)
     except Exception as error:
         return f"a {type(value).__name__} that cannot be shown ({type(error).__name__})"
+
+
+def in_one_line(text: str) -> bool:
+    """Return whether a text can be a name or a path in a setting: without a control character or the end of a line."""
+    return not any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in text)
 
 
 def one_line(text: object, most: int = 300) -> str:

@@ -71,6 +71,26 @@ class OneOf(tuple[str, ...]):
         return f"one of {', '.join(self)}"
 
 
+class NameOrCode(OneOf):
+    """The names that are allowed, and besides them code: a callable, or the name of one in a file or module."""
+
+    __slots__ = ()
+
+    def __contains__(self, value: object) -> bool:
+        """Whether a value is one of the names, a callable, or has the form of a callable's name."""
+        return callable(value) or super().__contains__(value) or is_code(value)
+
+    def __str__(self) -> str:
+        """What is allowed in words for the sentences of errors, such as 'one of none, lstm, or file.py:name'."""
+        code = "code of your own, as file.py:name or module:name"
+        return f"{super().__str__()}, or {code}" if self else code
+
+
+def is_code(value: object) -> bool:
+    """Return whether a value is a text of the form ``file.py:name`` or ``module:name``."""
+    return isinstance(value, str) and all(value.rpartition(":"))
+
+
 class Declared(NamedTuple):
     """The declaration of one field of a dataclass.
 
@@ -126,7 +146,7 @@ def declared(cls: type[Any]) -> dict[str, Declared]:
         names = OneOf(
             name for kind in kinds if typing.get_origin(kind) is Literal for name in typing.get_args(kind)
         )  # of a Literal, or of one that may be none
-        allowed = [extra for extra in extras if isinstance(extra, Allowed)] + [names] * bool(names)
+        allowed = [extra for extra in extras if isinstance(extra, Allowed | OneOf)] + [names] * bool(names)
         group = next((extra.name for extra in extras if isinstance(extra, Group)), "")
         found[f.name] = Declared(hint, tuple(allowed), group)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 
 import cloudpickle
+
+from polyactor.errors import one_line, suggestion
 
 _LOADED: dict[str, tuple[int, int]] = {}
 """By module: when its file was last changed, and the size of it then."""
@@ -59,3 +62,37 @@ def same_directory() -> Iterator[None]:
     finally:
         os.fchdir(before)
         os.close(before)
+
+
+def code(name: str) -> object:
+    """Return what ``file.py:name`` or ``module:name`` names; its file or module is imported, which runs it.
+
+    Raises:
+        ImportError: there is no such file, module or name, or it raises an exception; the message says so.
+    """
+    home, _, wanted = name.rpartition(":")
+    try:
+        with same_directory():
+            if home.endswith(".py"):
+                if not os.path.isfile(home):
+                    raise ImportError(f"there is no file {one_line(home)}")
+                module = load_file(Path(home))
+            else:
+                # A console script has no entry of sys.path for the current directory, where users keep their modules.
+                if os.getcwd() not in sys.path and "" not in sys.path:
+                    sys.path.append(os.getcwd())
+                module = importlib.import_module(home)
+            found = getattr(module, wanted, None)
+    except ModuleNotFoundError as error:
+        missing = error.name is not None and (home == error.name or home.startswith(f"{error.name}."))
+        why = f"there is no module {one_line(home)}" if missing else f"{one_line(home)} could not be imported: {error}"
+        raise ImportError(why) from error
+    except ImportError:
+        raise
+    except (Exception, SystemExit) as error:  # a script may parse arguments, or end, where it is imported
+        why = f"{type(error).__name__}: {one_line(error)}"
+        raise ImportError(f"{one_line(home)} could not be imported: {why}") from error
+    if found is None:
+        own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ImportError(f"{one_line(home)} has no {one_line(wanted)}{suggestion(wanted, own)}")
+    return found

@@ -156,6 +156,16 @@ def test_odd_metadata_cost_nothing(metadata: Any) -> None:
     assert env_spec(lambda: Plain(metadata={"render_fps": 12.0})).frames_per_second == 12
 
 
+@pytest.mark.fault("D14")
+def test_metadata_that_raise_cost_nothing() -> None:
+    class Raises(Plain):
+        @property
+        def metadata(self) -> Any:  # type: ignore[override]
+            raise RuntimeError("no metadata")
+
+    assert make_envs(Raises, 1, render=True).frames_per_second == 30
+
+
 STRANGE = spaces.Dict(
     which=spaces.Discrete(3, start=1),
     two=spaces.MultiDiscrete([2, 3]),

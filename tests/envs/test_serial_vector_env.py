@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from asyncio import CancelledError
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +21,7 @@ from gymnasium import spaces
 from polyactor.envs import Step, VectorEnv, check_exact, make_envs
 from polyactor.envs.serial_vector_env import MOST_FAILURES, SOUND_AFTER
 from polyactor.errors import EnvironmentUnsupported
+from polyactor.system.child_processes import end_noted, noted
 from polyactor.system.deadline import Call
 from tests.helpers.faulty_games import BOOM, FOR_EVER, LENGTH, RAISED, WRONG, Arcade, B, Game, ends, pays, raises
 
@@ -225,6 +227,20 @@ def test_what_an_environment_that_cannot_be_closed_or_made_has_begun_is_ended(mo
         for process in (mine, *Simulated.simulators):
             process.kill()
             process.wait()
+
+
+@pytest.mark.fault("P14")
+@pytest.mark.skipif(not Path("/proc/thread-self/children").exists(), reason="the kernel does not list children")
+def test_what_an_environment_begins_in_a_step_ends_with_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+    monkeypatch.setattr(threading, "enumerate", lambda: [threading.current_thread()])
+    arcade = Arcade({1: {("step", 2): lambda answer: (begun.append(subprocess.Popen(["sleep", "600"])), answer)[1]}})
+    envs = make_envs(arcade, 2)
+    steps_of_two(envs, 3)
+    envs.close()
+    assert begun[0].pid in noted
+    end_noted()
+    assert begun[0].wait(10) == -signal.SIGKILL
 
 
 def steps_of_two(envs: VectorEnv, count: int) -> list[Step]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,16 @@ def test_a_category_that_does_not_exist_is_not_taken_for_another() -> None:
 def test_a_tag_is_a_text(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="tag 5 is not allowed: it must be a text or none"):
         pa.load(tmp_path, tag=5)  # type: ignore[arg-type]
+
+
+@pytest.mark.fault("D15")
+@pytest.mark.parametrize(
+    "value",
+    [[0.0, 0.0, 0.0, None], ["0", "0", "0", "1"], np.zeros(4, complex), np.ma.array(np.zeros(4), mask=[0, 1, 0, 0])],
+    ids=["none", "texts", "complex", "masked"],
+)
+def test_what_is_no_real_number_is_not_made_one(value: Any) -> None:
+    policy = untrained("CartPole-v1")
+    policy.act([0, 0.0, Fraction(1, 2), np.float64(0)])
+    with pytest.raises(UsageError, match=r"an observation of .* is not allowed: the policy sees the shape"):
+        policy.act(value)

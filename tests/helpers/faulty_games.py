@@ -104,6 +104,7 @@ RAISED: dict[str, tuple[Fault, str]] = {
     "shape": (observes(np.zeros(3, np.float32)), r"returned an observation of shape \(3,\) where its space has \(2,\)"),
     "broadcast": (observes(np.float32(1)), r"returned an observation of shape \(\) where its space has \(2,\)"),
     "nothing": (observes(None), "returned an observation of object, which cannot be cast to float32"),
+    "masked": (observes(np.ma.array(np.zeros(2), mask=[0, 1])), "returned an observation with numbers that are masked"),
     "complex": (observes(np.zeros(2, complex)), "returned an observation of complex128, which cannot be cast"),
     "ragged": (observes([1.0, [2.0, 3.0]]), "returned an observation that is no array"),
 }

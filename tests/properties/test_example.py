@@ -117,3 +117,11 @@ def test_the_example_of_a_callback_lowers_the_entropy_bonus_as_the_score_rises(
     assert lowered
     assert float(lines[-1][2]) in (0.02, *lowered)
     assert not events(run.path, "callback_failed")
+
+
+@pytest.mark.parametrize(("steps", "least"), [(500, 0.0), pytest.param(20_000, 60.0, marks=pytest.mark.slow)])
+def test_the_example_of_a_torso_of_ones_own_runs_and_learns(steps: int, least: float, tmp_path: Path) -> None:
+    model = {"torso": f"{EXAMPLE.with_name('own_torso.py')}:Residual"}
+    run = pa.train("a2c", env="CartPole-v1", model=model, steps=steps, seed=1, quiet=True, out=tmp_path / "run")
+    assert run.status == "done"
+    assert (run.summary["best_score_mean100"] or 0.0) >= least  # 22 by chance

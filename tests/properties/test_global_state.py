@@ -162,6 +162,8 @@ class Tiny(gymnasium.Env[Any, Any]):
     def __init__(self) -> None:
         np.seterr(all="raise")
         torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        torch.set_autocast_enabled("cpu", True)
         torch.set_grad_enabled(False)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
@@ -182,6 +184,8 @@ def test_switches_of_environment_and_caller_do_not_reach_what_is_learned(tmp_pat
         assert np.geterr()["under"] == "raise"
     assert torch.is_grad_enabled()
     assert torch.get_default_dtype() == torch.float32
+    assert torch.get_default_device().type == "cpu"
+    assert not torch.is_autocast_enabled("cpu")
     assert run.summary["status"] == "done"
     assert not events(run.path, "env_error")
     assert not events(run.path, "update_skipped")
@@ -194,6 +198,29 @@ def test_looking_at_an_environment_leaves_the_caller_alone() -> None:
     assert np.geterr() == errors
     assert torch.is_grad_enabled()
     assert not moved(before)
+
+
+@pytest.mark.fault("P15")
+def test_autocast_of_the_caller_does_not_reach_what_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    def parameters(name: str) -> dict[str, torch.Tensor]:
+        return pa.load(train(tmp_path / name, env=Quiet, steps=SHORT).path, env=Quiet).model.state_dict()
+
+    plain = parameters("plain")
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = parameters("cast")
+        policy, seen = pa.load(tmp_path / "cast", env=Quiet), list[bool]()
+        distribution = policy.model.distribution
+
+        def watched(params: Any) -> Any:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return distribution(params)
+
+        monkeypatch.setattr(policy.model, "distribution", watched)
+        policy.act(np.zeros(3, np.float32))
+        assert torch.is_autocast_enabled("cpu")
+    assert all(torch.equal(plain[name], cast[name]) for name in plain)
+    assert seen == [False]
 
 
 @pytest.mark.fault("P15")

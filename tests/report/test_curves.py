@@ -212,6 +212,13 @@ def test_missing_columns_odd_configs_and_one_row_still_plot(tmp_path: Path, figu
     assert [legend(figure) for figure in figures] == [["run"]] * 3
 
 
+@pytest.mark.fault("S1")
+@pytest.mark.parametrize("name", ["\udcc3\udcbc", "a$b_$c", "wide\u3000space"])
+def test_any_name_that_a_path_may_have_is_drawn(name: str, tmp_path: Path) -> None:
+    run = make(tmp_path, "run", preset=name, env=f"/{name}/file.py:E")
+    assert curve([run], tmp_path / "curve.png").exists()
+
+
 def test_pyplot_and_its_global_state_stay_out(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from polyactor.report.curves import curve\n"

@@ -142,12 +142,14 @@ def test_a_film_of_a_game_without_end_is_cut_and_says_so(tmp_path: Path, monkeyp
         (((30, 48), (24, 48), (30, 30)), (330, 528)),
         (((1, 7), (9, 9)), (320, 1280)),
         (((2, 3000), (2, 3000)), (2, 3000)),
+        (((210, 211), (210, 211)), (350, 360)),
     ],
 )
 def test_all_pictures_of_a_film_have_the_size_of_the_first(
     sizes: tuple[tuple[int, int], ...], seen: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    monkeypatch.setattr(video, "MOST_PIXELS", 10_000)
 
     def changing(self: Painted) -> Any:
         height, width = sizes[self.steps % len(sizes)]
@@ -239,3 +241,22 @@ def test_a_film_that_its_encoder_did_not_finish_is_none(tmp_path: Path, monkeypa
     with pytest.raises(OSError, match="the encoder could not finish the film"):
         record(policy.config, dict(policy.model.state_dict()), tmp_path / "film.mp4", seed=0)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.fault("S1", "P17")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the last flush of its pipe
+@pytest.mark.parametrize("shape", [(33, 47, 3), (400, 400, 3)])
+def test_an_encoder_that_takes_no_picture_or_does_not_end_costs_the_film(
+    shape: tuple[int, int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    policy, encoder, films = untrained(Painted), tmp_path / "encoder", tmp_path / "films"
+    encoder.write_text("#!/bin/sh\nexec sleep 600\n")
+    encoder.chmod(0o700)
+    films.mkdir()
+    monkeypatch.setattr("imageio_ffmpeg._io.get_ffmpeg_exe", lambda: str(encoder))
+    monkeypatch.setattr(video, "ENCODED_WITHIN", 0.2)
+    monkeypatch.setattr(Painted, "render", lambda self: np.zeros(shape, np.uint8))
+    with pytest.raises(OSError, match=r"the encoder could not finish the film|Broken pipe"):
+        record(policy.config, dict(policy.model.state_dict()), films / "film.mp4", seed=0)
+    assert list(films.iterdir()) == []

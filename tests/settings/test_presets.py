@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import typing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 
 import polyactor as pa
 from polyactor.errors import UsageError
-from polyactor.models.spec import TorsoName
+from polyactor.models.spec import TORSOS
 from polyactor.settings.check import check
 from polyactor.settings.presets import METHODS, PRESETS, Kind, base_config, kind_of
 from polyactor.settings.published import PUBLISHED
@@ -105,7 +104,7 @@ def test_the_page_names_every_preset_and_no_other() -> None:
 
 
 def test_the_page_names_every_network() -> None:
-    assert page_names("Networks") == sorted({"--model.torso", *typing.get_args(TorsoName)} - {"auto"})
+    assert page_names("Networks") == sorted({"--model.torso", *TORSOS} - {"auto"})
 
 
 @pytest.mark.parametrize(("scheme", "workers"), [("sync", 1), ("actor-learner", 4)])

@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 import polyactor as pa
 from polyactor.cli import main as cli
@@ -23,6 +24,7 @@ import dataclasses
 from pathlib import Path
 import gymnasium
 import polyactor as pa
+import torch
 
 Path(__file__).with_suffix(".mark").touch()
 
@@ -31,6 +33,20 @@ def make(size=None):
 
 def wrap(env):
     return gymnasium.wrappers.TransformReward(env, lambda reward: float(reward))
+
+class Net(torch.nn.Linear):
+    def __init__(self, space):
+        super().__init__(*space.shape, 4)
+
+class Memory(torch.nn.Identity):
+    def __init__(self, features):
+        super().__init__()
+
+    def initial_state(self, batch):
+        return ()
+
+    def forward(self, x, state, is_first):
+        return x, state
 
 class Watch:
     def on_end(self, run, status):
@@ -47,26 +63,31 @@ FILES = {
     "algorithm.name": "learned.py:Mine",
 }
 """For each kind of part a file of its own, which leaves a mark when it is imported."""
+PARTS = {"model.torso": "seen.py:Net", "model.core": "kept.py:Memory"}
+"""The same for parts of a network, which other runs have."""
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a run of code, and its files."""
     here = tmp_path_factory.mktemp("trust")
-    for name in FILES.values():
+    for name in (*FILES.values(), *PARTS.values()):
         (here / name.partition(":")[0]).write_text(CODE)
     pa.train(
         f"{here}/{FILES['algorithm.name']}", env=f"{here}/{FILES['env']}",
         env_wrappers=[f"{here}/{FILES['env_wrappers']}"], envs=2, steps=100, quiet=True, out=here / "run",
         callbacks=[f"{here}/{FILES['callbacks']}"],
     )  # fmt: skip
+    model = {path.partition(".")[2]: f"{here}/{name}" for path, name in PARTS.items()}
+    pa.train("a2c", env="polyactor/Chain-v0", model=model, envs=2, steps=100, quiet=True, out=here / "net")
     return here
 
 
 @pytest.fixture
 def here(trained: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy of the run, of which nothing has been imported in this process."""
-    shutil.copytree(trained / "run", tmp_path / "run")
+    for name in ("run", "net"):
+        shutil.copytree(trained / name, tmp_path / name)
     before = [name for name in sys.modules if name.startswith("polyactor_file_")]
     for name in before:
         del sys.modules[name]
@@ -89,7 +110,7 @@ def said_by(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[Any, st
 
 
 def test_there_is_a_file_for_each_place_that_may_name_code() -> None:
-    assert FILES.keys() == PLACES.keys()
+    assert FILES.keys() | PARTS.keys() | {"model.network"} == PLACES.keys()
 
 
 VERBS = ["resume run --steps 200", "evaluate run --games 2", "record run", "plot run", "compare run"]
@@ -176,3 +197,65 @@ def test_gymnasiums_own_wrappers_are_no_code_of_the_run(here: Path) -> None:
     ):
         with pytest.raises(UsageError, match=f"the wrapper {name};"):
             refuse_untrusted(plain | {"env_wrappers": [name]}, trust_code=False)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_verb_imports_a_part_of_a_network_without_the_flag(
+    verb: str, trained: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(here)
+    code, said = said_by(verb.replace(" run", " net"), capsys)
+    assert marks(trained) == []
+    if verb.split()[0] not in ("plot", "compare"):
+        assert code == 2
+        assert f"run: the torso {trained}/seen.py:Net, the core {trained}/kept.py:Memory; if you trust it" in said
+
+
+def test_the_flag_imports_parts_of_a_network(
+    trained: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(here)
+    assert said_by("evaluate net --games 2 --trust-code", capsys)[0] == 0
+    assert said_by("resume net --steps 200 --trust-code --quiet", capsys)[0] == 0
+    assert marks(trained) == ["kept", "seen"]
+    assert said_by("evaluate net --games 2 --trust-env", capsys)[0] == 2  # which are no environment
+
+
+@pytest.mark.parametrize("part", ["torso", "core", "network"])
+def test_a_part_of_a_network_is_code_only_where_it_is_no_name_of_ours(part: str) -> None:
+    for ours in (None, "mlp", "lstm"):
+        refuse_untrusted({"model": {part: ours}}, trust_code=False)
+    with pytest.raises(UsageError, match=f"the {part} net.py:Net; if you trust it"):
+        refuse_untrusted({"model": {part: "net.py:Net"}}, trust_code=False)
+    with pytest.raises(UsageError, match=f"the {part} of this run was an object .*: model={{"):
+        refuse_untrusted({"model": {part: "__main__:<Net>"}}, trust_code=True)
+    refuse_untrusted({"model": {part: "net.py:Net"}}, trust_code=False, given=(f"model.{part}",))
+
+
+def test_parts_of_a_network_that_are_handed_over_need_no_trust(trained: Path, here: Path) -> None:
+    def net(space: Any) -> torch.nn.Module:
+        return torch.nn.Linear(*space.shape, 4)
+
+    class Memory(torch.nn.Identity):
+        def __init__(self, features: int) -> None:
+            super().__init__()
+
+        def initial_state(self, batch: int) -> tuple[()]:
+            return ()
+
+        def forward(self, x: torch.Tensor, state: Any, is_first: torch.Tensor) -> Any:
+            return x, state
+
+    with pytest.raises(UsageError, match=f"run: the core {trained}/kept.py:Memory;"):
+        pa.load(here / "net", model={"torso": net})
+    both = {"torso": net, "core": Memory}
+    assert pa.load(here / "net", model=both).act(np.zeros(5, np.float32)) in range(2)
+    assert pa.resume(here / "net", steps=200, model=both, quiet=True).status == "done"
+    again = r"the torso of this run was an object that has no name .*<.*net>: .*model=.\"torso\": …"
+    with pytest.raises(UsageError, match=again):
+        pa.load(here / "net", tag="last", trust_code=True)
+    pa.load(here / "net", tag="last", model=both)
+    assert marks(trained) == []
+    for wrong in ({"torso": "mlp"}, {"hidden": (8,)}, 3):
+        with pytest.raises(UsageError, match=r"model .* is not allowed: "):
+            pa.load(here / "net", model=wrong)  # type: ignore[arg-type]

@@ -453,7 +453,10 @@ def test_killed_during_the_first_save_leaves_nothing_or_the_new(tmp_path: Path) 
     assert exists(root)
 
 
-@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, OutOfResources), (errno.EROFS, RunDirectoryError)])
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ENOSPC, OutOfResources), (errno.EFBIG, OutOfResources), (errno.EROFS, RunDirectoryError)],
+)
 @pytest.mark.parametrize("call", ["os.fsync", "os.rename", "os.replace", "os.mkdir", "builtins.open", "os.open"])
 def test_a_failing_call_gives_one_sentence_and_keeps_the_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, kind: type[Exception]

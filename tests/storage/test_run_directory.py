@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +22,8 @@ from polyactor.errors import RunDirectoryError
 from polyactor.settings.presets import base_config
 from polyactor.storage import run_directory
 from tests.helpers.directories import digest
+from tests.helpers.living import alive
+from tests.helpers.programs import program
 
 SOURCE = Path(pa.__file__).parents[1]
 CHAIN = {"env": "polyactor/Chain-v0", "steps": 400, "envs": 2, "seed": 1, "quiet": True, "checkpoint_every": 0.0}
@@ -62,6 +65,37 @@ def test_a_second_process_is_refused_and_changes_nothing_and_a_killed_one_leaves
     assert (root / run_directory.LOCK).exists()
     assert pa.resume(root, steps=500, quiet=True).status == "done"
     assert not (root / run_directory.LOCK).exists()
+
+
+FORKS = """
+import os, sys, time
+from pathlib import Path
+from polyactor.storage.run_directory import claimed
+with claimed(Path(sys.argv[1])):
+    if not (ends := os.fork()):
+        sys.exit()
+    os.waitpid(ends, 0)
+    if not (lives := os.fork()):
+        time.sleep(600)
+    print(lives, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.fault("F6")
+def test_what_an_environment_has_forked_neither_holds_nor_ends_a_lock(tmp_path: Path) -> None:
+    with program(tmp_path / "run.py", FORKS, tmp_path) as run:
+        assert run.stdout is not None
+        forked = int(run.stdout.readline())
+        try:
+            with pytest.raises(RunDirectoryError, match=f"in use by process {run.pid}"):
+                run_directory.refuse_taken(tmp_path)
+            run.kill()
+            run.wait()
+            with run_directory.claimed(tmp_path):
+                assert alive(forked)
+        finally:
+            os.kill(forked, signal.SIGKILL)
 
 
 @pytest.mark.fault("F6")

@@ -38,6 +38,38 @@ with noting(set()):
     grandchild = begun.stdout.readline().strip()
 print(other.pid, begun.pid, grandchild, flush=True)
 """
+LATER = """
+import subprocess, sys, threading
+from polyactor.system.child_processes import Beginnings
+def begin(found):
+    found.append(subprocess.Popen(["sleep", "600"]))
+def helped(found):
+    helper = threading.Thread(target=begin, args=[found])
+    helper.start()
+    helper.join()
+theirs, begun = [], []
+if sys.argv[1] == "alone":
+    begin(theirs)
+    helped(theirs)
+else:
+    go, done = threading.Event(), threading.Event()
+    threading.Thread(target=lambda: (go.wait(), begin(theirs), done.set())).start()
+both = Beginnings(), Beginnings()
+(begin if sys.argv[1] == "alone" else len)(begun)
+(helped if sys.argv[1] == "alone" else len)(begun)
+if sys.argv[1] != "alone":
+    go.set()
+    done.wait()
+both[0].end()
+if sys.argv[1] == "alone":
+    begin(begun)  # the other is noted at the end of the process
+    both[1].note()
+both[1].end()
+begin(theirs)
+both[0].end()
+print(*[each.pid for each in begun], flush=True)
+print(*[each.pid for each in theirs], flush=True)
+"""
 STOPS = """
 import os, subprocess, sys
 from polyactor.system.child_processes import stopping_too
@@ -98,6 +130,24 @@ def test_what_an_environment_has_begun_ends_with_the_program(tmp_path: Path) -> 
             assert alive(other)
         finally:
             os.kill(other, signal.SIGKILL)
+
+
+@pytest.mark.fault("P14")
+@pytest.mark.parametrize("program_is", ["alone", "threaded"])
+def test_what_begins_in_any_call_or_thread_ends_with_a_program_that_has_none_of_its_own(
+    program_is: str, tmp_path: Path
+) -> None:
+    with program(tmp_path / "run.py", LATER, program_is) as run:
+        assert run.stdout is not None
+        begun, theirs = (list(map(int, run.stdout.readline().split())) for _ in range(2))
+        try:
+            assert run.wait(60) == 0
+            until(lambda: not any(map(alive, begun)), nap, 10)
+            assert all(map(alive, theirs))
+            assert (len(begun), len(theirs)) == ((3, 3) if program_is == "alone" else (0, 2))
+        finally:
+            for pid in filter(alive, (*begun, *theirs)):
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.fault("P14")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from polyactor.system.host import cpu_name, resident_mb
+from polyactor.system.host import cpu_name, resident_mb, versions
 from tests.helpers.programs import environment
 
 
@@ -24,6 +25,14 @@ def test_versions_and_cpu_name_without_importing_torch() -> None:
     assert found["python"] == ".".join(str(part) for part in sys.version_info[:3])
     assert found["torch"][0].isdigit()
     assert name == cpu_name() != ""
+
+
+def test_a_version_that_cannot_be_read_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(package: str) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("importlib.metadata.version", fails)
+    assert versions()["torch"] is None
 
 
 def test_resident_mb_sums_a_process_and_all_it_started() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 
+from polyactor.errors import OutOfResources
 from polyactor.system import machine
 
 
@@ -20,6 +23,13 @@ def test_memory_is_the_machines_or_what_a_container_leaves(tmp_path: Path, monke
     assert machine.memory_mb() == whole
     files[1].write_text(f"{100 * 2**20}\n")
     assert machine.memory_mb() == 100
+
+
+@pytest.mark.fault("P10")
+def test_files_that_may_not_be_large_enough_are_a_want_of_shared_memory() -> None:
+    said = f"unable to resize file </torch_1> to the right size: {os.strerror(errno.EFBIG)} (27)"
+    with pytest.raises(OutOfResources, match="ulimit -f"), machine.shared_memory():
+        raise RuntimeError(said)
 
 
 def test_threads_of_torch_are_put_back_when_blocks_overlap() -> None:

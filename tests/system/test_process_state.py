@@ -78,11 +78,15 @@ def test_switches_of_numpy_and_torch_and_handlers_are_put_back() -> None:
     with kept_switches():
         np.seterr(all="raise")
         torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        torch.set_autocast_enabled("cpu", True)
         torch.set_grad_enabled(False)
         for number in GUARDED:
             signal.signal(number, signal.SIG_IGN)
     assert np.geterr() == errors
     assert torch.get_default_dtype() == torch.float32
+    assert torch.get_default_device().type == "cpu"
+    assert not torch.is_autocast_enabled("cpu")
     assert torch.is_grad_enabled()
     assert [signal.getsignal(number) for number in GUARDED] == handlers
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from polyactor.errors import EnvironmentUnsupported
+from polyactor.system.console import Lasting
 from polyactor.system.streams import Replacing, lasting_streams
 from tests.helpers.programs import environment
 
@@ -45,6 +47,40 @@ def test_a_stream_that_fails_is_given_up_unless_its_failure_is_wanted() -> None:
         assert stream.write("a word") == 6
     with pytest.raises(BrokenPipeError):
         Replacing(Failing(BrokenPipeError()), passing=(BrokenPipeError,)).write("a word")
+
+
+class Odd(io.StringIO):
+    encoding = "cp65001x"  # type: ignore[assignment]
+
+
+class Bare:
+    """An object of the user's, which lacks all methods but one, and says so in its own way."""
+
+    def write(self, text: str) -> None:
+        raise RuntimeError("the widget is gone")
+
+    def __getattr__(self, name: str) -> Any:
+        raise LookupError(name)
+
+
+@pytest.mark.fault("P13")
+def test_an_object_of_the_users_for_a_stream_costs_lines_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", Bare())
+    with lasting_streams():
+        Lasting().print("a line")
+    stream: Any = Replacing(Bare())  # type: ignore[arg-type]
+    print("a line", file=stream, flush=True)
+    assert (stream.encoding, stream.isatty(), hasattr(stream, "mode")) == ("utf-8", False, False)
+    assert stream.failure == "the widget is gone"
+    odd = Odd()
+    monkeypatch.setattr("sys.stdout", odd)
+    Lasting().print("a line")
+    assert odd.getvalue() == "a line\n"
+
+
+def test_what_interrupts_a_write_is_no_failure_of_the_stream() -> None:
+    with pytest.raises(EnvironmentUnsupported):
+        Replacing(Failing(EnvironmentUnsupported())).write("a word")
 
 
 @pytest.mark.fault("P13")

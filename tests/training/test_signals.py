@@ -13,7 +13,7 @@ import threading
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ from polyactor.training.signals import Stop, stop_signals
 from tests.helpers import waiting
 from tests.helpers.marks import mostly_slow
 from tests.helpers.programs import environment
-from tests.helpers.runs import SOURCE, B, T, events, program, train, until
+from tests.helpers.runs import SOURCE, B, Quiet, T, events, program, train, until
 
 
 @pytest.mark.fault("P6")
@@ -135,6 +135,47 @@ def test_what_a_stopping_run_waits_for_is_said_at_once() -> None:
 
 def listening() -> AbstractContextManager[Stop]:
     return stop_signals(base_config("a2c", env="CartPole-v1"), SharedCounters(1), [].append)
+
+
+class Interrupts(Quiet):
+    """Raises what Ctrl-C raises, as a wrapper of a simulator may that is lost, in step, reset and render."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+    render_mode = "rgb_array"
+    count = 0
+
+    def step(self, action: Any) -> Any:
+        Interrupts.count += 1
+        if Interrupts.count % 150 == 0:
+            raise KeyboardInterrupt
+        return super().step(action)
+
+    def render(self) -> Any:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.fault("P3", "P6")
+def test_an_interrupt_of_an_environments_own_costs_its_game(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", env=Interrupts, steps=500)
+    assert run.status == "done"
+    assert "raised KeyboardInterrupt" in events(run.path, "env_error")[0]["reason"]
+    assert "KeyboardInterrupt" in events(run.path, "video_skipped")[0]["reason"]
+
+
+@pytest.mark.fault("P6", "P14")
+def test_what_an_environment_has_forked_ends_by_sigterm_and_leaves_ctrl_c_to_the_run() -> None:
+    with listening() as stop:
+        if not (forked := os.fork()):
+            time.sleep(60)
+            os._exit(0)
+        for _ in range(2):
+            os.kill(forked, signal.SIGINT)
+            time.sleep(0.05)
+        assert os.waitpid(forked, os.WNOHANG) == (0, 0)
+        os.kill(forked, signal.SIGTERM)
+        waiting.until(lambda: bool(os.waitid(os.P_PID, forked, os.WEXITED | os.WNOHANG | os.WNOWAIT)), waiting.nap, 5)
+        assert os.waitpid(forked, 0)[1] == signal.SIGTERM
+        assert not stop()
 
 
 @pytest.mark.fault("P6")

@@ -97,8 +97,9 @@ def test_threads_that_shall_end_make_no_more_emulators() -> None:
     assert not any(thread.is_alive() for thread in pool.threads.values())
 
 
-def test_a_thread_that_cannot_be_ended_does_not_keep_the_program() -> None:
+@pytest.mark.parametrize("name", ["polyactor-worker-0", "simulator"])
+def test_a_thread_that_cannot_be_ended_does_not_keep_the_program(name: str) -> None:
     script = "import threading; from polyactor.system.interpreter import leave; "
-    script += "threading.Thread(target=threading.Event().wait, name='polyactor-worker-0').start(); leave(75)"
+    script += f"threading.Thread(target=threading.Event().wait, name={name!r}).start(); leave(75)"
     done = subprocess.run([sys.executable, "-c", script], env=environment(), timeout=30, capture_output=True)
     assert (done.returncode, done.stderr) == (75, b"")

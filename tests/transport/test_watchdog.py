@@ -30,9 +30,9 @@ def test_nobody_watches_any_more_when_the_games_are_over() -> None:
 def test_an_environment_does_not_hang_while_the_policy_thinks(monkeypatch: pytest.MonkeyPatch) -> None:
     config, step, steps = base_config("a2c", env=Quiet), ActorCritic.step, count()
 
-    def slow(*given: Any) -> Any:
+    def slow(*given: Any, **named: Any) -> Any:
         time.sleep(0.7 if next(steps) == 3 else 0.0)
-        return step(*given)
+        return step(*given, **named)
 
     monkeypatch.setattr(ActorCritic, "step", slow)
     tensors = fresh(config).state.views()

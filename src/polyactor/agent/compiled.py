@@ -40,7 +40,7 @@ def compiled(plain: GradientFunction) -> GradientFunction:
         inductor.compile_threads = 1  # compile in this process: each worker would start a pool of compilers
         try:
             dtheta, metrics = fast(algorithm, model, batch)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
+        except torch._dynamo.exc.TorchDynamoException as error:
             why = " ".join(str(error).split())[:LONGEST_REASON]
             raise UsageError(f"--compile does not work here, learn without it: {why}") from error
         finally:  # they are those of the whole process

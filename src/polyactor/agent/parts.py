@@ -25,6 +25,7 @@ from polyactor.envs import EnvSpec, make_envs
 from polyactor.errors import OutOfResources, UsageError
 from polyactor.models.actor_critic import ActorCritic, Precision
 from polyactor.models.running_stats import blank_moments
+from polyactor.models.whole_network import WholeNetwork
 from polyactor.optim.flat import State
 from polyactor.shared.counters import SharedCounters, never
 from polyactor.shared.gradient_slots import GradientSlot
@@ -33,12 +34,8 @@ from polyactor.shared.locks import Reading, once
 from polyactor.system.process_state import attention, kept_switches
 
 T = TypeVar("T", Rollout, GradientSlot)
-
-
 REPLAY = "replay"
 """The folder of a run directory that holds the replay buffers."""
-
-
 LEAST_ROLLOUTS = 4
 """The fewest rollouts of a replay buffer: up to two of them cannot be sampled."""
 
@@ -50,7 +47,7 @@ def precision(config: Config, *, images: bool) -> Precision:
         config: the config of the run.
         images: whether observations are images.
     """
-    if not images or config.algorithm.moves:
+    if not images or config.algorithm.moves or config.model.own.keys() & {"torso", "network"}:
         return "fp32"
     if config.precision == "auto":
         return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
@@ -66,7 +63,7 @@ def make_model(config: Config, spec: EnvSpec) -> ActorCritic:
     """
     with Drawing(config.seed):
         try:
-            return ActorCritic(
+            return (ActorCritic if config.model.network is None else WholeNetwork)(
                 spec.observation_space,
                 spec.action_space,
                 config.model,
@@ -93,6 +90,9 @@ def make_state(config: Config, spec: EnvSpec) -> State:
     """
     model = make_model(config, spec)
     config.algorithm.suits(continuous=spec.continuous, parts=len(model.actions.sizes))
+    if config.model.network is not None:  # of which it is known only now whether it remembers
+        memory, alone = bool(model.initial_state(1)), config.scheme.alone(config)
+        config.algorithm.fits(config.scheme.columns(config), memory=memory, alone=alone)
     _refuse_small_disk(config, spec, model)
     state = State.of(model, config.optimizer, config.workers)
     if config.compile and state.layout.convolutional:

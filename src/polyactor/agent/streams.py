@@ -12,9 +12,11 @@ from torch.overrides import TorchFunctionMode
 
 EVALUATION_STREAM = 1 << 20
 """The worker number whose streams evaluations use, greater than that of any worker."""
-
 GLOBAL_STREAM = EVALUATION_STREAM + 1
 """The worker number whose stream seeds the global streams, for environments of this process that draw from them."""
+
+DRAWING = {torch.rand, torch.randn, torch.randint, torch.randperm, torch.Tensor.normal_, torch.Tensor.uniform_}
+"""Functions by which a network of one's own may draw."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,6 @@ class Drawing(TorchFunctionMode):
     ) -> Any:
         """Call a function of torch, with the stream if it takes a generator and was given none."""
         given = dict(kwargs or {})
-        if "generator" in given and given["generator"] is None:
+        if given.get("generator") is None and ("generator" in given or func in DRAWING):
             given["generator"] = self.generator
         return func(*args, **given)

@@ -13,10 +13,10 @@ import sys
 import textwrap
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import field, fields, is_dataclass, make_dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from polyactor.errors import UsageError, suggestion
-from polyactor.fields import AUTO, KINDS, Setting, replace_at, walk
+from polyactor.fields import AUTO, KINDS, NameOrCode, Setting, replace_at, walk
 
 if TYPE_CHECKING:
     from polyactor.config import Config
@@ -135,7 +135,7 @@ def _grouped(base: Config, *, with_help: bool) -> type[Any]:
     for setting in sorted(walk(base), key=lambda setting: "." in setting.path):  # the sections' settings come last
         if setting.path != "env":
             shown = arg(name=setting.flag, help=documented.get(setting.path, ""), prefix_name=False)
-            hint: Any = tuple[str, ...] if setting.path == "env_wrappers" else setting.declared.hint
+            hint: Any = tuple[str, ...] if setting.path == "env_wrappers" else _readable(setting)
             hint = Annotated[hint, UseAppendAction] if setting.path in SEVERAL else hint
             groups[setting.group].append((_name(setting), Annotated[hint, shown], _default(setting.value)))
     headings = []
@@ -144,6 +144,15 @@ def _grouped(base: Config, *, with_help: bool) -> type[Any]:
         about = inspect.getdoc(type(getattr(base, name))) if with_help and hasattr(base, name) else ""
         headings.append((name, Annotated[heading, arg(help=about)], field(default_factory=heading)))
     return make_dataclass("Flags", headings)
+
+
+def _readable(setting: Setting) -> Any:
+    """Return the type of a setting for tyro: of one that may be code its names, and any other text."""
+    code = [each for each in setting.declared.allowed if isinstance(each, NameOrCode)]
+    if not code:
+        return setting.declared.hint
+    names: Any = Literal[tuple(code[0])] | str if code[0] else str
+    return names | None if setting.optional else names
 
 
 def _name(setting: Setting) -> str:

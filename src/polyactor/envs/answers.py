@@ -11,16 +11,23 @@ import numpy as np
 
 from polyactor.errors import Command, shown
 from polyactor.system.deadline import Unanswered
+from polyactor.system.process_state import interruptible
 
-PASSED = (KeyboardInterrupt, GeneratorExit, Command)
+PASSED = (GeneratorExit, Command)
 """Exceptions that end what is done. Any other of an environment costs its game only, also one that is no `Exception`,
-such as `SystemExit`, a panic of Rust, or what asyncio cancels a task with."""
+such as `SystemExit`, a panic of Rust, or what asyncio cancels a task with, and `KeyboardInterrupt` where it cannot be
+Ctrl-C's."""
 FAILURES = (Exception, SystemExit)
 """Exceptions of a task beside training that cost only this task."""
 LARGEST = float(np.finfo(np.float32).max)
 """The largest reward that is finite in float32."""
 LONGEST_LINE = 200
 """Most characters of an error's first line in a sentence."""
+
+
+def passed() -> tuple[type[BaseException], ...]:
+    """Return `PASSED`, and `KeyboardInterrupt` where Ctrl-C raises it."""
+    return (*PASSED, KeyboardInterrupt) if interruptible() else PASSED
 
 
 class Unsound(Exception):

@@ -160,7 +160,7 @@ def resolved(env: str) -> str:
     """
     module_name, _, name = env.rpartition(":")
     file = Path(module_name if module_name.endswith(".py") else f"{module_name}.py")
-    hidden = module_name.isidentifier() and file.is_file() and not _is_of(module_name, file)
+    hidden = module_name.isidentifier() and os.path.isfile(file) and not _is_of(module_name, file)
     return f"{file.absolute()}:{name}" if hidden or module_name.endswith(".py") else env
 
 
@@ -240,7 +240,7 @@ def _import(module_name: str, asked: str) -> ModuleType:
         EnvironmentUnsupported: there is none, or it raises an exception.
     """
     asked = one_line(asked)
-    if module_name.endswith(".py") and not Path(module_name).is_file():
+    if module_name.endswith(".py") and not os.path.isfile(module_name):
         raise EnvironmentUnsupported(f"there is no file {one_line(module_name)} for {asked}.")
     if not module_name.endswith(".py") and (module_name.startswith(".") or "/" in module_name):
         raise EnvironmentUnsupported(f"there is no module {one_line(module_name)} for {asked}; a file ends with .py.")

@@ -16,7 +16,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from numpy.typing import NDArray
 
 from polyactor.envs import pictures, snapshot
-from polyactor.envs.answers import PASSED, first_line, shortened
+from polyactor.envs.answers import first_line, passed, shortened
 from polyactor.envs.conversion import Conversion, Encoded
 from polyactor.envs.environment import EnvFactory, Wrapper
 from polyactor.envs.finding import Found, refuse_unknown
@@ -186,7 +186,7 @@ class GymnasiumEnvs:
                 drawn = self._envs.render()
                 drawn = None if drawn is None else drawn[0]
             return pictures.rgb(drawn)
-        except PASSED:
+        except passed():
             raise
         except BaseException as error:  # graphics libraries raise exceptions of many classes
             what = "" if isinstance(error, Exception) else f"{type(error).__name__}: "
@@ -213,7 +213,9 @@ def _make(found: Found, *, max_episode_steps: int | None, render: bool) -> gymna
         else:
             refuse_unknown(source, found.kwargs, name)
             made = _drawing(source, found.kwargs) if render else source(**found.kwargs)
-    except (PolyactorError, *PASSED):
+    except PolyactorError:
+        raise
+    except passed():
         raise
     except gymnasium.error.DependencyNotInstalled as error:
         extra = _extra(source)
@@ -288,7 +290,9 @@ def _wrapped(env: gymnasium.Env[Any, Any], wrapper: Wrapper, said: str) -> gymna
         if isinstance(made, gymnasium.Env):
             return made
         cause, failed = None, f"returned a {type(made).__name__}; it must return one gymnasium.Env"
-    except (PolyactorError, *PASSED):
+    except PolyactorError:
+        raise
+    except passed():
         raise
     except BaseException as error:
         cause, failed = error, f"raised {type(error).__name__}: {first_line(error)}"

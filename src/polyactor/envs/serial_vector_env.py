@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any
@@ -21,18 +21,18 @@ from polyactor.envs.action_masks import ActionMasks
 from polyactor.envs.answers import (
     LARGEST,
     NOT_FINITE,
-    PASSED,
     Unsound,
     count,
     description,
     end,
     first_line,
     number,
+    passed,
     shortened,
 )
 from polyactor.envs.vector_env import VECTOR, Listener, Observation, Step, entries, row_dtype
 from polyactor.errors import EnvironmentUnsupported
-from polyactor.system.child_processes import end_noted, noting
+from polyactor.system.child_processes import Beginnings, end_noted, noting
 from polyactor.system.deadline import PATIENCE, Call, Unanswered
 
 MOST_FAILURES = 5
@@ -44,12 +44,13 @@ SOUND_AFTER = 100
 class SerialVectorEnv:
     """B environments in Gymnasium's NEXT_STEP autoreset mode; environment i is seeded with ``seed + i``.
 
-    An environment fails if it raises an exception (other than `PASSED`), or if a step does not return five values with
+    An environment fails if it raises an exception (but for `passed`), or if a step does not return five values with
     an observation of the space's shape and a castable dtype, finite numbers, and two ends that are true or false. Its
     row of the step is then `lost`: a new one is made and seeded anew, and the row has its first observation.
 
     Processes that an environment begins when it is made or first reset, and in later resets if it had begun any, are
-    ended where it cannot be made or closed, and otherwise at the end of this process, if its `close` has not done so.
+    ended where it cannot be made or closed, and otherwise, like those of `Beginnings`, at the end of this process, if
+    its `close` has not done so.
 
     Args:
         factories: one callable per environment that makes it, and makes it again after a failure.
@@ -67,9 +68,12 @@ class SerialVectorEnv:
         self.num_envs = b = len(factories)
         self.begun: list[set[int]] = [set() for _ in factories]
         """For each environment, the processes that it has begun."""
+        self.beginnings = Beginnings()
         with noting(self.begun[0]):
             self.envs = [factories[0]()]
-        self.metadata = getattr(self.envs[0], "metadata", None)
+        self.metadata: Any = None
+        with suppress(Exception):  # a property of the user's may raise anything
+            self.metadata = self.envs[0].metadata
         self.single_action_space = self.envs[0].action_space
         space = self.envs[0].observation_space
         assert isinstance(space, gymnasium.spaces.Box | gymnasium.spaces.Dict), f"{name} was not converted"
@@ -115,7 +119,7 @@ class SerialVectorEnv:
             try:
                 with noting(self.begun[i]):
                     rows[i] = self._first_observation(i, env, None if seed is None else seed + i)
-            except PASSED:
+            except passed():
                 raise
             except BaseException as error:
                 rows[i] = self._replacement(i, error, " in reset")
@@ -165,7 +169,7 @@ class SerialVectorEnv:
                 elif truncated_i:
                     done[i] = True
                 rewards[i] = r_i
-            except PASSED:
+            except passed():
                 raise
             except BaseException as error:
                 last = before if over[i] else action
@@ -216,6 +220,7 @@ class SerialVectorEnv:
             thread.start()
         for thread in threads:
             thread.join(max(0.0, end - monotonic()))
+        self.beginnings.end()
 
     def _replacement(self, i: int, error: BaseException, where: str, action: Any = None) -> NDArray[Any]:
         """Replace environment i, which failed, and return the first observation of the new one, ``[*O]``.
@@ -260,7 +265,7 @@ class SerialVectorEnv:
                 where, what = " in reset", ""
                 with noting(self.begun[i]):
                     first = self._first_observation(i, made, self._fresh_seed(i))
-            except PASSED:
+            except passed():
                 raise
             except BaseException as again:
                 if what:
@@ -288,7 +293,7 @@ class SerialVectorEnv:
         except EnvironmentUnsupported as error:
             cause = error.__cause__ or error
             raise Unsound(f"could not be made: {type(cause).__name__}: {first_line(cause)}") from cause
-        except PASSED:
+        except passed():
             raise
         except BaseException as error:
             raise Unsound(f"could not be made: {type(error).__name__}: {first_line(error)}") from error
@@ -309,7 +314,7 @@ class SerialVectorEnv:
         failure: BaseException | None = None
         try:
             env.close()
-        except PASSED:
+        except passed():
             raise
         except BaseException as error:
             failure = error
@@ -346,6 +351,8 @@ class SerialVectorEnv:
         Raises:
             Unsound: the observation is no such array.
         """
+        if np.ma.is_masked(observation):
+            raise Unsound("returned an observation with numbers that are masked")
         try:
             x = np.asarray(observation)
         except (ValueError, TypeError) as error:

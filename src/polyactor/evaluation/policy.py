@@ -50,6 +50,9 @@ def refuse_misfit(config: Config, spec: EnvSpec, tensors: Mapping[str, Tensor]) 
     """
     if len(config.model.hidden) > len(tensors):
         raise CheckpointError(f"the config has {len(config.model.hidden)} layers: the checkpoint is of another model")
+    if config.model.own:  # code that is trusted, and that need not run without memory
+        _refuse_misfit(make_model(config, spec), tensors)
+        return
     try:
         with torch.device("meta"):  # shapes without memory
             model = make_model(config, spec)
@@ -71,8 +74,9 @@ def load_into(model: ActorCritic, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _tensors_of(model: ActorCritic) -> dict[str, Tensor]:
-    """Return a model's parameters and buffers by name."""
-    return dict(model.named_parameters()) | dict(model.named_buffers())
+    """Return a model's parameters and buffers by name, as a checkpoint has them."""
+    buffers = {name: each for name, each in model.named_buffers() if each.is_floating_point()}
+    return dict(model.named_parameters()) | buffers
 
 
 def _refuse_misfit(model: ActorCritic, tensors: Mapping[str, Tensor]) -> None:
@@ -146,17 +150,20 @@ class Policy:
         legal = None if action_mask is None else torch.from_numpy(_mask(self._conversion, action_mask)[np.newaxis])
         # From NumPy, since the caller's default device is not the policy's.
         x, is_first = map_tree(torch.from_numpy, rows), torch.from_numpy(np.array([self._first]))
-        with torch_threads(1):  # others would have to be waited for, and one row is soon done
+        # Other threads would have to be waited for, and one row is soon done.
+        with torch_threads(1), torch.autocast("cpu", enabled=False):
             params, self._state = self.model.step(x, self._state, is_first, action_mask=legal)
+            pi = self.model.distribution(params)
+            action = pi.mode() if deterministic else pi.sample(self._generator)
         self._first = False
-        pi = self.model.distribution(params)
-        action = pi.mode() if deterministic else pi.sample(self._generator)
         return self._conversion.decode(action.numpy())[0]
 
 
 def _encoded(conversion: Conversion, observation: Any) -> NDArray[Any]:
     """Return one observation ``[*O]`` as environments encode it. Raises `UsageError` where its shape is another."""
     try:
+        if not conversion.flat:
+            _refuse_unreal(observation)
         x, why = conversion.encode(observation), ""
     except Exception as error:  # whatever a space says of what is none of its values
         x, why = np.empty(0, np.float32), f": {one_line(error, most=120)}"
@@ -180,6 +187,16 @@ def _encoded(conversion: Conversion, observation: Any) -> NDArray[Any]:
     return x
 
 
+def _refuse_unreal(observation: Any) -> None:
+    """Raise `TypeError` for what NumPy would make numbers of without a word: masked ones, texts, None, complex ones."""
+    if np.ma.is_masked(observation):
+        raise TypeError("some of its numbers are masked")
+    x = np.asarray(observation)
+    objects = x.flat if x.dtype == object else ()
+    if x.dtype.kind not in "fiubO" or any(each is None or isinstance(each, str) for each in objects):
+        raise TypeError("it does not consist of real numbers")
+
+
 def _mask(conversion: Conversion, mask: Any) -> NDArray[np.bool_]:
     """Return an action mask as ``[C]``. Raises `UsageError` where it is none of the environment's."""
     try:
@@ -195,6 +212,7 @@ def load(
     tag: str | None = None,
     env: Any = None,
     env_wrappers: Sequence[Any] | None = None,
+    model: Mapping[str, Any] | None = None,
     trust_code: bool = False,
     trust_env: bool = False,
 ) -> Policy:
@@ -205,6 +223,7 @@ def load(
         tag: "best" or "last"; by default "best" if the run has it.
         env: an environment in place of the run's; needed where that was a callable that cannot be imported by name.
         env_wrappers: wrappers in place of the run's, which are needed likewise.
+        model: parts of a network of one's own in place of the run's, such as ``{"torso": Net}``, which are, too.
         trust_code: allow the import of files and modules that the run's config names, such as an environment
             ``module:something``. The import runs code that whoever made the checkpoint chose.
         trust_env: as `trust_code`, for the environment and its wrappers alone.
@@ -213,13 +232,14 @@ def load(
         UsageError: the run's config names code that the caller has neither handed over nor trusted.
         CheckpointError: there is no checkpoint, or it is damaged, not of polyactor, or of another model.
     """
-    trust_code, given = (
+    trust_code, handed = (
         expect("trust_code", trust_code, bool),
-        vouched_for(trust_env, env=env, env_wrappers=env_wrappers),
+        {"env": env, "env_wrappers": env_wrappers, "model": model},
     )
+    given = vouched_for(trust_env, **handed)
     path, tag = Path(expect("path", path, str | Path)), expect("tag", tag, str | None)
     config, tensors = read(path, tag, trust_code=trust_code, given=given)
-    return Policy(handed_over(config, env=env, env_wrappers=env_wrappers), tensors)
+    return Policy(handed_over(config, **handed), tensors)
 
 
 def read(

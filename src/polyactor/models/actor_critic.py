@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -19,8 +19,9 @@ from polyactor.models.action_space import action_spec
 from polyactor.models.core import make_core
 from polyactor.models.encoders import CNN, make_torso, orthogonal
 from polyactor.models.heads import Dueling, critic_width, own_layer, policy_head
+from polyactor.models.own_parts import own_core, own_torso, to_buffers
 from polyactor.models.running_stats import RunningMoments
-from polyactor.models.scaling import Scaling
+from polyactor.models.scaling import scalings
 from polyactor.models.spec import ModelSpec
 
 Precision = Literal["fp32", "bf16"]
@@ -37,11 +38,20 @@ PULLS = itertools.count(1)
 class Trunk(nn.Module):
     """A torso, which encodes each observation by itself, and a core, which reads the features in order of time."""
 
-    def __init__(self, space: spaces.Box | spaces.Dict, spec: ModelSpec, precision: Precision) -> None:
+    def __init__(
+        self, space: spaces.Box | spaces.Dict, spec: ModelSpec, precision: Precision, normalized: bool = False
+    ) -> None:
         super().__init__()
-        self.torso = make_torso(space, spec)
-        self.core = make_core(self.torso.features, spec)
-        self.features = self.core.features
+        if "torso" in spec.own:
+            self.torso, width = own_torso(space, spec, normalized)
+        else:
+            self.torso = torso = make_torso(space, spec)
+            width = torso.features
+        if "core" in spec.own:
+            self.core, self.features = own_core(width, spec)
+        else:
+            self.core = core = make_core(width, spec)
+            self.features = core.features
         self.bf16 = precision == "bf16" and isinstance(self.torso, CNN)
 
     def see(self, x: Tree, outputs: Sequence[Tensor] | None = None, *, known: bool = False) -> Tensor:
@@ -97,26 +107,36 @@ class ActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         self.actions = action_spec(action_space, spec.log_std_start if spec.log_std == "fixed" else None)
-        self.trunk = Trunk(observation_space, spec, precision)
-        self.critic = None if spec.share_torso else Trunk(observation_space, spec, precision)
+        self.trunk = Trunk(observation_space, spec, precision, normalize_observation)
+        self.critic = None if spec.share_torso else Trunk(observation_space, spec, precision, normalize_observation)
         features, value_width = self.trunk.features, spec.value_head_width or spec.head_width
         self.policy_layer, self.value_layer = own_layer(features, spec.head_width), own_layer(features, value_width)
         self.policy = policy_head(spec.head_width or features, self.actions, spec)
         self.value = orthogonal(nn.Linear(value_width or features, critic_width(value_head, self.actions)), 1.0)
         self.lists_actions = value_head == "q" and not self.actions.dims
         self.dueling = Dueling(features, self.actions.encoding) if value_head == "q" and self.actions.dims else None
-        several = isinstance(observation_space, spaces.Dict)
-        boxes = cast("Mapping[str, spaces.Box]", getattr(observation_space, "spaces", {"": observation_space}))
         images = torch.bfloat16 if self.trunk.bf16 else None
-        self.scalings = {name: Scaling(box, spec, images) for name, box in boxes.items()}
+        self._keep_statistics(observation_space, spec, normalize_observation, normalize_return, images)
+        self.average = copy_of(self) if averaged else None
+
+    def _keep_statistics(
+        self,
+        space: spaces.Box | spaces.Dict,
+        spec: ModelSpec,
+        normalize_observation: bool,
+        normalize_return: bool,
+        images: torch.dtype | None = None,
+    ) -> None:
+        """Make the scaling of observations and the running statistics; `images` is the dtype of scaled images."""
+        self.scalings = scalings(space, spec, images)
         """How each entry of observations is scaled, by its name; that of a single one is empty."""
+        several = isinstance(space, spaces.Dict)
         self.several, self.image = several, not several and self.scalings[""].image
-        statistics = [RunningMoments(box.shape) for box in boxes.values() if normalize_observation]
+        statistics = [RunningMoments(each.shape) for each in self.scalings.values() if normalize_observation]
         self.observation_moments = nn.ModuleList(statistics) if several and statistics else next(iter(statistics), None)
         self.return_moments = RunningMoments(()) if normalize_return else None
         self.pull = NEVER
         """The copy of parameters and running statistics that the model holds; `pulled` must follow each replacement."""
-        self.average = copy_of(self) if averaged else None
 
     @property
     def running(self) -> dict[str, RunningMoments]:
@@ -139,8 +159,13 @@ class ActorCritic(nn.Module):
 
     def initial_state(self, batch: int) -> CoreState:
         """Return the recurrent state before an episode, tensors ``[B, H]``."""
-        state = self.trunk.core.initial_state(batch)
-        return state if self.critic is None else state + self.critic.core.initial_state(batch)
+        states = [cast("Any", trunk.core).initial_state(batch) for trunk in self.trunks]
+        return tuple(itertools.chain(*states))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of parameters and values, but for a torso that computes in bf16."""
+        return self.value.weight.dtype
 
     @property
     def trunks(self) -> list[Trunk]:
@@ -309,11 +334,10 @@ class ActorCritic(nn.Module):
             x: observations ``[N, *O]``, or a mapping of the tensors of their entries.
             ready: memory that scaled images are written to, ``[N, C, H, W]``; None allocates it.
         """
-        dtype = self.value.weight.dtype
         if not self.several:
-            return self.scalings[""](x, cast("RunningMoments | None", self.observation_moments), dtype, ready)
+            return self.scalings[""](x, cast("RunningMoments | None", self.observation_moments), self.dtype, ready)
         own = {entry: part for entry, (_, part) in self.statistics.items()}
-        return {entry: scaling(x[entry], own.get(entry), dtype, None) for entry, scaling in self.scalings.items()}
+        return {entry: scaling(x[entry], own.get(entry), self.dtype, None) for entry, scaling in self.scalings.items()}
 
 
 def copy_of(model: ActorCritic) -> ActorCritic:
@@ -322,10 +346,7 @@ def copy_of(model: ActorCritic) -> ActorCritic:
     The copy scales observations by the running moments of the model itself.
     """
     average = copy.deepcopy(model)
-    for module in average.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            delattr(module, name)
-            module.register_buffer(name, parameter.detach())
+    to_buffers(average, list(average.parameters()))
     average.observation_moments = model.observation_moments
     average.return_moments = average.average = None
     average.pull = Pull(next(PULLS), 0)

@@ -269,7 +269,7 @@ def torso_of(shape: tuple[int, ...], dtype: torch.dtype, spec: ModelSpec) -> str
         UsageError: the spec does not tell the channels of images.
     """
     if spec.torso != "auto":
-        return spec.torso
+        return cast("str", spec.torso)
     large = is_image(shape, dtype) and min(channels_first(shape, spec)[1:]) >= smallest_side(CNNS["a3c-cnn"])
     return "a3c-cnn" if large else "mlp"
 
@@ -288,7 +288,7 @@ def flattening(
     Raises:
         UsageError: the spec does not tell the channels of images.
     """
-    if spec.torso == "mlp" or torso_of(shape, dtype, spec) != "mlp" or not (hidden or len(shape) > 1):
+    if spec.network or spec.torso == "mlp" or torso_of(shape, dtype, spec) != "mlp" or not (hidden or len(shape) > 1):
         return None
     what = f"with parts of shape {', '.join(map(str, hidden))}" if hidden else f"of shape {shape}"
     least = smallest_side(CNNS["a3c-cnn"])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
@@ -16,6 +20,12 @@ CLIP_OBSERVATION = 5.0
 
 IMAGES_IN_CACHE = 8
 """Number of images that are scaled at a time, few enough to stay in the CPU's cache."""
+
+
+def scalings(space: spaces.Box | spaces.Dict, spec: ModelSpec, dtype: torch.dtype | None = None) -> dict[str, Scaling]:
+    """Return how each entry of observations is scaled, by its name; that of a single one is empty."""
+    boxes = cast("Mapping[str, spaces.Box]", getattr(space, "spaces", {"": space}))
+    return {name: Scaling(box, spec, dtype) for name, box in boxes.items()}
 
 
 class Scaling:
@@ -34,6 +44,19 @@ class Scaling:
         self.dtype = dtype
         # Added to variances to keep constant inputs finite; for bytes it is the square of two gray levels.
         self.variance_floor = 4.0 if self.bytes else 1e-8
+
+    def space(self, normalized: bool) -> spaces.Box:
+        """Return the space of scaled observations: float32, images with channels first."""
+        shape = self._channels_first(torch.empty(1, *self.shape)).shape[1:] if self.image else self.shape
+        if not self.bytes:
+            return spaces.Box(-np.inf, np.inf, shape, np.float32)
+        low, high = (-CLIP_OBSERVATION, CLIP_OBSERVATION) if normalized else (0.0, 1.0)
+        return spaces.Box(low, high, shape, np.float32)
+
+    def zeros(self, rows: int) -> Tensor:
+        """Return scaled observations ``[N, ...]`` of zeros, laid out in memory as others are."""
+        blank = torch.zeros(rows, *self.shape, dtype=torch.uint8 if self.bytes else torch.float32)
+        return self(blank, None, torch.float32, None)
 
     def __call__(self, x: Tensor, stats: RunningMoments | None, dtype: torch.dtype, ready: Tensor | None) -> Tensor:
         """Return scaled observations ``[N, ...]``.

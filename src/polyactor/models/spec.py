@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from polyactor.fields import Allowed
+from polyactor.fields import Allowed, NameOrCode, is_code
 
-TorsoName = Literal[
-    "auto", "mlp", "a3c-cnn", "a3c-conv", "nature-cnn", "nature-cnn-32", "nature-conv", "elu-conv", "pool-conv"
-]
+TORSOS = NameOrCode(
+    ("auto", "mlp", "a3c-cnn", "a3c-conv", "nature-cnn", "nature-cnn-32", "nature-conv", "elu-conv", "pool-conv")
+)
+CODE = ("torso", "core", "network")
+"""Settings that may be code of one's own."""
 
 Channels = Literal["auto", "first", "last", "last-up-to-4"]
 
@@ -18,8 +21,9 @@ Channels = Literal["auto", "first", "last", "last-up-to-4"]
 class ModelSpec:
     """A network consists of a torso, which encodes observations, a core, which may have memory, and heads."""
 
-    torso: TorsoName = "auto"
-    """Encoder of observations. auto: a3c-cnn for images from 20 x 20 pixels up, else mlp; -conv: no dense layer."""
+    torso: Annotated[str | Callable[..., Any], TORSOS] = "auto"
+    """Encoder of observations. auto: a3c-cnn for images from 20 x 20 pixels up, else mlp; -conv: no dense layer; or
+    file.py:name of your own."""
     channels: Channels = "auto"
     """Axis of an image's channels. auto: the smaller of the first and the last, if it is at most 32; last-up-to-4: the
     last if it is at most 4, else the first, as in runs of before this could be set."""
@@ -27,10 +31,13 @@ class ModelSpec:
     """Units of each hidden layer of the MLP."""
     activation: Literal["tanh", "relu", "leaky-relu"] = "tanh"
     """Activation function of the MLP; that of a CNN is part of its architecture."""
-    core: Literal["none", "lstm", "gru"] = "none"
-    """Memory of the network: an LSTM or a GRU, trained by backpropagation through the whole rollout."""
+    core: Annotated[str | Callable[..., Any], NameOrCode(("none", "lstm", "gru"))] = "none"
+    """Memory of the network: an LSTM or a GRU, trained by backpropagation through the whole rollout; or file.py:name of
+    your own."""
     core_size: Annotated[int, Allowed(1)] = 256
     """Units of the LSTM or GRU."""
+    network: Annotated[str | Callable[..., Any] | None, NameOrCode()] = None
+    """A whole network of your own, file.py:name, in place of torso, core and heads."""
     share_torso: bool = True
     """Share one torso and core between policy and value; otherwise each has its own."""
     head_width: Annotated[int | None, Allowed(1)] = None
@@ -41,3 +48,9 @@ class ModelSpec:
     """log σ of Gaussian policies. free: one parameter per dimension; state: a function of the observation; fixed."""
     log_std_start: Annotated[float, Allowed(-5, 2)] = 0.0
     """log σ of Gaussian policies before training."""
+
+    @property
+    def own(self) -> Mapping[str, str | Callable[..., Any]]:
+        """The parts of one's own, by setting: callables, or their names as ``file.py:name`` or ``module:name``."""
+        values = {name: getattr(self, name) for name in CODE}
+        return {name: value for name, value in values.items() if is_code(value) or callable(value)}

@@ -14,6 +14,10 @@ ALIGNMENT, WORD = 64, 4
 """Bytes of a cache line and of a float32. Each tensor starts on a cache line, so that no two tensors share one."""
 
 
+AVERAGE = "average."
+"""What names of tensors of an average network begin with."""
+
+
 @dataclass(frozen=True)
 class Slot:
     """The place of one tensor of a model in the flat vector."""
@@ -50,7 +54,8 @@ class Layout:
     def of(cls, model: nn.Module) -> Layout:
         """Return the layout of a model's parameters and buffers, each in the order of the model.
 
-        The buffers of an average network come last, so that they are contiguous.
+        The parameters of an average network, which are buffers, come last and in the order of θ. Integers and flags are
+        constants that each copy of the model has of its own.
         """
         slots: list[Slot] = []
         end = 0
@@ -64,15 +69,23 @@ class Layout:
             return end
 
         theta = place(model.named_parameters())
-        buffers = sorted(model.named_buffers(), key=lambda named: named[0].startswith("average."))
-        size = place(iter(buffers))
+        order = {f"{AVERAGE}{slot.name}": i for i, slot in enumerate(slots, start=1)}
+        numbers = [named for named in model.named_buffers() if named[1].is_floating_point()]
+        size = place(iter(sorted(numbers, key=lambda named: order.get(named[0], 0))))
         return cls(tuple(slots), theta, size)
+
+    @property
+    def average(self) -> int:
+        """The place where the parameters of the average network begin; the end where there is none."""
+        averaged = {f"{AVERAGE}{slot.name}" for slot in self.slots if slot.start < self.theta}
+        return next((slot.start for slot in self.slots if slot.name in averaged), self.size)
 
 
 def bind(model: nn.Module, vector: Tensor) -> Layout:
     """Copy a model's parameters and buffers to a flat vector ``[layout.size]``, and make them views of it."""
     layout = Layout.of(model)
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    views = dict[int, Tensor]()  # of buffers, of which one may have several names
     with torch.no_grad():
         for slot in layout.slots:
             view = slot.view(vector)
@@ -82,8 +95,11 @@ def bind(model: nn.Module, vector: Tensor) -> Layout:
                 parameter.data = view
             else:
                 view.copy_(buffers[slot.name])
-                owner, _, leaf = slot.name.rpartition(".")
-                setattr(model.get_submodule(owner), leaf, view)
+                views[id(buffers[slot.name])] = view
+    for name, buffer in list(model.named_buffers(remove_duplicate=False)):
+        owner, _, leaf = name.rpartition(".")
+        if id(buffer) in views:
+            setattr(model.get_submodule(owner), leaf, views[id(buffer)])
     return layout
 
 
@@ -131,8 +147,8 @@ class State:
     @property
     def average(self) -> Tensor | None:
         """The parameters θ_a of the average network as a view of the vector in the layout of θ; None without one."""
-        starts = [slot.start for slot in self.layout.slots if slot.name.startswith("average.")]
-        return self.vector[starts[0] : starts[0] + self.layout.theta] if starts else None
+        start = self.layout.average
+        return self.vector[start : start + self.layout.theta] if start < self.layout.size else None
 
     def share_(self) -> None:
         """Move all tensors to shared memory, in place."""

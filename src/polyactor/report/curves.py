@@ -109,7 +109,7 @@ def curve(runs: str | Path | Sequence[str | Path], out: str | Path) -> Path:
         1, min(4, 180 // (10 + max(map(len, labels))))
     )  # as many as fit the width, with a sample of each line
     rows_needed = math.ceil(len(labels) / columns)
-    figure.suptitle(_title(found), fontsize=17, fontweight="bold")
+    figure.suptitle(_drawable(_title(found)), fontsize=17, fontweight="bold")
     figure.legend(
         handles,
         labels,
@@ -191,6 +191,11 @@ def _name(config: Mapping[str, Any], key: str) -> str:
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
+def _drawable(text: str) -> str:
+    """Return a text that matplotlib draws as it is: without what is no Unicode, and with no formula in it."""
+    return text.encode(errors="replace").decode().replace("$", r"\$")
+
+
 def _environments(runs: Sequence[RecordedRun]) -> list[str]:
     return sorted({_name(run.config, "env") for run in runs} - {""})
 
@@ -214,7 +219,7 @@ def _label(runs: Sequence[RecordedRun], paths: Sequence[Path]) -> list[RecordedR
     if len(set(folders)) < len(folders):  # such as a/seed-1 and b/seed-1
         folders = [path.resolve().parent.name for path in paths]
     return [
-        replace(run, label=label if labels.count(label) == 1 else f"{label} ({folder})")
+        replace(run, label=_drawable(label if labels.count(label) == 1 else f"{label} ({folder})"))
         for run, label, folder in zip(runs, labels, folders, strict=True)
     ]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -26,6 +28,7 @@ from polyactor.evaluation.evaluate import fresh_envs, limits
 from polyactor.evaluation.policy import make_trained, parameters
 from polyactor.report.curves import curve
 from polyactor.shared.counters import never
+from polyactor.system.child_processes import end_noted, noting
 from polyactor.system.deadline import Unanswered
 from polyactor.system.machine import torch_threads
 from polyactor.system.notices import Doing, Say, unsaid
@@ -39,6 +42,10 @@ BLANK_STEPS = 10
 FILM_WITHIN, ENDLESS_WITHIN = 20.0, 5.0
 """Seconds after which the film of a finished run ends, whether or not its game has: the latter if no game of it has."""
 
+MOST_PIXELS = 2048**2
+"""Most pixels of a picture that is encoded whole; of a larger one every second row and column is, or every third, …"""
+ENCODED_WITHIN = 20.0
+"""Seconds within which an encoder takes a picture, and finishes the video; then it is killed."""
 FINISHED_WITHIN = 30.0
 """Seconds within which the first picture of a finished video can be read."""
 
@@ -55,11 +62,14 @@ class _Encoder:
         self.out, self.rate = out, rate
         self.size: tuple[int, int] | None = None
         self.frames: Any = None
+        self.begun: set[int] = set()
+        """The encoder's process, where it is known."""
 
     def write(self, picture: NDArray[np.uint8]) -> None:
         """Append an RGB picture ``[H, W, 3]``."""
         if self.size is None:
-            self.size = height, width = picture.shape[0], picture.shape[1]
+            every = math.ceil(math.sqrt(picture.shape[0] * picture.shape[1] / MOST_PIXELS))
+            self.size = height, width = -(-picture.shape[0] // every), -(-picture.shape[1] // every)
             even = height + height % 2, width + width % 2  # H.264 wants even sizes
             factor = max(1, min(-(-MIN_SIZE // even[0]), MAX_SIZE // even[1]))
             self.frames = _encoder().write_frames(
@@ -70,18 +80,32 @@ class _Encoder:
                 macro_block_size=2,
                 output_params=["-vf", f"scale={even[1] * factor}:{even[0] * factor}:flags=neighbor"],
             )
-            self.frames.send(None)
+            with noting(self.begun):
+                self.frames.send(None)
         height, width = self.size
         if picture.shape[:2] != self.size:
             rows, columns = (np.arange(n) * found // n for n, found in zip(self.size, picture.shape[:2], strict=True))
             picture = picture[rows][:, columns]
-        self.frames.send(np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge").tobytes())
+        with self._bounded():
+            self.frames.send(np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge").tobytes())
 
     def close(self) -> None:
         """Finish the file."""
         if self.frames is not None:
-            self.frames.close()
+            with self._bounded():
+                self.frames.close()
         self.size = self.frames = None
+
+    @contextmanager
+    def _bounded(self) -> Iterator[None]:
+        """End the encoder where what is done in the with block, which waits for it, takes too long."""
+        timer = threading.Timer(ENCODED_WITHIN, end_noted, [self.begun])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 def _encoder() -> Any:

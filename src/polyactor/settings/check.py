@@ -12,7 +12,7 @@ from polyactor.config import TRANSPORTS, Config
 from polyactor.data import OPTIONAL
 from polyactor.envs.environment import parsed
 from polyactor.envs.resizing import size_of
-from polyactor.errors import UsageError, one_line
+from polyactor.errors import UsageError, in_one_line, one_line
 from polyactor.fields import OneOf, converted, fits, kind, replace_at, walk
 
 
@@ -61,18 +61,33 @@ def check(config: Config) -> None:
             f"its `needs` may name {', '.join(sorted(OPTIONAL))}"
         )
     TRANSPORTS[config.transport].fits(config)
-    objects = [each for each in (config.env, *config.env_wrappers) if not isinstance(each, str)]
+    code = (config.env, *config.env_wrappers, *config.model.own.values())
+    objects = [each for each in code if not isinstance(each, str)]
     if objects and TRANSPORTS[config.transport].forks(scheme) and not scheme.in_threads:
         _refuse_unsendable(config)
     scheme.fits(config)
-    memory, alone = config.model.core != "none", scheme.alone(config)
+    _refuse_misplaced(config)
+    memory, alone = config.model.core != "none" and config.model.network is None, scheme.alone(config)
     config.algorithm.fits(scheme.columns(config), memory=memory, alone=alone)
+
+
+def _refuse_misplaced(config: Config) -> None:
+    """Raise `UsageError` where parts of a network of one's own do not go together, or with the precision."""
+    own = [name for name in config.model.own if name != "core"]
+    if own and config.precision == "bf16":
+        raise UsageError(
+            f"--precision bf16 is not allowed with --model.{own[0]} of your own: use fp32, in which it computes"
+        )
+    for name in config.model.own if config.model.network is not None else ():
+        if name != "network":
+            raise UsageError(f"--model.{name} of your own is not allowed with --model.network, which is in its place")
 
 
 def _refuse_unsendable(config: Config) -> None:
     """Raise `UsageError` where the user's callables or algorithm cannot be sent to a worker's process."""
-    wrappers = [("a wrapper", wrapper) for wrapper in config.env_wrappers]
-    for what, value in (("the environment", config.env), *wrappers, ("the algorithm", config.algorithm)):
+    parts = [("a wrapper", wrapper) for wrapper in config.env_wrappers]
+    parts += [(f"the {name} of the model", value) for name, value in config.model.own.items()]
+    for what, value in (("the environment", config.env), *parts, ("the algorithm", config.algorithm)):
         try:
             cloudpickle.dumps(value)
         except Exception as error:  # the user's own object may raise anything
@@ -91,7 +106,7 @@ def settled(config: Config) -> Config:
     for setting in walk(config):
         value = converted(setting.value, setting.declared.hint)
         for each in value if isinstance(value, tuple) else (value,):
-            if isinstance(each, str) and any(ord(c) < ord(" ") for c in each):
+            if isinstance(each, str) and not in_one_line(each):
                 said = one_line(each, most=80)
                 raise UsageError(f"--{setting.flag} {said} is not allowed: it must be one line of text")
         if value is not setting.value:
@@ -115,7 +130,8 @@ def check_values(config: Config) -> None:
                     said = one_line(each, most=80)
                     raise UsageError(f"--{flag} {said} is not allowed: it must be {allowed}{text}")
         if not fits(value, hint):
-            raise UsageError(f"--{flag} {one_line(value, most=80)} is not allowed: it must be {kind(hint)}")
+            large = " below 2**63" * (isinstance(value, int) and value >= 2**63)
+            raise UsageError(f"--{flag} {one_line(value, most=80)} is not allowed: it must be {kind(hint)}{large}")
     parsed(config.env_kwargs)
     size_of(config.env_resize)
     for entry in config.model.hidden:

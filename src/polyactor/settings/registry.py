@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 import sys
 from collections.abc import Mapping
 from dataclasses import is_dataclass
@@ -52,7 +53,7 @@ def _from_file(name: str) -> type[Algorithm]:
     """Import the algorithm ``file.py:Class``. Raises `UsageError` where the file or the class does not exist."""
     path, _, class_name = name.rpartition(":")
     file = Path(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise UsageError(f"algorithm {name} does not exist: there is no file {path}")
     try:
         module = load_file(file)

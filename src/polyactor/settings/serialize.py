@@ -17,9 +17,9 @@ from polyactor.algorithms import ALGORITHMS
 from polyactor.algorithms.base import Algorithm
 from polyactor.config import OBJECTS, Config, EvaluateOptions, Normalize
 from polyactor.envs import AtariOptions
-from polyactor.errors import CheckpointError, UsageError, one_line
+from polyactor.errors import CheckpointError, UsageError, in_one_line, one_line
 from polyactor.fields import declared, fits, require, walk
-from polyactor.models.spec import ModelSpec
+from polyactor.models.spec import CODE, ModelSpec
 from polyactor.settings.check import check_values
 from polyactor.settings.registry import PARTS, name_of, part
 
@@ -59,6 +59,7 @@ def to_json(config: Config) -> dict[str, Any]:
         plain[kind] = {"name": name_of(kind, getattr(config, kind)), **plain[kind]}
     if type(config.algorithm) not in ALGORITHMS.values():
         plain["algorithm"]["outputs"] = list(config.algorithm.outputs)
+    plain["model"] |= {name: importable(value) for name, value in config.model.own.items()}
     for name in OBJECTS:
         value = getattr(config, name)
         plain[name] = [importable(each) for each in value] if isinstance(value, tuple) else importable(value)
@@ -95,9 +96,10 @@ def refuse_unwritable(config: Config) -> None:
     Raises:
         UsageError: a value is not plain; only an algorithm of one's own can have such a setting.
     """
+    named = (*OBJECTS, *(f"model.{part}" for part in CODE))
     for setting in walk(config):
         try:
-            json.dumps(None if setting.path in OBJECTS else setting.value, allow_nan=False)
+            json.dumps(None if setting.path in named else setting.value, allow_nan=False)
         except (TypeError, ValueError) as error:
             said = one_line(setting.value, most=80)
             raise UsageError(f"--{setting.flag} {said} is not allowed: it cannot be saved as JSON: {error}") from None
@@ -115,9 +117,9 @@ def from_json(plain: Mapping[str, Any]) -> Config:
     try:
         config = _from_json(dict(plain))
         check_values(config)
-        for name in (config.env, *config.env_wrappers, *config.callbacks):
-            if not str(name).isprintable() or len(str(name)) > LONGEST_NAME:
-                raise ValueError(f"the environment, a wrapper or a callback is {name}")
+        for name in (config.env, *config.env_wrappers, *config.callbacks, *config.model.own.values()):
+            if not in_one_line(str(name)) or len(str(name)) > LONGEST_NAME:
+                raise ValueError(f"the environment, a wrapper, a callback or a part of the network is {name}")
         pixels = config.atari.stack * config.atari.frame_size * (config.atari.resize_height or config.atari.frame_size)
         if pixels > MOST_PIXELS:
             raise ValueError(f"observations of {pixels} pixels")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 
 from polyactor.config import Config
 from polyactor.errors import UsageError, one_line
-from polyactor.fields import declared, expect
+from polyactor.fields import declared, expect, is_code, replace_at
+from polyactor.models.spec import CODE
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ PLACES = {
     "env": Code("environment", "env=…"),
     "env_wrappers": Code("wrapper", "env_wrappers=[…]"),
     "callbacks": Code("callback", "callbacks=[…], or --callback none to go on without", plays=False),
+    "model.torso": Code("torso", 'model={"torso": …}'),
+    "model.core": Code("core", 'model={"core": …}'),
+    "model.network": Code("network", 'model={"network": …}'),
     "algorithm.name": Code("algorithm", "--algorithm FILE:CLASS", plays=False),
 }
 """Every place of a config that may name code, by its dotted path."""
@@ -45,13 +49,14 @@ def vouched_for(trust_env: bool, **handed: Any) -> tuple[str, ...]:
 
     Args:
         trust_env: whether the environment and its wrappers are trusted.
-        handed: what the caller hands over by the name of its setting; None where nothing is.
+        handed: what the caller hands over by the name of its setting; None where nothing is. Of a model these are
+            parts of one's own by name.
 
     Raises:
-        UsageError: `trust_env` is no bool.
+        UsageError: `trust_env` is no bool, or the model is no mapping of parts of one's own.
     """
     trusted = ENVIRONMENT if expect("trust_env", trust_env, bool) else ()
-    return (*trusted, *(path for path, value in handed.items() if value is not None))
+    return (*trusted, *_by_path(handed))
 
 
 def handed_over(config: Config, **handed: Any) -> Config:
@@ -60,9 +65,27 @@ def handed_over(config: Config, **handed: Any) -> Config:
     Raises:
         UsageError: a value is not of the type of its setting.
     """
-    known = declared(Config)
-    values = {name: expect(name, value, known[name].hint) for name, value in handed.items() if value is not None}
-    return replace(config, **values)
+    for path, value in _by_path(handed).items():
+        hint = Any if "." in path else declared(Config)[path].hint
+        config = replace_at(config, path, expect(path, value, hint))
+    return config
+
+
+def _by_path(handed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a caller hands over by its path in the config, without None.
+
+    Raises:
+        UsageError: the model is no mapping of parts of one's own.
+    """
+    given = {name: value for name, value in handed.items() if value is not None}
+    parts = expect("model", given.pop("model", {}), Mapping)
+    for name, value in parts.items():
+        if name not in CODE or not (callable(value) or is_code(value)):
+            raise UsageError(
+                f"model {one_line({name: value}, most=80)} is not allowed: a run keeps its network, and only code for "
+                f"its {', '.join(CODE)} can be handed over again"
+            )
+    return given | {f"model.{name}": value for name, value in parts.items()}
 
 
 def refuse_untrusted(
@@ -100,7 +123,7 @@ def _names(plain: Mapping[str, Any], path: str) -> Iterator[str]:
     value: Any = plain
     for name in path.split("."):
         value = value.get(name, ())
-    for name in [value] if isinstance(value, str) else value:
+    for name in [value] if isinstance(value, str) else value or ():
         module, colon, part = name.rpartition(":")
         own = module == "gymnasium.wrappers" and part in gymnasium.wrappers.__all__
         if "<" in name or (colon and not own):

@@ -19,7 +19,7 @@ def writing(path: Path) -> Iterator[None]:
     """Turn an `OSError` raised inside the context, while writing ``path``, into an error of one sentence.
 
     Raises:
-        OutOfResources: the disk or the quota is full.
+        OutOfResources: the disk or the quota is full, or a process may not make so large a file.
         RunDirectoryError: any other `OSError`, such as a read-only disk or a missing permission.
     """
     try:
@@ -27,7 +27,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         kind: type[PolyactorError] = RunDirectoryError
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             kind = OutOfResources
         raise kind(f"cannot write {path}: {reason}") from error
 

@@ -168,7 +168,7 @@ def last(root: Path) -> Path | None:
     """Return the checkpoint directory that the run in ``root`` resumes from, or None; its content is not verified."""
     folder = Path(root) / FOLDER
     name = _named_or_none(folder, "last")
-    return folder / name if name and (folder / name).is_dir() else None
+    return folder / name if name and os.path.isdir(folder / name) else None
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -183,7 +183,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 def exists(path: Path, *, tag: str = "last") -> bool:
     """Whether ``path`` is a run directory with that tag, or a checkpoint directory; its content is not verified."""
     path = Path(path)
-    return _pointer(path / FOLDER, tag).is_file() or (path / MANIFEST).is_file()
+    return os.path.isfile(_pointer(path / FOLDER, tag)) or os.path.isfile(path / MANIFEST)
 
 
 def newest_good(root: Path) -> Path | None:
@@ -306,11 +306,11 @@ def _directory(path: Path, tag: str) -> Path:
     """Return the checkpoint directory of a tag in a run directory, or ``path`` if it is a checkpoint directory."""
     if not _TAG.fullmatch(tag):
         raise CheckpointError(f"{tag!r} cannot name a checkpoint")
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise CheckpointError(f"{path} {'is not a directory' if os.path.lexists(path) else 'does not exist'}")
-    if (path / FOLDER).is_dir():
+    if os.path.isdir(path / FOLDER):
         return path / FOLDER / _named(path / FOLDER, tag)
-    if path.parent.name == FOLDER or any((path / name).exists() for name in (STATE, META, MANIFEST)):
+    if path.parent.name == FOLDER or any(os.path.exists(path / name) for name in (STATE, META, MANIFEST)):
         return path
     raise CheckpointError(f"{path} is neither a run directory with checkpoints nor a checkpoint")
 
@@ -334,7 +334,7 @@ def _named_or_none(folder: Path, tag: str) -> str | None:
 
 def _verified(directory: Path) -> dict[str, bytes]:
     """Return the bytes of a checkpoint's tensors and meta, whose sizes and hashes match the manifest."""
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         raise CheckpointError(f"{directory} is missing")
     expected = _parse_manifest(directory / MANIFEST)
     contents = {}
@@ -437,6 +437,6 @@ def _first_line(error: BaseException) -> str:
 
 def _advice(path: Path) -> str:
     """Return the end of an error sentence: the newest good checkpoint of the run of ``path``, if there is one."""
-    root = path if (path / FOLDER).is_dir() else path.parent.parent if path.parent.name == FOLDER else None
+    root = path if os.path.isdir(path / FOLDER) else path.parent.parent if path.parent.name == FOLDER else None
     good = newest_good(root) if root else None
     return f" (newest good checkpoint: {good})" if good else ""

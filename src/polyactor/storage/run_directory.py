@@ -36,13 +36,15 @@ def run_directory(config: Config) -> Path:
     Raises:
         RunDirectoryError: the directory is taken, or cannot be created.
     """
+    if config.out == "":
+        raise RunDirectoryError("--out is empty: it must be the directory for a new run")
     if config.out is not None:
-        directory = Path(config.out)
+        directory = Path(os.path.expanduser(config.out))  # a shell leaves the ~ of --out=~/run as it is
     else:
         stem = f"{_short(config.preset) or 'run'}-{_short(name_of(config.env))}-{datetime.now():%Y%m%d-%H%M%S}"
         directory = Path("runs") / stem
         for n in range(2, 1000):
-            if not directory.exists():
+            if not os.path.exists(directory):
                 break
             directory = Path("runs") / f"{stem}-{n}"
     refuse_taken(directory)
@@ -50,7 +52,7 @@ def run_directory(config: Config) -> Path:
         whole = directory.absolute()
     except FileNotFoundError:
         raise RunDirectoryError(f"--out {directory} cannot be made: the working directory does not exist") from None
-    parent = next(p for p in (directory, *whole.parents) if p.exists())
+    parent = next(p for p in (directory, *whole.parents) if os.path.exists(p))
     if not os.access(parent, os.W_OK):
         raise RunDirectoryError(f"--out {directory} cannot be made: {parent} is not writable")
     return whole
@@ -72,9 +74,11 @@ def refuse_taken(directory: Path, *, mine: bool = False) -> None:
     Raises:
         RunDirectoryError: the directory holds files, another process trains in it, or it is no directory.
     """
-    if not directory.exists() or (directory.is_dir() and {entry.name for entry in directory.iterdir()} <= {LOCK}):
+    # Of a name that is too long os.path says that there is no such file, where Path raises.
+    free = not os.path.exists(directory)
+    if free or (os.path.isdir(directory) and {entry.name for entry in directory.iterdir()} <= {LOCK}):
         return
-    if not mine and (directory / LOCK).is_file():
+    if not mine and os.path.isfile(directory / LOCK):
         descriptor = _opened(directory, create=False)
         try:
             _lock(descriptor, directory)
@@ -88,7 +92,7 @@ def refuse_taken(directory: Path, *, mine: bool = False) -> None:
 def run_of(path: Path) -> Path:
     """Return the run directory of a checkpoint directory; any other path is returned as it is."""
     folder = path.absolute().parent
-    return folder.parent if folder.name == FOLDER and (folder.parent / CONFIG).is_file() else path
+    return folder.parent if folder.name == FOLDER and os.path.isfile(folder.parent / CONFIG) else path
 
 
 def write_config(directory: Path, plain: Mapping[str, Any]) -> None:
@@ -101,11 +105,25 @@ def write_config(directory: Path, plain: Mapping[str, Any]) -> None:
         replace_file(directory / CONFIG, (json.dumps(plain, indent=1) + "\n").encode())
 
 
+_holding: set[int] = set()
+"""The descriptors by which this process holds locks."""
+
+
+def _let_go() -> None:
+    """Close, in a forked process, what would hold the locks on when the one that trains has ended."""
+    while _holding:
+        os.close(_holding.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 @contextmanager
 def claimed(directory: Path) -> Iterator[None]:
     """Create a run directory if it is missing, and hold its lock inside the context.
 
     The kernel releases the lock when the process ends in any way, so the lock file of a killed process blocks no run.
+    Processes that an environment has forked do not hold it.
 
     Raises:
         RunDirectoryError: another process holds the lock, or the directory cannot be written; then nothing is changed.
@@ -114,6 +132,7 @@ def claimed(directory: Path) -> Iterator[None]:
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
     descriptor = _locked(directory)
+    _holding.add(descriptor)
     try:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         with writing(directory / LOCK):
@@ -122,9 +141,11 @@ def claimed(directory: Path) -> Iterator[None]:
             os.pwrite(descriptor, holder.encode(), 0)
         yield
     finally:
-        with suppress(OSError):
-            (directory / LOCK).unlink()  # while locked: a process that has just opened it notices
-        os.close(descriptor)
+        if descriptor in _holding:  # else this is a forked process
+            with suppress(OSError):
+                (directory / LOCK).unlink()  # while locked: a process that has just opened it notices
+            _holding.remove(descriptor)
+            os.close(descriptor)
 
 
 def _locked(directory: Path) -> int:

@@ -3,7 +3,8 @@
 A worker leads a process group of its own. What it begins belongs to this group and does not get Ctrl-C, which is the
 run's; who ends the worker ends the group. It is no session, since the kernel shares the processor among sessions
 whatever the niceness of their processes. In the run's own process an environment has no group: the processes are noted
-that the calling thread begins while an environment is made or first reset, and no other process is ever ended.
+that the calling thread begins while an environment is made or first reset, and, in a program without threads of its
+own, all that begin while there are environments. No other process is ever ended.
 
 Processes are found in ``/proc``, so that elsewhere than on Linux none is. A process that leads a group of its own is
 found as long as the one that began it lives.
@@ -19,8 +20,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, resource_tracker
 from time import monotonic, sleep
 from types import FrameType
+from weakref import WeakSet
 
 noted: set[int] = set()
 """The processes that environments of this process have begun, and that have not been ended here."""
@@ -39,16 +42,50 @@ def noting(begun: set[int]) -> Iterator[None]:
         end_noted(children() - before)
         raise
     new = children() - before
-    if new:
-        begun |= new
-        if not noted:
-            atexit.register(end_noted)
-        noted.update(new)
+    begun |= new
+    _note(new)
+
+
+def _note(new: set[int]) -> None:
+    if new and not noted:
+        atexit.register(end_noted)
+    noted.update(new)
+
+
+class Beginnings:
+    """Notes what environments begin in whatever call, and in threads of theirs, at its end or that of this process.
+
+    In a program with threads of its own nothing is noted: what they begin is theirs.
+    """
+
+    def __init__(self) -> None:
+        here = threading.current_thread()
+        others = [each for each in threading.enumerate() if each is not here and not each.name.startswith("polyactor")]
+        self.before = None if others else children("/proc/self/task")
+        _open.add(self)
+
+    def note(self) -> None:
+        """Note what has begun so far."""
+        if self.before is not None:
+            servers = forkserver._forkserver, resource_tracker._resource_tracker  # the caller may need them yet
+            ours = {getattr(servers[0], "_forkserver_pid", None), getattr(servers[1], "_pid", None)}
+            _note(children("/proc/self/task") - self.before - ours)
+
+    def end(self) -> None:
+        """Note what has begun so far, and nothing that begins later."""
+        self.note()
+        self.before = None
+
+
+_open: WeakSet[Beginnings] = WeakSet()
 
 
 def end_noted(begun: set[int] | None = None) -> None:
     """End noted processes, by default all: those that still are children of this process, and what they have begun."""
-    begun = set(noted) if begun is None else begun
+    if begun is None:
+        for each in list(_open):
+            each.note()
+        begun = set(noted)
     noted.difference_update(begun)
     mine, table = os.getpid(), _processes() if begun else {}
     _kill(_family({pid for pid in begun if pid in table and table[pid][0] == mine}, table))
@@ -144,13 +181,14 @@ def stopping_too(workers: Callable[[], Iterable[int]]) -> Iterator[None]:
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
 
 
-def children() -> set[int]:
-    """Return the processes that this thread has begun and that have not been waited for."""
-    try:
-        with open("/proc/thread-self/children") as file:
-            return {int(pid) for pid in file.read().split()}
-    except OSError:
-        return set()
+def children(threads: str = "") -> set[int]:
+    """Return the processes that this thread, or each of a folder, has begun and that have not been waited for."""
+    found = set[int]()
+    with suppress(OSError):
+        for thread in [f"{threads}/{name}" for name in os.listdir(threads)] if threads else ["/proc/thread-self"]:
+            with suppress(OSError), open(f"{thread}/children") as file:
+                found.update(map(int, file.read().split()))
+    return found
 
 
 def lasting(pids: Iterable[int], patience: float = 0.5) -> set[int]:

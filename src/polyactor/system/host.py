@@ -17,7 +17,7 @@ def versions() -> dict[str, str | None]:
     for package in ("torch", "gymnasium", "polyactor"):
         try:
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
+        except (metadata.PackageNotFoundError, OSError):  # the latter where no more files can be opened
             found[package] = None
     return found
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing.util
 import os
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from polyactor.errors import Command
+from polyactor.system.child_processes import end_noted
 
 BREATH = 0.05
 """Seconds between two long calls in which the main thread, that may have waited for the first, can heed a signal."""
@@ -58,7 +61,14 @@ def long_calls_until(refused: Callable[[], bool]) -> Iterator[None]:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit with a code: at once where workers are still in threads, which the interpreter's teardown would crash."""
-    if any(thread.name.startswith("polyactor-worker") for thread in threading.enumerate()):
+    """Exit with a code: at once where workers are still in threads, which the interpreter's teardown would crash.
+
+    So it is where an environment has left a thread that is no daemon, for which Python would wait without end.
+    """
+    others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+    if any(not thread.daemon or thread.name.startswith("polyactor-worker") for thread in others):
+        end_noted()
+        with suppress(OSError):  # what multiprocessing would remove
+            shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)
         os._exit(code)
     sys.exit(code)

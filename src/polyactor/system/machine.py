@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import math
 import os
 import shutil
@@ -21,6 +22,8 @@ from polyactor.system.streams import lasting_streams
 
 CONTAINER_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Files with the memory limit of a container, for control groups version 2 and 1."""
+AUTOCAST = "cpu", "cuda"
+"""Kinds of devices on which a model may compute."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
@@ -48,6 +51,11 @@ def shared_memory() -> Iterator[None]:
         with few_descriptors():
             yield
     except RuntimeError as error:
+        if os.strerror(errno.EFBIG) in str(error):
+            raise OutOfResources(
+                "not enough shared memory: a process may make no files as large as that here (ulimit -f); raise that "
+                "limit, as by ulimit -f unlimited"
+            ) from error
         if "No space left" not in str(error):
             raise
         free = shutil.disk_usage("/dev/shm").free / 2**20
@@ -83,17 +91,25 @@ def settle() -> None:
 
 @contextmanager
 def usual_tensors() -> Iterator[None]:
-    """Let torch make tensors of float32 on the CPU inside the with block, whatever defaults the caller has set."""
+    """Let torch make and compute tensors of float32 on the CPU inside the with block, whatever the caller has set.
+
+    What the caller may have set are torch's default dtype and device, and autocast.
+    """
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    casting = [kind for kind in AUTOCAST if torch.is_autocast_enabled(kind)]
     torch.set_default_dtype(torch.float32)
     if device.type != "cpu":
         torch.set_default_device(None)
+    for kind in casting:
+        torch.set_autocast_enabled(kind, False)
     try:
         yield
     finally:
         torch.set_default_dtype(dtype)
         if device.type != "cpu":
             torch.set_default_device(device)
+        for kind in casting:
+            torch.set_autocast_enabled(kind, True)
 
 
 @contextmanager

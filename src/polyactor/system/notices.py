@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from time import monotonic
+
+from polyactor.system.streams import Replacing
 
 SILENT_FOR = 8.0
 """Seconds after the last line at which a notice is printed."""
@@ -14,8 +16,7 @@ SILENT_FOR = 8.0
 
 def to_stderr(sentence: str) -> None:
     """Print a sentence to the standard error, if there is one."""
-    with suppress(OSError, ValueError, AttributeError):  # closed, or there is none
-        print(f"polyactor: {sentence}", file=sys.stderr, flush=True)
+    print(f"polyactor: {sentence}", file=Replacing(sys.stderr), flush=True)  # it may be closed, or there may be none
 
 
 Say = Callable[[str], object]

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -42,6 +43,13 @@ class Handlers:
         """Install the handlers again."""
         for number, handler in self.kept.items():
             _signal.signal(number, handler)
+
+
+def interruptible() -> bool:
+    """Return whether Ctrl-C raises `KeyboardInterrupt` in this thread: not where a run or nobody heeds the signal."""
+    handler = signal.getsignal(signal.SIGINT)
+    ours = handler == signal.SIG_IGN or str(getattr(handler, "__module__", None)).startswith("polyactor.")
+    return threading.current_thread() is threading.main_thread() and not ours
 
 
 LOOK_EVERY = 0.05
@@ -139,11 +147,16 @@ def kept_streams(seed: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def kept_switches() -> Iterator[None]:
-    """Put handlers of signals, NumPy's error handling and torch's grad mode and dtype back after the with block."""
+    """Put handlers of signals, NumPy's error handling and torch's switches back after the with block.
+
+    Of torch these are the grad mode, autocast, and the default dtype and device.
+    """
     handlers, errors, torch = Handlers(), np.geterr(), sys.modules.get("torch")
     switches: list[tuple[Callable[[Any], object], Any]] = [(lambda kept: np.seterr(**kept), errors)]
     if torch is not None:
         switches.append((torch.set_default_dtype, torch.get_default_dtype()))
+        switches.append((partial(_set_device, torch), torch.get_default_device()))
+        switches.append((partial(torch.set_autocast_enabled, "cpu"), torch.is_autocast_enabled("cpu")))
         if not torch.is_inference_mode_enabled():
             switches.append((torch.set_grad_enabled, torch.is_grad_enabled()))
     try:
@@ -152,6 +165,12 @@ def kept_switches() -> Iterator[None]:
         handlers.put_back()
         for switch, before in switches:
             switch(before)
+
+
+def _set_device(torch: Any, device: Any) -> None:
+    """Set torch's default device, without which it computes faster than with the CPU for one."""
+    if torch.get_default_device() != device:
+        torch.set_default_device(None if device.type == "cpu" else device)
 
 
 _set_here: list[dict[str, str | None]] = []

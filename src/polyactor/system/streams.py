@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any
+
+from polyactor.errors import PolyactorError, one_line
 
 STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 """Names of the standard streams, in the order of their file descriptors, and the modes that they are opened in."""
@@ -17,7 +20,8 @@ class Replacing:
     """A text stream whose writes do not fail: for output that a program can do without.
 
     Args:
-        stream: the stream to write to; it is silenced when a write fails, as where its terminal is gone.
+        stream: the stream to write to, perhaps an object of the user's, which may lack methods and raise anything; it
+            is silenced when the system fails a write, as where its terminal is gone.
         passing: exceptions of the stream that are passed on.
     """
 
@@ -28,7 +32,7 @@ class Replacing:
 
     def write(self, text: str) -> int:
         """Write a text, with ``?`` for each character that the stream's encoding lacks."""
-        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        encoding = self.encoding
         with self._failing():
             self.stream.write(text.encode(encoding, "replace").decode(encoding))
         return len(text)
@@ -42,21 +46,39 @@ class Replacing:
     def _failing(self) -> Iterator[None]:
         try:
             yield
-        except self.passing:
-            raise
-        except (OSError, ValueError) as error:  # ValueError: somebody has closed it
-            self.failure = self.failure or getattr(error, "strerror", "") or str(error)
-            silence(self.stream)
+        except Exception as error:
+            if isinstance(error, (*self.passing, PolyactorError)):  # the latter interrupts an environment that prints
+                raise
+            self.failure = self.failure or getattr(error, "strerror", "") or one_line(error) or type(error).__name__
+            if isinstance(error, OSError | ValueError):  # ValueError: somebody has closed it
+                silence(self.stream)
+
+    @property
+    def encoding(self) -> str:
+        """The stream's encoding, or UTF-8 where it names none that Python knows."""
+        with suppress(Exception):
+            return codecs.lookup(getattr(self.stream, "encoding", "")).name
+        return "utf-8"
+
+    def isatty(self) -> bool:
+        """Return whether the stream is a terminal."""
+        with suppress(Exception):
+            return bool(self.stream.isatty())
+        return False
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
+        try:
+            return getattr(self.stream, name)
+        except Exception:
+            raise AttributeError(f"the stream has no {name}") from None
 
 
 def silence(stream: IO[str]) -> None:
     """Point a stream at the null device, so that neither later writes nor the interpreter's last flush fail."""
-    with suppress(OSError, ValueError):  # it has no file descriptor
+    with suppress(Exception):  # it has no file descriptor, whatever it says so by
+        descriptor = stream.fileno()
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
+        os.dup2(null, descriptor)
         os.close(null)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -92,7 +93,7 @@ def written(callback: object) -> str:
     if isinstance(callback, str):
         module, _, name = callback.rpartition(":")
         file = Path(module if module.endswith(".py") else f"{module}.py")
-        return f"{file.absolute()}:{name}" if module.endswith(".py") or file.is_file() else callback
+        return f"{file.absolute()}:{name}" if module.endswith(".py") or os.path.isfile(file) else callback
     return importable(callback) if isinstance(callback, type) else f"<{type(callback).__qualname__}>"
 
 
@@ -157,7 +158,7 @@ def _found(callback: str, said: str) -> object:
     path, _, name = written(callback).rpartition(":")
     if not path or not name:
         raise UsageError(f"--callback {said} is not allowed: it must be file.py:Class or module:Class")
-    if path.endswith(".py") and not Path(path).is_file():
+    if path.endswith(".py") and not os.path.isfile(path):
         raise UsageError(f"--callback {said} does not exist: there is no file {one_line(path, most=200)}")
     try:
         module: ModuleType = load_file(Path(path)) if path.endswith(".py") else importlib.import_module(path)

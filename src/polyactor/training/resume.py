@@ -55,7 +55,7 @@ def config_of(
         trust_code: whether code that the config names may be imported.
         trust_env: the same, for the environment and its wrappers alone.
         callbacks: what the caller hands over in place of the run's callbacks, whose code is not needed then; or None.
-        handed: an environment and wrappers in place of the saved ones, by the names of their settings, or None.
+        handed: environment, wrappers and parts of the network in place of the saved ones, by their settings, or None.
 
     Raises:
         UsageError: the config names code that the caller has neither handed over nor trusted, or an argument has a

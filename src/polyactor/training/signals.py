@@ -52,9 +52,14 @@ def stop_signals(config: Config, counters: SharedCounters, say: Callable[[str], 
         counters: the counters of the run; its workers are asked to end by the first signal.
         say: prints what the run waits for, unless the run is quiet.
     """
-    stop = Stop(counters)
+    stop, run = Stop(counters), os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != run:  # an environment has forked: as in a worker, only SIGTERM means this process
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
         if stop.asked and number != signal.SIGHUP:
             end_noted()
             os._exit(128 + number)

@@ -77,6 +77,7 @@ def resume(
     restart: bool = False,
     env: Any = None,
     env_wrappers: Sequence[Any] | None = None,
+    model: Mapping[str, Any] | None = None,
     trust_code: bool = False,
     trust_env: bool = False,
     quiet: bool = False,
@@ -91,7 +92,8 @@ def resume(
         steps: a new total of agent steps.
         algorithm: ``file.py:Class``, in place of the run's own, which is imported from its file if it is trusted.
         restart: turn ``exact_resume`` off, now and for later resumes, so that environments start anew.
-        env, env_wrappers: an environment or wrappers in place of the run's; needed where those have no name to import.
+        env, env_wrappers, model: an environment, wrappers, or parts of a network such as ``{"torso": Net}``, in place
+            of the run's; needed where those have no name to import.
         trust_code: import the files and modules that the run's config names, which runs code that whoever made the
             checkpoint chose; `trust_env` is the same for the environment and its wrappers alone.
         quiet: print nothing.
@@ -108,7 +110,7 @@ def resume(
     asked, path = path.absolute(), run_of(path.absolute())
     with claimed(path), ExitStack() as opened:
         found = checkpoint.load(asked)
-        handed: dict[str, Any] = {"env": env, "env_wrappers": env_wrappers, "callbacks": callbacks}
+        handed: dict[str, Any] = {"env": env, "env_wrappers": env_wrappers, "model": model, "callbacks": callbacks}
         config, own = resumed(config_of(found, algorithm, trust_code, trust_env, **handed), callbacks)
         config, said = going_on(config, found, steps=steps, restart=restart, quiet=quiet, out=path)
         failpoints.arm()

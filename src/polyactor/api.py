@@ -13,6 +13,7 @@ from polyactor.algorithms.base import Algorithm
 from polyactor.config import TRANSPORTS, Config, EvaluateOptions, Normalize, Scheme
 from polyactor.envs import AtariOptions, EnvFactory, EnvSpec, Specs, Wrapper, resolved
 from polyactor.envs.environment import written
+from polyactor.envs.resizing import size_of
 from polyactor.envs.vector_env import VECTOR
 from polyactor.errors import UsageError, one_line
 from polyactor.fields import AUTO, converted, declared, expect, replace_at
@@ -100,6 +101,8 @@ def train(
         one = isinstance(env_wrappers, str) or callable(env_wrappers)
         wrappers = declared(Config)["env_wrappers"].hint
         values["env_wrappers"] = expect("env_wrappers", (env_wrappers,) if one else env_wrappers, wrappers)
+    if "env_resize" in values:
+        values["env_resize"] = size_of(values["env_resize"])
     sections = {
         "algorithm": algorithm, "scheme": scheme, "optimizer": optimizer,
         "model": model, "normalize": normalize, "atari": atari, "evaluate": evaluate,
@@ -242,7 +245,7 @@ def configured(
             if value != name_of(kind, getattr(config, kind)):
                 config = replace(config, **{kind: part(kind, value)() if isinstance(value, str) else value})
     elif isinstance(preset, str):
-        made = {name: values[name] for name in ("env_kwargs", "env_wrappers") if name in values}
+        made = {name: values[name] for name in ("env_kwargs", "env_wrappers", "env_resize") if name in values}
         config = base_config(preset, env=env, look=look, **made, **picked)
     else:
         raise UsageError(f"preset {one_line(preset, most=80)} is not allowed: it must be a name or a Config")

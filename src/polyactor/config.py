@@ -211,6 +211,9 @@ class Config:
         tuple[str | Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]], ...], ENVIRONMENT
     ] = ()
     """Wrappers around each environment, the first innermost: gymnasium.wrappers:NAME, module:name or file.py:name."""
+    env_resize: Annotated[tuple[int, ...], ENVIRONMENT] = ()
+    """Height and width that every image of an observation is resized to, such as 84 84; not for Atari, which has
+    --atari.frame-size."""
     out: Annotated[str | None, RUN] = None
     """The run directory; default runs/<preset>-<env>-<time>."""
     device: Annotated[Literal["cpu", "cuda", "auto"], RUN] = "auto"
@@ -237,7 +240,7 @@ class Config:
     @property
     def environment(self) -> Environment:
         """Return what the run's environments are made of."""
-        return Environment(self.env, self.env_kwargs, self.env_wrappers)
+        return Environment(self.env, self.env_kwargs, self.env_wrappers, self.env_resize)
 
     @property
     def learning_device(self) -> str:

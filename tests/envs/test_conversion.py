@@ -34,6 +34,21 @@ class Plain(gymnasium.Env[Any, Any]):
         return self.observation_space.sample(), 1.0, False, False, {}
 
 
+class Missions(spaces.Space[str]):
+    """Texts in a class of their own, as MiniGrid has them."""
+
+    def __init__(self) -> None:
+        super().__init__(dtype=str)
+
+
+def test_texts_are_left_out_also_where_their_class_is_another() -> None:
+    observed = spaces.Dict(at=PAIR, mission=Missions(), said=spaces.Tuple([spaces.Text(3), TWO]))
+    conversion = Conversion(observed, TWO, "Some")
+    assert conversion.dropped == ("mission", "said.0")
+    seen = conversion.encode({"at": np.ones(2, np.float32), "mission": "go", "said": ("no", 1)})
+    assert seen.tolist() == [1, 1, 0, 1]
+
+
 @pytest.mark.fault("D14")
 @pytest.mark.parametrize(
     "space",

@@ -270,7 +270,7 @@ FLAGS = [
     "--algorithm.replay-ratio", "--optimizer.lr", "--optimizer.max-grad-norm", "--scheme.lock", "--max-lag",
     "--max-staleness", "--scheme.threads", "--normalize.reward", "--normalize.clip-reward", "--atari.stack",
     "--atari.frame-size", "--atari.sticky", "--games", "--tag", "--greedy", "--restart", "--algorithm",
-    "--trust-env", "--trust-code", "--env-kwargs", "--env-wrapper",
+    "--trust-env", "--trust-code", "--env-kwargs", "--env-wrapper", "--env-resize",
     "--seconds", "--schemes", "--help", "-h", "--", "-", "--=", "---x", "--zzz", "-5",
 ]  # fmt: skip
 WORD = st.sampled_from(VALUES) | st.text(max_size=8)

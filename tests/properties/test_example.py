@@ -1,4 +1,4 @@
-"""The examples: an algorithm, an environment and a callback of one's own."""
+"""The examples: algorithms, environments and a callback of one's own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 import polyactor as pa
 from polyactor.cli.flags import read_config
+from polyactor.schemes import SCHEMES
 from polyactor.settings.serialize import to_json
 from polyactor.training import trainer
 from tests.helpers.fresh import fresh
@@ -69,6 +70,35 @@ def test_the_example_of_an_environment_of_ones_own_runs_as_a_script(tmp_path: Pa
     score = re.search(r"mean return of 100 episodes: (\S+) of at most", done.stdout)
     assert score is not None, done.stdout
     assert float(score[1]) > 0.5
+
+
+@pytest.mark.parametrize(("example", "better_than"), [("masked_game.py:Nim", 0.6), ("mixed_actions.py:Golf", -20)])
+def test_an_environment_with_a_mask_and_one_with_mixed_actions_train(
+    example: str, better_than: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By chance a quarter of the games is won, and a hole takes 24 strokes of at most 30."""
+    monkeypatch.setattr(trainer, "keepsakes", lambda *_, **__: [])
+    run = pa.train(
+        "ppo", env=f"{EXAMPLE.parent / example}", max_episode_steps=30, steps=5_000, seed=1, quiet=True,
+        out=tmp_path / "run",
+    )  # fmt: skip
+    assert run.status == "done"
+    assert run.summary["best_score_mean100"] > better_than
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_an_algorithm_in_few_lines_runs_under_every_scheme(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "keepsakes", lambda *_, **__: [])
+    algorithm = EXAMPLE.with_name("own_algorithm.py")
+    assert len(algorithm.read_text().splitlines()) <= 40
+    run = pa.train(
+        f"{algorithm}:Truncated", env="CartPole-v1", scheme=scheme, workers=1, steps=3_000, seed=1, quiet=True,
+        transport="inline" if scheme != "sync" else "local", algorithm={"most": 2.0}, out=tmp_path / "run",
+    )  # fmt: skip
+    assert run.status == "done"
+    assert run.summary["best_score_mean100"] > 24  # 22 by chance
 
 
 def test_the_example_of_a_callback_lowers_the_entropy_bonus_as_the_score_rises(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -128,3 +128,57 @@ def learned(cell: Cell) -> tuple[float, int]:
             if share >= ENOUGH:
                 break
     return share, parts.counters.steps
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of one combination."""
+
+    cell: Cell
+    share: float
+
+
+@pytest.fixture(scope="module")
+def table(request: pytest.FixtureRequest) -> Iterator[list[Result]]:
+    """Collects what was measured; ``--write-docs`` puts it into the page."""
+    results: list[Result] = []
+    yield results
+    if request.config.getoption("--write-docs"):
+        head, rest = PAGE.read_text().split(BEGIN)
+        PAGE.write_text(head + BEGIN + rendered(results) + END + rest.split(END)[1])
+
+
+def rendered(results: Sequence[Result]) -> str:
+    """The tables: for each pair of spaces, and of core and algorithm, the least share of what was run."""
+
+    def least(**of: Any) -> str:
+        shares = [each.share for each in results if all(getattr(each.cell, name) == own for name, own in of.items())]
+        return f"{min(shares):.2f}" if shares else "–"
+
+    def rows(corner: str, columns: Sequence[str], cells: dict[str, list[str]]) -> list[str]:
+        head = [corner, *(f"`{column}`" for column in columns)]
+        body = [[f"`{name}`", *row] for name, row in cells.items()]
+        return ["", *(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))]
+
+    run = "All" if len(results) == len(ALL) else f"{len(results)} of the"
+    by_space = {acted: [least(acted=acted, observed=observed) for observed in OBSERVATIONS] for acted in ACTIONS}
+    by_core = {core: [least(core=core, algorithm=algorithm) for algorithm in ALGORITHMS] for core in CORES}
+    lines = [f"{run} {len(ALL)} combinations were run, each once.", *rows("actions", list(OBSERVATIONS), by_space)]
+    return "\n".join([*lines, *rows("core", list(ALGORITHMS), by_core)]) + "\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ALL, ids=name_of)
+def test_a_toy_is_solved(cell: Cell, table: list[Result]) -> None:
+    share, _ = learned(cell)
+    table.append(Result(cell, share))
+    assert share >= ENOUGH
+
+
+def test_the_page_has_every_space_algorithm_and_core() -> None:
+    rows = PAGE.read_text().split(BEGIN)[1].split(END)[0].splitlines()
+    spaces_of_actions, algorithms = (row for row in rows if row.startswith(("| actions", "| core")))
+    assert spaces_of_actions == " | ".join(["| actions", *(f"`{name}`" for name in OBSERVATIONS)]) + " |"
+    assert algorithms == " | ".join(["| core", *(f"`{name}`" for name in ALGORITHMS)]) + " |"
+    for name in (*ACTIONS, *CORES):
+        assert sum(row.startswith(f"| `{name}` |") for row in rows) == 1

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 READ_FIRST = """\
 Read first, since they decide which flags there are:
 --env ID (any Gymnasium id, module:name or file.py:name),
---env-kwargs NAME=VALUE…, --env-wrapper NAME…,
+--env-kwargs NAME=VALUE…, --env-wrapper NAME…, --env-resize H W,
 --scheme sync|hogwild|param-server|actor-learner, --optimizer sgd|rmsprop|adam.
 """
 KEEPS = "; a run goes on with its own settings, and train … --init-from RUN begins one with others at its parameters"
 """What to do for a flag that resume lacks."""
-MADE_OF = {"env-kwargs": "env_kwargs", "env-wrapper": "env_wrappers"}
+MADE_OF = {"env-kwargs": "env_kwargs", "env-wrapper": "env_wrappers", "env-resize": "env_resize"}
 """Flags of an environment with several values, and the setting of each."""
 HELP = frozenset({"--help", "-h"})
 """Flags that ask for help."""
@@ -135,7 +135,7 @@ def _grouped(base: Config, *, with_help: bool) -> type[Any]:
     for setting in sorted(walk(base), key=lambda setting: "." in setting.path):  # the sections' settings come last
         if setting.path != "env":
             shown = arg(name=setting.flag, help=documented.get(setting.path, ""), prefix_name=False)
-            hint: Any = tuple[str, ...] if setting.path in MADE_OF.values() else _readable(setting)
+            hint: Any = tuple[str, ...] if setting.path == "env_wrappers" else _readable(setting)
             hint = Annotated[hint, UseAppendAction] if setting.path in SEVERAL else hint
             groups[setting.group].append((_name(setting), Annotated[hint, shown], _default(setting.value)))
     headings = []
@@ -260,13 +260,15 @@ def take_all(args: list[str], flag: str) -> tuple[list[str], list[str]]:
     return values, rest
 
 
-def take_several(args: list[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+def take_several(args: list[str]) -> tuple[dict[str, Any], list[str]]:
     """Return the values of flags of `MADE_OF` by setting, which may be given again, and the other arguments."""
+    from polyactor.envs.resizing import size_of
+
     found, rest, setting = dict[str, tuple[str, ...]](), list[str](), None
     for arg in args:
         name, equals, value = arg.partition("=")
-        if arg.startswith("-"):
-            setting = MADE_OF.get(name[2:].replace("_", "-"))
+        if arg.startswith("-") and not arg[1:2].isdigit():
+            setting = MADE_OF.get(name[2:].replace("_", "-").replace("env.", "env-"))
             values = (value,) * bool(equals)
         else:
             values = (arg,)
@@ -277,7 +279,7 @@ def take_several(args: list[str]) -> tuple[dict[str, tuple[str, ...]], list[str]
     for flag, setting in MADE_OF.items():
         if found.get(setting) == ():
             raise UsageError(f"--{flag} needs a value")
-    return found, rest
+    return found | ({"env_resize": size_of(found["env_resize"])} if "env_resize" in found else {}), rest
 
 
 def env_timeout(args: list[str]) -> float:

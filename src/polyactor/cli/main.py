@@ -28,7 +28,8 @@ usage: polyactor VERB ...
   plot RUN... [--out FILE]        learning curves over steps and over wall time
   compare RUN...                  the same, and a table
   presets [NAME]                  every name that train takes, or one of them in full
-  check --env ID [--env-wrapper NAME…] [--env-kwargs NAME=VALUE…]  is this environment fit for training?
+  check --env ID [--env-wrapper NAME…] [--env-kwargs NAME=VALUE…] [--env-resize H W]
+                                  is this environment fit for training?
   bench [PRESET] [--env ID] [--seconds S] [--schemes A,B,…]
                                   speed on this machine, against the environments alone
 """

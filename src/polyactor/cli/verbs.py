@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyactor.cli.flags import HELP, env_timeout, read_config, small_flags, take, take_auto, take_several
+from polyactor.cli.flags import HELP, MADE_OF, env_timeout, read_config, small_flags, take, take_auto, take_several
 from polyactor.errors import EnvironmentUnsupported, PolyactorError, UsageError
 from polyactor.fields import replace_at
 from polyactor.system.child_processes import ended_by_signal
@@ -120,7 +120,10 @@ def _presets(args: list[str]) -> int:
 
 def _check(args: list[str]) -> int:
     """Check whether an environment is fit for training, and print what a run would meet: ``polyactor check``."""
-    usage = "check --env ID [--env-wrapper NAME…] [--env-kwargs NAME=VALUE…] [--env-timeout SECONDS] [--json]"
+    usage = (
+        "check --env ID [--env-wrapper NAME…] [--env-kwargs NAME=VALUE…] [--env-resize H W] [--env-timeout SECONDS] "
+        "[--json]"
+    )
     several, args = take_several(args)
     options = small_flags(args, {"env": str, "env-timeout": float, "json": bool}, usage, runs=False)
     if "env" not in options:
@@ -128,7 +131,7 @@ def _check(args: list[str]) -> int:
     from polyactor.envs import Environment
     from polyactor.envs.check import DEADLINE, inspect
 
-    env = Environment(options["env"], several.get("env_kwargs", ()), several.get("env_wrappers", ()))
+    env = Environment(options["env"], *(several.get(setting, ()) for setting in MADE_OF.values()))
     try:
         report = inspect(env, seconds=options.get("env-timeout", DEADLINE))
         report.facts |= _network(env, report.spec)

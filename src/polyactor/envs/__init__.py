@@ -3,9 +3,10 @@
 This package does not import torch, and imports ale-py only for Atari ids.
 
 * `vector_env`: `VectorEnv`, the interface of B environments.
-* `environment`: `Environment`, what an environment is made of: an id or callable, arguments, wrappers.
+* `environment`: `Environment`, what an environment is made of: id or callable, arguments, wrappers, size of images.
 * `finding`: what names of environments and wrappers stand for.
 * `spec`: `EnvSpec`, spaces and limits of one environment.
+* `resizing`: images of another size.
 * `conversion`: observations and actions of Gymnasium's spaces as a policy sees and takes them, and back.
 * `action_masks`: which choices are legal, as an environment says it.
 * `answers`: what environments answer: checks of it, and failures in words.
@@ -92,7 +93,7 @@ def make_envs(
     Raises:
         EnvironmentUnsupported: the environment is unknown, not installed or not one of Gymnasium, or has a space that
             polyactor does not support; or a wrapper is unknown, fails or returns no environment.
-        UsageError: an argument is not known, or there are wrappers around a game of Atari.
+        UsageError: an argument is not known, there are wrappers around a game of Atari, or there is no image to resize.
     """
     found = find(env)
     if isinstance(found.source, Registered) and _atari.is_atari(found.source):
@@ -100,6 +101,11 @@ def make_envs(
             raise UsageError(
                 f"--env-wrapper {found.wrappers[0][0]} is not allowed with {found.name}: games of Atari run together "
                 "in one emulator, but a wrapper has one environment; wrap a game in a function: --env FILE.py:FUNCTION"
+            )
+        if found.resize:
+            raise UsageError(
+                f"--env-resize {' '.join(map(str, found.resize))} is not allowed with {found.name}: frames of Atari "
+                "have a size of their own: use --atari.frame-size"
             )
         return _atari.AtariEnvs(
             _atari.made_with(found.source, found.kwargs),
@@ -278,7 +284,7 @@ class Specs:
         """
         asked = Environment.of(env)
         parts = [each if isinstance(each, str) else id(each) for each in (asked.source, *asked.wrappers)]
-        key = (*parts, asked.arguments, atari if is_atari(asked) else None)
+        key = (*parts, asked.arguments, asked.resize, atari if is_atari(asked) else None)
         if key not in self._known:
             self._known[key] = env_spec(asked, atari=atari, seconds=self.seconds)
         return self._known[key]

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from polyactor.envs.action_masks import MASK, ActionMasks, choices
 from polyactor.envs.answers import Unsound, shortened
+from polyactor.envs.resizing import Resizing
 from polyactor.envs.vector_env import VECTOR, ActionSpace, row_dtype
-from polyactor.errors import EnvironmentUnsupported
+from polyactor.errors import EnvironmentUnsupported, UsageError
 
 OBSERVATIONS = "Box, Discrete, MultiBinary, MultiDiscrete, or Dict and Tuple of these"
 """The supported observation spaces, in words for the sentences of errors."""
@@ -34,7 +35,7 @@ class Conversion:
     An observation has one entry or several. Each image in a Dict or Tuple (bytes with three axes) is an entry of its
     own. All else is flattened to one vector (`gymnasium.spaces.flatten`), in which numbers of a discrete space are
     one-hot. Texts are dropped, and so is an action mask. Bytes stay bytes where no other number is beside them, and
-    other numbers become float32. A Box alone keeps its shape.
+    other numbers become float32. A Box alone keeps its shape. Images may be resized.
 
     The policy's action has the choices of all discrete parts first, each counted from 0, and then the numbers of all
     parts that are a Box. Those are clipped to [-1, 1] and rescaled to [low, high] in dimensions with two bounds, and
@@ -44,6 +45,7 @@ class Conversion:
         observed: the observation space of the environment.
         acted: the action space of the environment.
         name: the name of the environment in sentences.
+        resize: height and width that every image is resized to, in pixels; empty leaves images as they are.
 
     Attributes:
         flat: whether observations are converted by `encode` one by one, and not only cast.
@@ -57,12 +59,15 @@ class Conversion:
 
     Raises:
         EnvironmentUnsupported: polyactor does not support a space.
+        UsageError: there is no image to resize, or not to this size.
     """
 
     observation_space: spaces.Box | spaces.Dict
     decode: Callable[[NDArray[Any]], Sequence[Any]]
 
-    def __init__(self, observed: spaces.Space[Any], acted: spaces.Space[Any], name: str) -> None:
+    def __init__(
+        self, observed: spaces.Space[Any], acted: spaces.Space[Any], name: str, resize: Sequence[int] = ()
+    ) -> None:
         actions = _Actions(acted, name)
         self.action_space, self.decode, self.choices = actions.space, actions.decode, actions.choices
         self.masks = ActionMasks(acted)
@@ -70,21 +75,29 @@ class Conversion:
         self.masked = isinstance(observed, spaces.Dict) and _is_mask(observed.spaces.get(MASK), self.choices)
         """Whether observations have an entry for the action mask."""
         parts = [(path, part) for path, part in _parts(observed) if not (self.masked and path == MASK)]
-        self.dropped = tuple(path for path, part in parts if path and isinstance(part, spaces.Text))
+        self.dropped = tuple(path for path, part in parts if path and _is_text(part))
         parts = [(path, part) for path, part in parts if path not in self.dropped or not path]
         for _, part in parts if parts or not self.dropped else [("", observed)]:
             if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete):
                 raise EnvironmentUnsupported(f"{said}; what can be observed is {OBSERVATIONS}.")
             if isinstance(part, spaces.Box) and (np.isnan(part.low).any() or np.isnan(part.high).any()):
                 raise EnvironmentUnsupported(f"{said}; its bounds must be numbers or infinities, not NaN.")
+        images = [(path, part) for path, part in parts if resize and _is_image(part)]
+        if resize and not images:
+            raise UsageError(
+                f"--env-resize {' '.join(map(str, resize))} is not allowed: {said}, without an image, that is bytes "
+                "with three axes"
+            )
+        self._resizing = {path: Resizing(part.shape, resize) for path, part in images if part.shape}
+        parts = [(path, _resized(part, self._resizing.get(path))) for path, part in parts]
         numbers = sum(spaces.flatdim(part) for _, part in parts)
         if not 1 <= numbers <= MOST_NUMBERS:
             raise EnvironmentUnsupported(
                 f"{said}, which makes {numbers:,} numbers; an observation can have from 1 to {MOST_NUMBERS:,}."
             )
         self._observed = observed
-        self.flat = not (isinstance(observed, spaces.Box) and observed.shape)
-        self._images = [path for path, part in parts if path and _is_image(part)]
+        self.flat = bool(resize) or not (isinstance(observed, spaces.Box) and observed.shape)
+        self._images = [path for path, part in parts if (path or resize) and _is_image(part)]
         self._vector = [path for path, _ in parts if path not in self._images]
         vector = [part for path, part in parts if path in self._vector]
         self.hidden = [part.shape for part in vector if self.flat and part.shape and len(part.shape) > 1]
@@ -117,7 +130,7 @@ class Conversion:
             found = dict(_values(self._observed, observation))
             parts: list[Any] = [spaces.flatten(self._spaces[path], found[path]) for path in self._vector]
             arrays = {VECTOR: np.concatenate(parts) if len(parts) > 1 else parts[0]} if parts else {}
-            arrays |= {_entry(path): np.asarray(found[path]) for path in self._images}
+            arrays |= {_entry(path): self._image(path, found[path]) for path in self._images}
             if len(arrays) == 1:
                 return np.array(next(iter(arrays.values())), self.observation_space.dtype, order="C")
             row = np.empty((), self.row)
@@ -126,6 +139,10 @@ class Conversion:
                     raise ValueError(f"its {entry} has the shape {array.shape}")
                 row[entry] = array
             return row
+
+    def _image(self, path: str, image: Any) -> NDArray[Any]:
+        resizing = self._resizing.get(path)
+        return np.asarray(image) if resizing is None else resizing(image)
 
 
 class Encoded(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -173,6 +190,16 @@ def _is_image(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
 
 
+def _resized(space: spaces.Space[Any], resizing: Resizing | None) -> spaces.Space[Any]:
+    """Return the space of a part of observations, after it was resized if it is."""
+    return space if resizing is None else spaces.Box(0, 255, resizing.shape, np.uint8)
+
+
+def _is_text(space: spaces.Space[Any]) -> bool:
+    """Return whether a space has texts; some, such as MiniGrid's missions, are of a class of their own."""
+    return space.dtype is not None and space.dtype.kind == "U"
+
+
 def _is_mask(space: spaces.Space[Any] | None, choices: int) -> bool:
     """Return whether a space can hold a mask of this many choices."""
     if not isinstance(space, spaces.Box | spaces.MultiBinary | spaces.MultiDiscrete | spaces.Tuple | spaces.Dict):
@@ -217,7 +244,7 @@ def _refuse_strange(space: spaces.Space[Any], value: Any) -> None:
     elif isinstance(space, spaces.Tuple):
         for part, each in zip(space.spaces, value, strict=True):
             _refuse_strange(part, each)
-    elif isinstance(space, spaces.Text):
+    elif _is_text(space):
         return
     elif isinstance(value, int | np.integer) and isinstance(space, spaces.Discrete):  # the common case, and quick
         if not 0 <= int(value) - int(space.start) < space.n:

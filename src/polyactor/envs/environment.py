@@ -1,4 +1,4 @@
-"""What an environment is made of: an id or a callable, the arguments it is made with, and wrappers around it."""
+"""What an environment is made of: an id or a callable, its arguments, wrappers, and a size of images."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ class Environment:
         source: a Gymnasium id, ``module:name``, ``file.py:name``, or a callable that returns one environment.
         arguments: what `source` is made with, each as ``name=value``, such as ``is_slippery=False``.
         wrappers: callables from an environment to one around it, or the names of such, from the innermost outwards.
+        resize: height and width that every image of the observations is resized to, in pixels; empty: as they are.
     """
 
     source: str | EnvFactory
     arguments: tuple[str, ...] = ()
     wrappers: tuple[str | Wrapper, ...] = ()
+    resize: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, env: str | EnvFactory | Environment) -> Environment:

@@ -22,6 +22,7 @@ from gymnasium.envs.registration import EnvSpec
 from polyactor.envs.answers import first_line
 from polyactor.envs.atari import looks_atari
 from polyactor.envs.environment import EnvFactory, Environment, Wrapper, name_of
+from polyactor.envs.resizing import size_of
 from polyactor.errors import EnvironmentUnsupported, UsageError, one_line, suggestion
 from polyactor.files import load_file, same_directory
 
@@ -42,11 +43,13 @@ class Found:
         source: the registered id or the callable.
         kwargs: the arguments that it is made with, by name.
         wrappers: the name and the callable of each wrapper, from the innermost outwards.
+        resize: height and width that images are resized to, in pixels; empty leaves them as they are.
     """
 
     source: EnvSpec | EnvFactory
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     wrappers: tuple[tuple[str, Wrapper], ...] = ()
+    resize: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -63,7 +66,7 @@ def find(env: str | EnvFactory | Environment) -> Found:
 
     Raises:
         EnvironmentUnsupported: the id, module or file is unknown, ale-py is missing, or an object is no callable.
-        UsageError: an argument is not of the form ``name=value``.
+        UsageError: an argument is not of the form ``name=value``, or a size of images not two numbers.
     """
     env = Environment.of(env)
     kwargs = env.kwargs
@@ -72,7 +75,7 @@ def find(env: str | EnvFactory | Environment) -> Found:
     else:
         _refuse_no_factory(env.source, kwargs)
         source = env.source
-    return Found(source, kwargs, tuple((name_of(each), _wrapper(each)) for each in env.wrappers))
+    return Found(source, kwargs, tuple((name_of(each), _wrapper(each)) for each in env.wrappers), size_of(env.resize))
 
 
 def _named(env: str) -> EnvSpec | EnvFactory:

@@ -100,7 +100,7 @@ class GymnasiumEnvs:
             self.conversion = first.conversion
         else:
             spaces_of = self._envs.single_observation_space, self._envs.single_action_space
-            self.conversion = Conversion(*spaces_of, self._name)
+            self.conversion = Conversion(*spaces_of, self._name, found.resize)
         self.observation_space, self.action_space = self.conversion.observation_space, self.conversion.action_space
 
     @property
@@ -237,8 +237,8 @@ def _make(found: Found, *, max_episode_steps: int | None, render: bool) -> gymna
     if max_episode_steps is not None and (found.wrappers or not isinstance(source, EnvSpec)):
         made = gymnasium.wrappers.TimeLimit(made, max_episode_steps)
     try:
-        conversion = Conversion(_space(made, "observation", name), _space(made, "action", name), name)
-    except EnvironmentUnsupported:
+        conversion = Conversion(_space(made, "observation", name), _space(made, "action", name), name, found.resize)
+    except PolyactorError:
         with suppress(Exception):
             made.close()
         raise

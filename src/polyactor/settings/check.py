@@ -11,6 +11,7 @@ import cloudpickle
 from polyactor.config import TRANSPORTS, Config
 from polyactor.data import OPTIONAL
 from polyactor.envs.environment import parsed
+from polyactor.envs.resizing import size_of
 from polyactor.errors import UsageError, in_one_line, one_line
 from polyactor.fields import OneOf, converted, fits, kind, replace_at, walk
 
@@ -132,6 +133,7 @@ def check_values(config: Config) -> None:
             large = " below 2**63" * (isinstance(value, int) and value >= 2**63)
             raise UsageError(f"--{flag} {one_line(value, most=80)} is not allowed: it must be {kind(hint)}{large}")
     parsed(config.env_kwargs)
+    size_of(config.env_resize)
     for entry in config.model.hidden:
         if entry < 1:
             raise UsageError(f"--model.hidden {entry} is not allowed: it must be a number of at least 1")

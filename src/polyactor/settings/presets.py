@@ -269,6 +269,7 @@ def base_config(
     optimizer: str | Rule | None = None,
     env_kwargs: tuple[str, ...] = (),
     env_wrappers: tuple[str | Wrapper, ...] = (),
+    env_resize: tuple[int, ...] = (),
     look: Callable[..., EnvSpec] = env_spec,
 ) -> Config:
     """Return the config that a name stands for, before any flag changes it.
@@ -284,6 +285,7 @@ def base_config(
         optimizer: a name or an instance, in place of the method's.
         env_kwargs: what the environment is made with, each as ``name=value``.
         env_wrappers: the wrappers around the environment, or their names.
+        env_resize: height and width that its images are resized to.
         look: returns what an environment looks like, as `env_spec` does.
 
     Raises:
@@ -307,7 +309,7 @@ def base_config(
     values = (
         {}
         if preset and preset.source
-        else dict(method.values[kind_of(Environment(env, env_kwargs, env_wrappers), look)])
+        else dict(method.values[kind_of(Environment(env, env_kwargs, env_wrappers, env_resize), look)])
     )
     values |= preset.values if preset else {}
     named = {"algorithm": method.algorithm, "scheme": method.scheme, "optimizer": values.pop("optimizer")}
@@ -322,7 +324,8 @@ def base_config(
         # An algorithm from a file need not have all fields that our settings name.
         return section != "algorithm" or named["algorithm"] in ALGORITHMS or field in fields
 
-    config = Config(env=env, env_kwargs=env_kwargs, env_wrappers=env_wrappers, preset=name, **made)
+    of_env: dict[str, Any] = {"env_kwargs": env_kwargs, "env_wrappers": env_wrappers, "env_resize": env_resize}
+    config = Config(env=env, preset=name, **of_env, **made)
     if config.scheme.single:
         values |= {"workers": 1}
     if not config.scheme.per_worker:

@@ -25,8 +25,10 @@ MOST_NUMBERS = 1 << 24
 MOST_CHOICES = 1 << 20
 """Most choices of all discrete parts of an action together; a policy has an output for each."""
 
-Part = tuple[str, spaces.Space[Any]]
-"""A part of a Dict or Tuple that is neither: its keys, joined by dots, and its space."""
+Keys = tuple[Any, ...]
+"""The keys that lead to a part of a Dict or Tuple."""
+Part = tuple[str, Keys, spaces.Space[Any]]
+"""A part of a Dict or Tuple that is neither: its keys joined by dots, its keys, and its space."""
 
 
 class Conversion:
@@ -74,7 +76,7 @@ class Conversion:
         said = f"{name} has the observation space {shortened(observed)}"
         self.masked = isinstance(observed, spaces.Dict) and _is_mask(observed.spaces.get(MASK), self.choices)
         """Whether observations have an entry for the action mask."""
-        parts = [(path, part) for path, part in _parts(observed) if not (self.masked and path == MASK)]
+        parts = [(path, part) for path, _, part in _parts(observed) if not (self.masked and path == MASK)]
         self.dropped = tuple(path for path, part in parts if path and _is_text(part))
         parts = [(path, part) for path, part in parts if path not in self.dropped or not path]
         for _, part in parts if parts or not self.dropped else [("", observed)]:
@@ -95,7 +97,6 @@ class Conversion:
             raise EnvironmentUnsupported(
                 f"{said}, which makes {numbers:,} numbers; an observation can have from 1 to {MOST_NUMBERS:,}."
             )
-        self._observed = observed
         self.flat = bool(resize) or not (isinstance(observed, spaces.Box) and observed.shape)
         self._images = [path for path, part in parts if (path or resize) and _is_image(part)]
         self._vector = [path for path, _ in parts if path not in self._images]
@@ -113,6 +114,17 @@ class Conversion:
         single: Any = next(iter(entries.values()))
         self.observation_space = single if len(entries) == 1 else spaces.Dict(entries)
         self.row = row_dtype(self.observation_space)
+        self.shape: tuple[int, ...] = () if self.row.names else self.observation_space.shape or ()
+        keys, own = (
+            {path: keys for path, keys, _ in _parts(observed)},
+            {path: part for path, _, part in _parts(observed)},
+        )
+        ends = np.cumsum([spaces.flatdim(part) for part in vector]).tolist()
+        self._places = [
+            (keys[path], part, slice(end - spaces.flatdim(part), end))
+            for path, part, end in zip(self._vector, vector, ends, strict=True)
+        ]
+        self._pictures = [(keys[path], own[path], path) for path in self._images]
 
     def encode(self, observation: Any) -> NDArray[Any]:
         """Convert one observation ``[*O]`` to a new array; where it has several entries to a structured one, ``[]``.
@@ -122,22 +134,21 @@ class Conversion:
         Raises:
             Unsound: a part of it is outside its discrete space, or cannot be cast to its dtype.
         """
-        if self.flat:
-            _refuse_strange(self._observed, observation)
         with np.errstate(all="ignore"):
             if not self.flat:
                 return np.array(observation, self.row, order="C")
-            found = dict(_values(self._observed, observation))
-            parts: list[Any] = [spaces.flatten(self._spaces[path], found[path]) for path in self._vector]
-            arrays = {VECTOR: np.concatenate(parts) if len(parts) > 1 else parts[0]} if parts else {}
-            arrays |= {_entry(path): self._image(path, found[path]) for path in self._images}
-            if len(arrays) == 1:
-                return np.array(next(iter(arrays.values())), self.observation_space.dtype, order="C")
-            row = np.empty((), self.row)
-            for entry, array in arrays.items():
-                if array.shape != row[entry].shape:
-                    raise ValueError(f"its {entry} has the shape {array.shape}")
-                row[entry] = array
+            row = np.zeros(self.shape, self.row)
+            if self._places:
+                vector = row[VECTOR] if self.row.names else row
+                for keys, space, place in self._places:
+                    _flatten(space, _at(observation, keys), vector, place)
+            for keys, space, path in self._pictures:
+                value = _at(observation, keys)
+                _refuse_strange(space, value)
+                image, entry = self._image(path, value), row[_entry(path)] if self.row.names else row
+                if image.shape != entry.shape:
+                    raise Unsound(f"returned an image of shape {image.shape} where its space has {entry.shape}")
+                entry[:] = image
             return row
 
     def _image(self, path: str, image: Any) -> NDArray[Any]:
@@ -207,7 +218,7 @@ def _is_mask(space: spaces.Space[Any] | None, choices: int) -> bool:
     if not choices:
         return False
     if isinstance(space, spaces.Tuple | spaces.Dict):
-        return sum(int(np.prod(part.shape or (1,))) for _, part in _parts(space)) == choices
+        return sum(int(np.prod(part.shape or (1,))) for _, _, part in _parts(space)) == choices
     return int(np.prod(space.shape)) == choices
 
 
@@ -216,56 +227,58 @@ def _in_float32(box: spaces.Box) -> spaces.Box:
         return spaces.Box(box.low.astype(np.float32), box.high.astype(np.float32), dtype=np.float32)
 
 
-def _parts(space: spaces.Space[Any], path: str = "") -> Iterator[Part]:
+def _parts(space: spaces.Space[Any], path: str = "", keys: Keys = ()) -> Iterator[Part]:
     """Iterate over the parts of a Dict or Tuple, in the order of flattening; any other space is its own part."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         named = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
         for key, part in named:
-            yield from _parts(part, f"{path}.{key}" if path else str(key))
+            yield from _parts(part, f"{path}.{key}" if path else str(key), (*keys, key))
     else:
-        yield path, space
+        yield path, keys, space
 
 
-def _values(space: spaces.Space[Any], value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Iterate over the values of the parts of a Dict or Tuple, as `_parts` does over their spaces."""
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        named = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-        for key, part in named:
-            yield from _values(part, value[key], f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
+def _at(value: Any, keys: Keys) -> Any:
+    """Return the part of a value that keys lead to."""
+    for key in keys:
+        value = value[key]
+    return value
+
+
+def _flatten(space: spaces.Space[Any], value: Any, vector: NDArray[Any], place: slice) -> None:
+    """Write the numbers of a part of an observation to its place in the zeros of a vector.
+
+    Raises:
+        Unsound: the value is none of the space, or of another size.
+    """
+    if isinstance(space, spaces.Discrete) and isinstance(value, int | np.integer):  # the common case, and quick
+        index = int(value) - int(space.start)
+        if not 0 <= index < space.n:
+            raise Unsound(f"returned the observation {value} where its space has {space}")
+        vector[place.start + index] = 1
+        return
+    _refuse_strange(space, value)
+    numbers: Any = spaces.flatten(space, value)
+    if numbers.size != place.stop - place.start:
+        raise Unsound(f"returned {shortened(value, show=repr)}, of another size than its space {shortened(space)}")
+    vector[place] = numbers
 
 
 def _refuse_strange(space: spaces.Space[Any], value: Any) -> None:
     """Raise `Unsound` for a part of an observation that flattening would take for another one."""
-    if isinstance(space, spaces.Dict):
-        for key, part in space.spaces.items():
-            _refuse_strange(part, value[key])
-    elif isinstance(space, spaces.Tuple):
-        for part, each in zip(space.spaces, value, strict=True):
-            _refuse_strange(part, each)
-    elif _is_text(space):
-        return
-    elif isinstance(value, int | np.integer) and isinstance(space, spaces.Discrete):  # the common case, and quick
-        if not 0 <= int(value) - int(space.start) < space.n:
-            raise Unsound(f"returned the observation {value} where its space has {space}")
+    x = np.asarray(value)
+    if isinstance(space, spaces.Box):
+        good = np.can_cast(x.dtype, space.dtype, "same_kind")
+    elif isinstance(space, spaces.MultiBinary):
+        good = x.dtype.kind in "biuf" and bool(((x == 0) | (x == 1)).all())
     else:
-        x = np.asarray(value)
-        if isinstance(space, spaces.Box):
-            good = np.can_cast(x.dtype, space.dtype, "same_kind")
-        elif isinstance(space, spaces.MultiBinary):
-            good = x.dtype.kind in "biuf" and bool(((x == 0) | (x == 1)).all())
-        else:
-            assert isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
-            count = choices(space)
-            good = x.dtype.kind in "biu" and x.size == count.size
-            if good:
-                index = np.ravel(x).astype(np.int64) - np.ravel(space.start)
-                good = bool(((index >= 0) & (index < count)).all())
-        if not good:
-            raise Unsound(
-                f"returned the observation {shortened(value, show=repr)} where its space has {shortened(space)}"
-            )
+        assert isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
+        count = choices(space)
+        good = x.dtype.kind in "biu" and x.size == count.size
+        if good:
+            index = np.ravel(x).astype(np.int64) - np.ravel(space.start)
+            good = bool(((index >= 0) & (index < count)).all())
+    if not good:
+        raise Unsound(f"returned the observation {shortened(value, show=repr)} where its space has {shortened(space)}")
 
 
 class _Actions:
@@ -285,7 +298,7 @@ class _Actions:
 
     def __init__(self, acted: spaces.Space[Any], name: str) -> None:
         said = f"{name} has the action space {shortened(acted)}"
-        parts = [part for _, part in _parts(acted)]
+        parts = [part for _, _, part in _parts(acted)]
         sizes: list[int] = []
         limits: list[np.float32] = []
         places: list[tuple[bool, slice]] = []

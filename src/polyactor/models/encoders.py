@@ -200,7 +200,7 @@ CNNS: dict[str, Architecture] = {
 }
 """The CNN torsos by their names in `ModelSpec.torso`."""
 JOINED_UNITS = 256
-"""Units of the layer that joins the features of the entries of an observation."""
+"""Units of the layer that joins the features of images and of the other entries of an observation."""
 MOST_CHANNELS = 32
 """Most channels of an image whose axis of channels is found by its size; eight RGB frames have 24."""
 
@@ -211,24 +211,34 @@ def is_image(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
 
 
 class Joined(nn.Module):
-    """Torsos for the entries of an observation, and a ReLU layer that joins their features."""
+    """A torso for observations of several entries: a CNN for each image that one reads, and one MLP for all else.
+
+    Where there is a CNN, a ReLU layer joins the features. What the MLP reads is joined before it.
+    """
 
     def __init__(self, entries: Mapping[str, spaces.Box], spec: ModelSpec) -> None:
         super().__init__()
-        self.names = tuple(entries)
-        of_others = replace(spec, torso="mlp")
-        self.torsos = nn.ModuleList(
-            make_torso(box, spec if is_image_space(box) else of_others) for box in entries.values()
-        )
-        width = sum(cast("MLP | CNN", torso).features for torso in self.torsos)
-        self.join = orthogonal(nn.Linear(width, JOINED_UNITS))
-        self.features = JOINED_UNITS
+        torsos = {
+            name: make_torso(box, spec if is_image_space(box) else replace(spec, torso="mlp"))
+            for name, box in entries.items()
+        }
+        self.images = tuple(name for name, torso in torsos.items() if isinstance(torso, CNN))
+        self.others = tuple(name for name in entries if name not in self.images)
+        cnns = [torso for torso in torsos.values() if isinstance(torso, CNN)]
+        self.cnns, features = nn.ModuleList(cnns), sum(cnn.features for cnn in cnns)
+        self.mlp = None
+        if self.others:
+            self.mlp = MLP((sum(math.prod(entries[name].shape) for name in self.others),), spec)
+            features += self.mlp.features
+        self.join = orthogonal(nn.Linear(features, JOINED_UNITS)) if cnns else None
+        self.features = JOINED_UNITS if cnns else features
 
     def forward(self, x: Mapping[str, Tensor]) -> Tensor:
         """Compute features ``[N, F]`` from the scaled entries ``[N, ...]``, by name."""
-        features = [torso(x[name]) for name, torso in zip(self.names, self.torsos, strict=True)]
-        joined: Tensor = self.join(torch.cat(features, -1))
-        return torch.relu(joined)
+        features = [cnn(x[name]) for name, cnn in zip(self.images, self.cnns, strict=True)]
+        if self.mlp is not None:
+            features.append(self.mlp(torch.cat([x[name].flatten(1) for name in self.others], -1)))
+        return features[0] if self.join is None else torch.relu(self.join(torch.cat(features, -1)))
 
 
 def is_image_space(box: spaces.Box) -> bool:
@@ -239,7 +249,7 @@ def is_image_space(box: spaces.Box) -> bool:
 def make_torso(space: spaces.Box | spaces.Dict, spec: ModelSpec) -> MLP | CNN | Joined:
     """Make the torso that a spec names, for observations of this space.
 
-    Of a Dict each entry has a torso of its own: each image the one that the spec names, the others an MLP.
+    Of a Dict each image has a torso of its own, and what no CNN reads has one MLP.
 
     Raises:
         ValueError: the spec names a CNN, and observations are no images.

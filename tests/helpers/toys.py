@@ -202,6 +202,6 @@ class Everything(Masked):
         return super().step(action)
 
     def _observation(self) -> Any:
-        picture = np.kron(super()._observation(), np.full((10, 2), 200)).astype(np.uint8)
+        picture = (200 * super()._observation()).astype(np.uint8).repeat(10, 0).repeat(2, 1)
         picture += self.np_random.integers(30, size=picture.shape, dtype=np.uint8)
         return {"camera": picture[..., None], "noise": self.np_random.normal(size=3).astype(np.float32)}

@@ -8,26 +8,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import polyactor as pa
 from polyactor import transport
-from polyactor.agent.actor import Actor
-from polyactor.agent.streams import Streams
-from polyactor.algorithms.acer.critics import Retrace
 from polyactor.config import Config, Normalize
-from polyactor.data import Batch, Rollout
-from polyactor.envs import make_envs
+from polyactor.data import Rollout
+from polyactor.envs.check import inspect
 from polyactor.equations import losses
 from polyactor.equations.distributions import ILLEGAL
+from polyactor.errors import UsageError
+from polyactor.evaluation.evaluate import evaluate
+from polyactor.evaluation.policy import read
 from polyactor.models.action_space import ActionSpec
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam
+from polyactor.report.video import record
 from polyactor.schemes import SCHEMES
+from polyactor.storage.metrics_log import read_rows
 from tests.helpers.fresh import fresh
-from tests.helpers.toys import LENGTH, Everything, Masked
+from tests.helpers.policies import untrained
+from tests.helpers.toys import LENGTH, Masked
 from tests.properties.test_spaces import ALGORITHMS, CORES, ENOUGH, greedy
 
 MOST_STEPS, LOOKS = 160_000, 4_000
@@ -125,11 +129,9 @@ def masks_of(spec: ActionSpec, rows: int, seed: int = 0) -> Tensor:
 
 def params_of(spec: ActionSpec, rows: int, seed: int = 0) -> Tensor:
     """Of policies from nearly uniform to nearly certain ``[rows, P]``."""
-    generator = torch.Generator().manual_seed(seed)
-    params = torch.randn(rows, spec.params, generator=generator)
-    return params * torch.cat(
-        [torch.logspace(-2, 3, rows).unsqueeze(1).expand(-1, spec.choices), torch.ones(rows, spec.params)], -1
-    )[:, : spec.params]
+    params = torch.randn(rows, spec.params, generator=torch.Generator().manual_seed(seed))
+    params[:, : spec.choices] *= torch.logspace(-2, 3, rows).unsqueeze(1)
+    return params
 
 
 def all_legal(spec: ActionSpec, masks: Tensor, action: Tensor) -> bool:
@@ -275,3 +277,93 @@ def test_nothing_of_a_loss_reaches_what_is_masked(algorithm: str, toy: str) -> N
         if same:
             assert all(bool(torch.as_tensor(each).isfinite().all()) for each in metrics.values())
         model.zero_grad()
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------------
+
+
+class Filmed(Masked):
+    """Can be looked at."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012 # as Gymnasium has it
+    render_mode = "rgb_array"
+
+    def render(self) -> Any:
+        return np.zeros((32, 32, 3), np.uint8)
+
+
+def test_a_run_its_resumption_an_evaluation_and_a_film_keep_to_the_masks(tmp_path: Path) -> None:
+    """An illegal action fails the environment; untrained policies would soon take one."""
+    given: dict[str, Any] = {"quiet": True, "callbacks": []}
+    values = {"env": Filmed, "scheme": "sync", "envs": 4, "rollout": 5, "model": {"hidden": (8,)}, "seed": 1}
+    replayed = {"algorithm": {"replay_capacity": 300, "replay_start": 50}}
+    run = pa.train("acer", **values | replayed | given, steps=600, out=str(tmp_path / "run"))
+    run = pa.resume(run.path, steps=1_200, trust_code=True, **given)
+    assert (run.status, read_rows(run.path / "metrics.jsonl")[-1]["agent_steps"] >= 1_200) == ("done", True)
+    assert not [each for each in read_rows(run.path / "events.jsonl") if each["event"] == "env_error"]
+    assert read_rows(run.path / "metrics.jsonl")[-1]["env_errors"] == 0
+    config, tensors = read(run.path, trust_code=True)
+    for deterministic in (True, False):
+        assert evaluate(config, tensors, games=40, deterministic=deterministic).lost == 0
+    assert record(config, tensors, tmp_path / "film.mp4").cut == ""
+    policy, env = pa.load(run.path, trust_code=True), Filmed()
+    for seed in range(10):
+        observation, info = env.reset(seed=seed)
+        policy.reset()
+        over = False
+        while not over:
+            action = policy.act(observation, deterministic=seed % 2 == 0, action_mask=info["action_mask"])
+            observation, _, over, _, info = env.step(action)
+
+
+@pytest.mark.parametrize("form", [np.asarray, list, tuple, torch.tensor, lambda mask: np.array(mask, bool)])
+def test_a_policy_takes_a_mask_in_every_form(form: Any) -> None:
+    policy = untrained(Masked)
+    x = np.zeros((1, 10), np.float32)
+    for legal in range(5):
+        for deterministic in (True, False):
+            mask = form([int(each == legal) for each in range(5)])
+            assert policy.act(x, deterministic=deterministic, action_mask=mask) == legal
+    policy.act(x)
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (np.ones(4), "action_mask [1. 1. 1. 1.] is not allowed: an action mask of 4 numbers where its actions have 5"),
+        (np.zeros(5), "is not allowed: an action mask without a legal action"),
+        (
+            [1, 0, 2, 0, 0],
+            "action_mask [1, 0, 2, 0, 0] is not allowed: the action mask [1, 0, 2, 0, 0], which has",
+        ),
+        ([[1], [0, 1], 1], "is not allowed: "),
+        ("legal", "action_mask legal is not allowed: an action mask of 1 numbers where its actions have 5 choices"),
+        ({"x": 1}, "is not allowed: an action mask of 1 numbers where its actions have 5 choices"),
+    ],
+)
+def test_a_policy_refuses_what_is_no_mask_in_a_sentence(mask: Any, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        untrained(Masked).act(np.zeros((1, 10), np.float32), action_mask=mask)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_policy_finds_the_mask_in_an_observation() -> None:
+    policy = untrained(partial(Masked, "observation", parts=2))
+    x = {"action_mask": np.eye(5, dtype=np.int8)[[3, 1]].ravel(), "seen": np.zeros((2, 10), np.float32)}
+    assert policy.act(x).tolist() == [3, 1]
+    assert policy.act(x, action_mask=np.eye(5, dtype=np.int8)[[0, 2]]).tolist() == [0, 2]  # the one that is handed over
+    with pytest.raises(UsageError, match="without a legal action"):
+        policy.act(x | {"action_mask": np.zeros(10, np.int8)})
+
+
+def test_where_there_are_no_choices_nothing_can_be_illegal() -> None:
+    policy, x = untrained("Pendulum-v1"), np.zeros(3, np.float32)
+    assert policy.act(x, action_mask=[]).shape == (1,)
+    with pytest.raises(UsageError, match="an action mask of 1 numbers where its actions have 0 choices"):
+        policy.act(x, action_mask=np.ones(1))
+
+
+def test_an_inspection_shows_that_parts_have_masks() -> None:
+    facts = inspect(partial(Masked, "method", parts=2, numbers=True), 2).facts
+    assert facts["action"] == "Tuple(MultiDiscrete([5 5]), Box(-1.0, 1.0, (1,), float32)), masked"

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from polyactor.envs import draw, env_spec, make_envs
 from polyactor.envs.action_masks import ActionMasks
 from polyactor.envs.answers import Unsound
-from tests.helpers.toys import Masked
+from tests.helpers.toys import Everything, Masked
 
 MIXED = spaces.Dict(
     {"a": spaces.Discrete(2), "b": spaces.MultiDiscrete([2, 3]), "c": spaces.Box(-1, 1, (2,), np.float32)}
@@ -138,3 +138,13 @@ def test_actions_are_drawn_from_the_legal_ones() -> None:
     assert np.abs(drawn[..., 2:]).max() <= 1
     assert draw(spaces.Discrete(3), 4, rng).shape == (4,)
     assert draw(spaces.Box(-1, 1, (2,)), 4, rng).shape == (4, 2)
+
+
+def test_a_failure_after_an_action_of_several_parts_is_told() -> None:
+    """Their shapes differ, so they are no array."""
+    envs = make_envs(lambda: Everything(failing=1.0), 2)
+    envs.reset(0)
+    step = envs.step(draw(envs.action_space, 2, np.random.default_rng(0), envs.action_mask))
+    assert step.lost.all()
+    assert "raised OSError: the camera is gone at step 1, after the action (array([" in step.why[0]
+    envs.close()

@@ -167,7 +167,7 @@ REFUSED = {
     f"a3c {TRAIN} --device cuda": "--device cuda is not allowed with --scheme hogwild",
     f"a3c {TRAIN} --transport ray": "invalid choice 'ray' for argument '--transport'",
     f"a3c {TRAIN} --transport inline --scheme.workers-as thread": "--scheme.workers-as thread is not allowed with",
-    f"ppo {TRAIN} --model.core lstm --envs 2": "--algorithm.minibatches 4 is not allowed: with --model.core lstm",
+    f"ppo {TRAIN} --model.core lstm --envs 2": "--algorithm.minibatches 4 is not allowed: with memory",
 }
 
 

@@ -54,13 +54,15 @@ RUNS: dict[str, dict[str, Any]] = {
         "algorithm": {"replay_capacity": 400, "replay_start": 100, "replay_ratio": 0.5, "on_policy": False},
     },
     "ppo, everything": {
-        "preset": "ppo", "env": Everything, "envs": 2, "rollout": 8, "steps": 1_200,
+        "preset": "ppo", "env": Everything, "scheme": pa.Sync(threads=1), "precision": "fp32",
+        "envs": 4, "rollout": 8, "steps": 1_600,
         "model": {"core": "gru", "core_size": 8, "hidden": (8,)}, "normalize": {"observation": True, "reward": True},
     },
     "acer, everything": {
-        "preset": "acer", "env": Everything, "scheme": "sync", "envs": 2, "rollout": 5, "steps": 1_200,
+        "preset": "acer", "env": Everything, "scheme": pa.Sync(threads=1), "precision": "fp32",
+        "envs": 2, "rollout": 5, "steps": 1_200,
         "model": {"core": "gru", "core_size": 8, "hidden": (8,)}, "normalize": {"observation": True},
-        "algorithm": {"replay_capacity": 400, "replay_start": 100},
+        "algorithm": {"replay_capacity": 400, "replay_start": 100, "replay_ratio": 1.0},
     },
     "a2c, Atari": {
         "preset": "a2c", "env": "ALE/Breakout-v5", "envs": 2, "rollout": 5, "steps": 500, "max_episode_steps": 120,

@@ -61,7 +61,7 @@ class PPO(Algorithm):
         """
         if memory and self.minibatches > columns:
             raise UsageError(
-                f"--algorithm.minibatches {self.minibatches} is not allowed: with --model.core lstm a minibatch is "
+                f"--algorithm.minibatches {self.minibatches} is not allowed: with memory a minibatch is "
                 f"whole environments, and a batch has {columns}, so it must be at most {columns}"
             )
 

@@ -7,12 +7,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from polyactor.envs import draw, env_spec, make_envs
 from polyactor.envs.action_masks import ActionMasks
 from polyactor.envs.answers import Unsound
-from tests.helpers.toys import Masked
+from tests.helpers.toys import Everything, Masked
 
 MIXED = spaces.Dict(
     {"a": spaces.Discrete(2), "b": spaces.MultiDiscrete([2, 3]), "c": spaces.Box(-1, 1, (2,), np.float32)}
@@ -27,9 +28,14 @@ MIXED = spaces.Dict(
         (spaces.Discrete(3, start=4), [True, False, True], [1, 0, 1]),
         (spaces.Discrete(2), np.array([0.0, 1.0]), [0, 1]),
         (spaces.MultiDiscrete([2, 3]), (np.array([0, 1]), np.array([1, 1, 0])), [0, 1, 1, 1, 0]),
+        (spaces.MultiDiscrete([2, 3]), [[0, 1], (1, 1, 0)], [0, 1, 1, 1, 0]),
+        (spaces.MultiDiscrete([2, 3]), (torch.tensor([0, 1]), torch.tensor([1, 1, 0])), [0, 1, 1, 1, 0]),
         (spaces.MultiDiscrete([2, 2]), np.array([[0, 1], [1, 0]]), [0, 1, 1, 0]),
+        (spaces.MultiDiscrete([[2, 3], [1, 2]]), [[[0, 1], [1, 1, 0]], [[1], [1, 0]]], [0, 1, 1, 1, 0, 1, 1, 0]),
         (spaces.MultiBinary(2), np.array([1, 0, 1, 1]), [1, 0, 1, 1]),
         (MIXED, {"a": np.array([0, 1]), "c": None}, [0, 1, 1, 1, 1, 1, 1]),
+        (MIXED, {"b": [[0, 1], [1, 1, 0]]}, [1, 1, 0, 1, 1, 1, 0]),
+        (MIXED, [0, 1, 1, 1, 0, 1, 0], [0, 1, 1, 1, 0, 1, 0]),
         (MIXED, {"b": (np.array([0, 1]), np.array([1, 1, 0]))}, [1, 1, 0, 1, 1, 1, 0]),
         (spaces.Tuple([spaces.Discrete(2), spaces.Discrete(2)]), ([0, 1], [1, 0]), [0, 1, 1, 0]),
     ],
@@ -48,11 +54,18 @@ def test_every_form_of_a_mask(acted: Any, raw: Any, wanted: Any) -> None:
         (np.array([1, 1, np.nan, 0, 0]), "which has other numbers than 0 and 1"),
         (np.array([1, 1, 2, 0, 0]), "which has other numbers than 0 and 1"),
         ("legal", "an action mask of 1 numbers"),
+        ((np.ones(2), None), "an action mask of 7 numbers"),
     ],
 )
 def test_what_is_no_mask(raw: Any, words: str) -> None:
     with pytest.raises(Unsound, match=words):
         ActionMasks(spaces.MultiDiscrete([2, 3])).parsed(raw, acted_on=True)
+
+
+def test_a_mask_for_a_part_that_actions_lack_is_refused() -> None:
+    """It was to forbid something."""
+    with pytest.raises(Unsound, match="gave an action mask for 'A', which its actions do not have"):
+        ActionMasks(MIXED).parsed({"A": np.array([0, 1])}, acted_on=True)
 
 
 def test_where_nobody_acts_all_is_legal_if_nothing_is() -> None:
@@ -125,3 +138,13 @@ def test_actions_are_drawn_from_the_legal_ones() -> None:
     assert np.abs(drawn[..., 2:]).max() <= 1
     assert draw(spaces.Discrete(3), 4, rng).shape == (4,)
     assert draw(spaces.Box(-1, 1, (2,)), 4, rng).shape == (4, 2)
+
+
+def test_a_failure_after_an_action_of_several_parts_is_told() -> None:
+    """Their shapes differ, so they are no array."""
+    envs = make_envs(lambda: Everything(failing=1.0), 2)
+    envs.reset(0)
+    step = envs.step(draw(envs.action_space, 2, np.random.default_rng(0), envs.action_mask))
+    assert step.lost.all()
+    assert "raised OSError: the camera is gone at step 1, after the action (array([" in step.why[0]
+    envs.close()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from polyactor import transport
 from polyactor.algorithms import A2C, ACER, PPO, VTrace
 from polyactor.config import Config, Scheme
 from polyactor.errors import EnvironmentUnsupported, OutOfResources, WorkerFailed
+from polyactor.models.spec import ModelSpec
 from polyactor.optim.flat import State
 from polyactor.schemes import ActorLearner, Hogwild, ParamServer
 from polyactor.settings.presets import base_config
@@ -38,6 +40,7 @@ from polyactor.transport import processes
 from tests.helpers.fresh import fresh
 from tests.helpers.living import alive
 from tests.helpers.marks import mostly_slow
+from tests.helpers.toys import Everything
 
 pytestmark = pytest.mark.alone
 
@@ -143,6 +146,24 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(name: str, record_prop
         assert run.finite()
         assert [int(n) for n in run.counters.table[:, Counter.STARTS]] == [1, 1]
         assert len(run.events("worker_lost")) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.fault("P1")
+@pytest.mark.parametrize("name", ["hogwild", "server", "learner"])
+def test_it_is_replaced_with_masks_images_and_memory_too_where_environments_fail(name: str) -> None:
+    model = ModelSpec(hidden=(8,), core="gru", core_size=8)
+    values = {"env": partial(Everything, failing=0.01), "model": model, "precision": "fp32", "env_timeout": 30.0}
+    with training(config_of(SCHEMES[name], **values)) as run:
+        run.at_work()
+        os.kill(run.pid(1), signal.SIGKILL)
+        run.until(lambda: bool(run.events("worker_restarted")))
+        run.at_work()
+        run.until(lambda: int(run.counters.table[:, Counter.ENV_ERRORS].sum()) >= 3)
+        run.at_work()
+        assert len(run.events("worker_lost")) == 1
+        assert run.finite()
+        assert all("raised OSError: the camera is gone" in why for _, why in run.counters.new_env_errors())
 
 
 @pytest.mark.fault("P1", "P11")

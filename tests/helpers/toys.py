@@ -115,16 +115,21 @@ class Masked(gymnasium.Env[Any, Any]):
     An illegal choice fails the environment. A policy that knows the mask and not the state gets 1/2 on average.
 
     Args:
-        told: how the mask is given: info, observation or method.
-        remembered: how many steps before it is needed the state is shown; 0 shows it at once.
+        told: how the mask is given: info, observation, method, or not: then an illegal choice pays 0.
+        remembered: how many steps before it is needed the state is shown; 0 shows it at once. As many steps at first,
+            whose state was not shown, pay 1 for any legal choice.
+        ranked: whether the state says only if the lower or the higher of the legal choices pays. Who does not know the
+            mask then gets 2/5 at best: by the lowest choice, which is legal so often, or by the highest.
         parts: the number of parts of an action, each with a mask of its own: 1 is Discrete, more MultiDiscrete.
         numbers: whether actions have a number beside the choices, which is to be 0.5.
     """
 
     choices = 5
 
-    def __init__(self, told: str = "info", *, remembered: int = 0, parts: int = 1, numbers: bool = False) -> None:
-        self.told, self.remembered, self.parts, self.numbers = told, remembered, parts, numbers
+    def __init__(
+        self, told: str = "info", *, remembered: int = 0, ranked: bool = False, parts: int = 1, numbers: bool = False
+    ) -> None:
+        self.told, self.remembered, self.ranked, self.parts, self.numbers = told, remembered, ranked, parts, numbers
         seen = spaces.Box(0, 1, (parts, 2 * self.choices), np.float32)
         mask = spaces.MultiBinary(parts * self.choices)
         self.observation_space = seen if told != "observation" else spaces.Dict({"action_mask": mask, "seen": seen})
@@ -143,9 +148,10 @@ class Masked(gymnasium.Env[Any, Any]):
         choice, number = action if self.numbers else (action, 0.5)
         legal, pays = self.states[0]
         chosen = np.ravel(choice)
-        for part, each in enumerate(chosen):
-            assert each in legal[part], f"illegal: {each} of {legal[part]}"
-        reward = float(np.mean(chosen == pays))
+        if self.told != "not":
+            for part, each in enumerate(chosen):
+                assert each in legal[part], f"illegal: {each} of {legal[part]}"
+        reward = 1.0 if self.steps < self.remembered else float(np.mean(chosen == pays))
         if self.numbers:
             reward = (reward + max(0.0, 1 - abs(float(np.ravel(number)[0]) - 0.5))) / 2
         self.steps, self.states = self.steps + 1, [*self.states[1:], self._drawn()]
@@ -171,6 +177,31 @@ class Masked(gymnasium.Env[Any, Any]):
         legal, pays = self.states[-1]
         seen = np.zeros((self.parts, 2 * self.choices), np.float32)
         for part, each in enumerate(legal):
-            seen[part, each] = 1
-            seen[part, self.choices + pays[part]] = 1
+            if self.ranked:
+                seen[part, 0] = pays[part] in each[1:]
+            else:
+                seen[part, each] = seen[part, self.choices + pays[part]] = 1
         return seen if self.told != "observation" else {"action_mask": self._mask(), "seen": seen}
+
+
+class Everything(Masked):
+    """A Dict with an image, two masked choices with a number beside them, and something to remember; never quite still.
+
+    It fails in a step with the probability `failing`.
+    """
+
+    def __init__(self, failing: float = 0.0) -> None:
+        super().__init__(remembered=1, parts=2, numbers=True)
+        self.failing = failing
+        noise = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+        self.observation_space = spaces.Dict({"camera": IMAGE, "noise": noise})
+
+    def step(self, action: Any) -> Any:
+        if self.np_random.random() < self.failing:
+            raise OSError("the camera is gone")
+        return super().step(action)
+
+    def _observation(self) -> Any:
+        picture = (200 * super()._observation()).astype(np.uint8).repeat(10, 0).repeat(2, 1)
+        picture += self.np_random.integers(30, size=picture.shape, dtype=np.uint8)
+        return {"camera": picture[..., None], "noise": self.np_random.normal(size=3).astype(np.float32)}

@@ -23,6 +23,7 @@ from polyactor.storage import checkpoint
 from polyactor.storage.metrics_log import read_rows
 from polyactor.training import stats, trainer
 from polyactor.training.trainer import _Training
+from tests.helpers.toys import Everything
 
 TIMED = {"wall_s", "steps_per_s", "rss_mb"}
 RUNS: dict[str, dict[str, Any]] = {
@@ -51,6 +52,17 @@ RUNS: dict[str, dict[str, Any]] = {
         "preset": "acer", "env": "CartPole-v1", "scheme": "sync", "envs": 2, "rollout": 5, "steps": 1_500,
         "model": {"hidden": (8,)},
         "algorithm": {"replay_capacity": 400, "replay_start": 100, "replay_ratio": 0.5, "on_policy": False},
+    },
+    "ppo, everything": {
+        "preset": "ppo", "env": Everything, "scheme": pa.Sync(threads=1), "precision": "fp32",
+        "envs": 4, "rollout": 8, "steps": 1_600,
+        "model": {"core": "gru", "core_size": 8, "hidden": (8,)}, "normalize": {"observation": True, "reward": True},
+    },
+    "acer, everything": {
+        "preset": "acer", "env": Everything, "scheme": pa.Sync(threads=1), "precision": "fp32",
+        "envs": 2, "rollout": 5, "steps": 1_200,
+        "model": {"core": "gru", "core_size": 8, "hidden": (8,)}, "normalize": {"observation": True},
+        "algorithm": {"replay_capacity": 400, "replay_start": 100, "replay_ratio": 1.0},
     },
     "a2c, Atari": {
         "preset": "a2c", "env": "ALE/Breakout-v5", "envs": 2, "rollout": 5, "steps": 500, "max_episode_steps": 120,
@@ -111,7 +123,7 @@ def same(ours: Path, theirs: Path) -> None:
     assert len(resumed) == len(straight) + 1
 
 
-SLOW = ("ppo, continuous", "acer, continuous", "acer, recurrent", "a2c, Atari")
+SLOW = ("ppo, continuous", "acer, continuous", "acer, recurrent", "ppo, everything", "acer, everything", "a2c, Atari")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RUNS])
@@ -122,7 +134,7 @@ def test_a_stopped_run_goes_on_to_the_bit(name: str, tmp_path: Path, stop_at: An
     stop_at(what["steps"] // 2, idle="alone" in name)
     assert train(tmp_path / "stopped", what).status == "stopped"
     stop_at(10**9)
-    assert pa.resume(tmp_path / "stopped").status == "done"
+    assert pa.resume(tmp_path / "stopped", trust_code=True).status == "done"
     assert "to the bit" in capsys.readouterr().out
     same(straight.path, tmp_path / "stopped")
     for ours in (straight.path / "replay").rglob("*.bin"):
@@ -189,7 +201,7 @@ def crashed(tmp_path: Path, what: dict[str, Any], stop_at: Any) -> None:
     train(run, what)
     shutil.copytree(run / "checkpoints", kept)
     stop_at(1_500)
-    pa.resume(run, quiet=True)
+    pa.resume(run, quiet=True, trust_code=True)
     shutil.rmtree(run / "checkpoints")
     shutil.copytree(kept, run / "checkpoints")
     stop_at(10**9)
@@ -209,11 +221,12 @@ def test_replay_that_has_gone_on_since_is_refused_unless_environments_may_restar
 
 
 @pytest.mark.slow
-def test_replay_that_was_never_full_is_wound_back(tmp_path: Path, stop_at: Any) -> None:
-    what = RUNS["acer"] | {"algorithm": {"replay_capacity": 100_000, "replay_start": 200}}
+@pytest.mark.parametrize("name", ["acer", "acer, everything"])
+def test_replay_that_was_never_full_is_wound_back(name: str, tmp_path: Path, stop_at: Any) -> None:
+    what = RUNS[name] | {"steps": 2_000, "algorithm": {"replay_capacity": 100_000, "replay_start": 200}}
     straight = train(tmp_path / "straight", what)
     crashed(tmp_path, what, stop_at)
-    pa.resume(tmp_path / "run", quiet=True)
+    pa.resume(tmp_path / "run", quiet=True, trust_code=True)
     mine, others = checkpoint.load(straight.path), checkpoint.load(tmp_path / "run")
     for name, tensor in mine.tensors.items():
         assert tensor.numpy().tobytes() == others.tensors[name].numpy().tobytes(), name

@@ -28,6 +28,7 @@ from polyactor.schemes import ActorLearner, Hogwild, ParamServer, Sync
 from polyactor.shared.counters import Counter, Game
 from tests.helpers.fresh import fresh
 from tests.helpers.marks import mostly_slow
+from tests.helpers.toys import Everything
 
 UPDATES, T, B = 50, 5, 8
 
@@ -64,6 +65,7 @@ MODELS: dict[str, tuple[Any, ModelSpec]] = {
     "mlp": ("CartPole-v1", ModelSpec(hidden=(32, 32))),
     "lstm": ("CartPole-v1", ModelSpec(hidden=(32,), core="lstm", core_size=16)),
     "cnn": (Walker, ModelSpec(torso="a3c-cnn")),
+    "everything": (Everything, ModelSpec(hidden=(16,), core="gru", core_size=16)),
 }
 RULES = {
     "rmsprop": RMSprop(lr=3e-3, lr_end=1e-4, max_grad_norm=0.5),
@@ -99,6 +101,7 @@ LOCAL = [
     ("actor-learner", "ppo", "mlp", "adam"),
     ("actor-learner", "vtrace", "cnn", "rmsprop"),
     ("actor-learner", "acer", "mlp", "adam"),
+    ("actor-learner", "vtrace", "everything", "adam"),
 ]
 """Over processes: every scheme with every algorithm and every model at least once; the slow suite has all of them."""
 
@@ -144,8 +147,9 @@ def end_of(config: Config) -> End:
     assert int(counters.table[0, Counter.SKIPPED]) == 0
     assert not torch.equal(start, state.vector)
     assert bool(torch.isfinite(state.vector).all())
-    for name in ("observation_moments", "return_moments"):
-        assert float(state.views()[f"{name}.count"]) >= UPDATES / 4 * B
+    counts = [float(tensor) for name, tensor in state.views().items() if name.endswith(".count")]
+    assert len(counts) >= 2
+    assert min(counts) >= UPDATES / 4 * B
     statistics = tuple({name: tensor.clone() for name, tensor in each.items()} for each in state.statistics)
     table = torch.from_numpy(counters.table[:, : Counter.PAUSED].copy())
     return End(state.vector.clone(), statistics, table, counters.metrics(), tuple(counters.new_games()))
@@ -161,7 +165,7 @@ def sync_end(model: str, rule: str, algorithm: str = "a2c", *, memo: bool = True
 
 def sync_beside(scheme: str, model: str, rule: str, algorithm: str) -> End:
     """Of operations on the same shapes: a learner is sent no memo, so it sees T·B images where `sync` saw B and B."""
-    return sync_end(model, rule, algorithm, memo=(scheme, model) != ("actor-learner", "cnn"))
+    return sync_end(model, rule, algorithm, memo=scheme != "actor-learner" or model not in ("cnn", "everything"))
 
 
 def end_under(scheme: str, transport: str, model: str, rule: str, algorithm: str = "a2c") -> End:
@@ -214,7 +218,7 @@ def test_one_worker_in_a_process_is_sync_in_every_cell(scheme: str, model: str, 
     assert_same(sync_beside(scheme, model, rule, algorithm), end_under(scheme, "local", model, rule, algorithm))
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", mostly_slow(MODELS, fast=["mlp", "lstm", "cnn"]))
 def test_sync_is_itself_again_and_not_another_seed(model: str) -> None:
     config = config_of(model, "adam")
     assert_same(sync_end(model, "adam"), end_of(config))

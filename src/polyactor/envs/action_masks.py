@@ -19,6 +19,8 @@ MASK = "action_mask"
 METHOD = "action_masks"
 """The method of an environment that returns its mask."""
 
+_NOTHING = np.empty(0, np.bool_)
+
 Mask = NDArray[np.bool_]
 """Which choices are legal, ``[C]`` or ``[B, C]``: those of the first discrete part of an action, of the second, …"""
 
@@ -77,9 +79,10 @@ class ActionMasks:
         """Return a mask that is given in one of the forms as ``[C]``.
 
         Raises:
-            Unsound: it has another size or other numbers than 0 and 1, or nothing is legal where it is acted on.
+            Unsound: it has another size, other numbers than 0 and 1 or parts that actions lack, or nothing is legal
+                where it is acted on.
         """
-        numbers = np.asarray(raw) if isinstance(raw, np.ndarray) else np.concatenate([*_arrays(self.acted, raw)])
+        numbers = raw if isinstance(raw, np.ndarray) else np.concatenate([_NOTHING, *_arrays(self.acted, raw)])
         if numbers.size != self.choices:
             raise Unsound(
                 f"gave an action mask of {numbers.size} numbers where its actions have {self.choices} choices"
@@ -99,6 +102,8 @@ def _arrays(space: spaces.Space[Any], mask: Any) -> Iterator[NDArray[Any]]:
     if isinstance(space, spaces.Box):
         return
     if isinstance(space, spaces.Dict) and isinstance(mask, Mapping):
+        if unknown := [key for key in mask if key not in space.spaces]:
+            raise Unsound(f"gave an action mask for {unknown[0]!r}, which its actions do not have")
         for key, part in space.spaces.items():
             yield from _arrays(part, mask.get(key))
     elif isinstance(space, spaces.Tuple) and isinstance(mask, tuple | list) and len(mask) == len(space.spaces):
@@ -106,8 +111,9 @@ def _arrays(space: spaces.Space[Any], mask: Any) -> Iterator[NDArray[Any]]:
             yield from _arrays(part, each)
     elif mask is None:
         yield np.ones(choices(space).sum(), np.bool_)
-    elif isinstance(mask, tuple | list) and len(mask) and isinstance(mask[0], np.ndarray):
-        yield np.concatenate([np.ravel(each) for each in mask])
+    elif isinstance(mask, tuple | list) and any(hasattr(each, "__len__") for each in mask):
+        for each in mask:
+            yield from _arrays(space, each)
     else:
         yield np.ravel(mask)
 

@@ -235,9 +235,7 @@ class SerialVectorEnv:
             EnvironmentUnsupported: the environment failed `MOST_FAILURES` times in a row, or missed its deadline before
                 the first step: at once, if no other has answered, else twice.
         """
-        when = f" at step {self.time}" + (
-            "" if action is None else f", after the action {shortened(np.asarray(action))}"
-        )
+        when = f" at step {self.time}" + ("" if action is None else f", after the action {shortened(_shown(action))}")
         broken: gymnasium.Env[Any, Any] | None = self.envs[i]
         while True:
             what = f"{description(error)}{where}{when}"
@@ -377,6 +375,11 @@ class SerialVectorEnv:
             return rows
         with np.errstate(all="ignore"):
             return rows.astype(self.result)
+
+
+def _shown(action: Any) -> Any:
+    """Return an action as a sentence shows it: those of several parts as they are, since their shapes differ."""
+    return action if isinstance(action, tuple | dict) else np.asarray(action)
 
 
 def _numbers(observation: NDArray[Any]) -> NDArray[np.float32] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from polyactor.agent.parts import make_model
 from polyactor.envs import env_spec
 from polyactor.envs.answers import Unsound
 from polyactor.envs.conversion import Conversion
-from polyactor.errors import UsageError
+from polyactor.errors import RunDirectoryError, UsageError
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.settings.serialize import from_json, to_json
@@ -178,3 +179,30 @@ def test_what_is_no_real_number_is_not_made_one(value: Any) -> None:
     policy.act([0, 0.0, Fraction(1, 2), np.float64(0)])
     with pytest.raises(UsageError, match=r"an observation of .* is not allowed: the policy sees the shape"):
         policy.act(value)
+
+
+def test_a_policy_is_saved_alone_and_read_like_a_run(finished: pa.Run, tmp_path: Path) -> None:
+    policy = pa.load(finished.path)
+    saved = policy.save(tmp_path / "alone")
+    again = pa.load(saved)
+    tensors = checkpoint.load(saved).tensors
+    assert again.config == replace(policy.config, out=None)
+    assert again.steps == policy.steps > 0
+    assert tensors
+    assert all(name.startswith("model.") for name in tensors)
+    assert all(
+        torch.equal(tensor, checkpoint.load(finished.path, tag="best").tensors[name])
+        for name, tensor in tensors.items()
+    )
+    with pytest.raises(RunDirectoryError, match="taken"):
+        policy.save(saved)
+
+
+def test_a_policy_alone_is_not_resumed_and_begins_a_run(finished: pa.Run, tmp_path: Path) -> None:
+    saved = pa.load(finished.path).save(tmp_path / "alone")
+    with pytest.raises(
+        UsageError, match=f"^{re.escape(str(saved))} cannot be resumed: .*--init-from {re.escape(str(saved))}$"
+    ):
+        pa.resume(saved)
+    run = pa.train("a2c", env="CartPole-v1", init_from=str(saved), out=str(tmp_path / "new"), steps=64, quiet=True)
+    assert run.path == tmp_path / "new"

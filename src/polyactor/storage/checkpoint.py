@@ -48,6 +48,9 @@ FOLDER = "checkpoints"
 LEARNED = ("model.", "optimizer.")
 """Prefixes of the names of tensors that learning changes: parameters, running statistics and optimizer state."""
 
+POLICY_ALONE = "policy_alone"
+"""Key of the meta of a checkpoint that holds a policy and nothing that training would go on from."""
+
 MAX_META_BYTES = MAX_HEADER_BYTES = 1 << 20
 MAX_MANIFEST_BYTES = MAX_POINTER_BYTES = 1 << 14
 

@@ -19,7 +19,8 @@ from polyactor.settings.registry import name_of
 from polyactor.settings.serialize import StandIn, algorithm_from, from_json
 from polyactor.settings.trust import handed_over, refuse_untrusted, vouched_for
 from polyactor.shared.counters import Counter, SharedCounters
-from polyactor.storage.checkpoint import Checkpoint
+from polyactor.storage.checkpoint import POLICY_ALONE, Checkpoint
+from polyactor.storage.run_directory import run_of
 from polyactor.training.run import as_written
 
 MOST_COUNTED = 2**53
@@ -58,10 +59,15 @@ def config_of(
         handed: environment, wrappers and parts of the network in place of the saved ones, by their settings, or None.
 
     Raises:
-        UsageError: the config names code that the caller has neither handed over nor trusted, or an argument has a
-            wrong type.
+        UsageError: the checkpoint holds a policy alone, the config names code that the caller has neither handed over
+            nor trusted, or an argument has a wrong type.
         CheckpointError: the saved config is not valid in this version.
     """
+    if found.meta.get(POLICY_ALONE):
+        root = run_of(found.path)
+        raise UsageError(
+            f"{root} cannot be resumed: it holds a policy alone; begin a new run from it: --init-from {root}"
+        )
     algorithm, trust_code = expect("algorithm", algorithm, str | None), expect("trust_code", trust_code, bool)
     given = vouched_for(trust_env, **handed, **{"callbacks": callbacks, "algorithm.name": algorithm})
     plain = found.meta.get("config", {})

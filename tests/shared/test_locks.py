@@ -17,8 +17,6 @@ from torch import multiprocessing
 from polyactor.shared.locks import FileLock, SequenceLock
 from tests.helpers.programs import program
 
-pytestmark = pytest.mark.alone
-
 
 def test_what_is_written_meanwhile_is_read_again() -> None:
     lock, rounds = SequenceLock(), 0

@@ -54,7 +54,7 @@ SMALL = "--envs 3 --rollout 20"
 VERBS = {
     "check": "check --env slow_env:Env --env-timeout 30",
     "train": f"train a2c --env slow_env:Env --steps 60 --out OUT {SMALL}",
-    "train in workers": f"train a3c --env slow_env:Env --workers 1 --steps 60 --out OUT {SMALL}",
+    "train in workers": "train a3c --env slow_env:Env --workers 1 --steps 30 --out OUT --envs 2 --rollout 15",
     "resume": "resume RUN --steps 120 --trust-code",
     "evaluate": "evaluate RUN --games 3 --trust-code",
     "record": "record RUN --trust-code",

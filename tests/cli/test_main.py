@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -297,39 +298,40 @@ def test_help_and_lists(here: Path, capsys: pytest.CaptureFixture[str], argument
     assert snapshot(here) == {}
 
 
-JUDGED = """
-import sys
+JUDGED = {
+    "trian": USAGE,
+    "train a3d --env CartPole-v1": USAGE,
+    f"{TRAIN} --algorithm.gamma 1.5": USAGE,
+    f"{TRAIN} --seeed 1": USAGE,
+    f"{TRAIN} --steps many": USAGE,
+    "train a3c --env CartPol-v1": ENVIRONMENT,
+    f"{TRAIN} --out /dev/null": DIRECTORY,
+    f"{TRAIN} --envs auto --algorithm.gamma 1.5": USAGE,
+    f"{TRAIN} --envs auto --out /dev/null": DIRECTORY,
+    f"{TRAIN} --help": 0,
+}
+JUDGE = """
+import contextlib, io, json, sys
 from polyactor.cli.main import main
-try:
-    main(sys.argv[1:])
-except SystemExit as stop:
-    print(stop.code, "torch" in sys.modules)
+found = []
+for arguments in sys.argv[1:]:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+            main(arguments.split())
+    except SystemExit as stop:
+        found.append([stop.code, "torch" in sys.modules, len(said.getvalue().splitlines())])
+print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        ("trian", USAGE),
-        ("train a3d --env CartPole-v1", USAGE),
-        (f"{TRAIN} --algorithm.gamma 1.5", USAGE),
-        (f"{TRAIN} --seeed 1", USAGE),
-        (f"{TRAIN} --steps many", USAGE),
-        ("train a3c --env CartPol-v1", ENVIRONMENT),
-        (f"{TRAIN} --out /dev/null", DIRECTORY),
-        (f"{TRAIN} --envs auto --algorithm.gamma 1.5", USAGE),
-        (f"{TRAIN} --envs auto --out /dev/null", DIRECTORY),
-        (f"{TRAIN} --help", 0),
-    ],
-)
-def test_flags_are_judged_without_torch(here: Path, arguments: str, code: int) -> None:
-    command = [sys.executable, "-c", JUDGED, *arguments.split()]
+def test_flags_are_judged_without_torch(here: Path) -> None:
+    """One after another in one process, in which torch is never imported."""
+    command = [sys.executable, "-c", JUDGE, *JUDGED]
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
-    found = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=60)
-    got, torch_too = found.stdout.splitlines()[-1].split()
-    assert int(got) == code
-    assert torch_too == "False"
-    assert len(found.stderr.splitlines()) == (code != 0)
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=60)
+    found = dict(zip(JUDGED, json.loads(done.stdout), strict=True))
+    assert found == {arguments: [code, False, int(code != 0)] for arguments, code in JUDGED.items()}
 
 
 @pytest.mark.parametrize("arguments", ["presets", "--help", "presets pong-fast"])

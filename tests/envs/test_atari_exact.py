@@ -36,14 +36,14 @@ def test_emulators_that_can_be_saved_show_the_same_games() -> None:
     with closing(made[0]) as ours, closing(made[1]) as theirs:
         np.testing.assert_array_equal(ours.reset(1), theirs.reset(5))
         rng, ended = np.random.default_rng(0), 0
-        for _ in range(700):
+        for _ in range(400):
             action = rng.integers(0, 4, 2)
             one, other = ours.step(action), theirs.step(action)
             for mine, its in zip(one[:5], other[:5], strict=True):
                 np.testing.assert_array_equal(mine, its)
                 assert mine.dtype == its.dtype
             ended += int(one.done.sum())
-        assert ended >= 4
+        assert ended >= 2
 
 
 @pytest.mark.parametrize("steps", mostly_slow([0, 30, 39, 40, 41], fast=[40]))

@@ -242,9 +242,9 @@ def test_a_whole_checkpoint_of_a_spoilt_config_and_spoilt_tensors(
                 a_sentence(error)
                 outcomes["refused"] += 1
 
-    fuzz(examples, check)
+    fuzz(examples // 2, check)  # each is a save, a load and a resumption
     print(outcomes)
-    assert min(outcomes.values()) > examples // 40
+    assert min(outcomes.values()) > examples // 80
 
 
 def too_much(config: Any) -> bool:

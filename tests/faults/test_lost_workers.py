@@ -42,9 +42,6 @@ from tests.helpers.living import alive
 from tests.helpers.marks import mostly_slow
 from tests.helpers.toys import Everything
 
-pytestmark = pytest.mark.alone
-
-
 W, T, B = 2, 5, 2
 Record = Callable[[str, object], None]
 SCHEMES: dict[str, Scheme] = {
@@ -122,6 +119,7 @@ def training(config: Config) -> Iterator[Training]:
     assert set(multiprocessing.active_children()) <= set(others)
 
 
+@pytest.mark.alone
 @pytest.mark.fault("P1")
 @pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["hogwild", "server", "learner"]))
 def test_a_killed_worker_is_replaced_and_the_others_go_on(name: str, record_property: Record) -> None:
@@ -246,6 +244,7 @@ class Slow(gymnasium.Wrapper[Any, Any, Any, Any]):
         super().__init__(gymnasium.make("polyactor/Chain-v0"))
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.fault("P1")
 @pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["server", "learner"]))
@@ -390,6 +389,7 @@ class Parent(Doomed):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_process_that_an_environment_has_started_holds_nobody_up() -> None:
     began = time.monotonic()
@@ -464,6 +464,7 @@ class Stubborn(Hanging):
             time.sleep(3600)
 
 
+@pytest.mark.alone
 @pytest.mark.fault("P4")
 @pytest.mark.parametrize(
     ("name", "env", "most"),
@@ -574,6 +575,7 @@ def test_ppo_learns_from_a_batch_that_is_half_there() -> None:
         assert not run.counters.table[:, Counter.SKIPPED].any()
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.fault("P1")
 @pytest.mark.parametrize("name", ["hogwild", "server", "learner"])
@@ -598,6 +600,7 @@ def test_twenty_random_moments(name: str, record_property: Record) -> None:
         assert run.finite()
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.fault("P1")
 @pytest.mark.parametrize("name", ["hogwild", "server", "learner"])

@@ -27,8 +27,6 @@ from polyactor.schemes import ActorLearner, Hogwild, ParamServer, Sync
 from polyactor.shared.counters import SharedCounters
 from tests.helpers.fresh import fresh
 
-pytestmark = pytest.mark.alone
-
 B, T, W = 2, 5, 2
 SCHEMES: dict[str, Any] = {
     "sync": Sync(),

@@ -20,7 +20,7 @@ def outcome(directory: Path, seed: int) -> tuple[list[dict[str, Any]], str]:
     run = pa.train(
         "a2c",
         env="polyactor/TMaze-v0",
-        steps=2_000,
+        steps=1_000,
         seed=seed,
         envs=4,
         rollout=10,
@@ -46,7 +46,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]
 
 def test_the_same_seed_gives_the_same_run(first: tuple[list[dict[str, Any]], str], tmp_path: Path) -> None:
     rows, parameters = first
-    assert len(rows) >= 40
+    assert len(rows) >= 20
     assert any(row["score_mean100"] is not None for row in rows)
     again_rows, again_parameters = outcome(tmp_path / "run", seed=3)
     assert again_rows == rows

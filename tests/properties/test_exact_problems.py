@@ -97,7 +97,7 @@ def act_uniformly(state: State) -> None:
 def test_chain_critic_is_exact_where_every_transition_counts_once(golden: Golden) -> None:
     """The expected update: a rollout of one step from each state with each action, through learner and updater."""
     x, answer = golden("chain5")
-    run = config("Chain", Evaluation(gamma=x["gamma"]), steps=20_000, optimizer=Adam(lr=1e-2, lr_end=0.0, eps=1e-8))
+    run = config("Chain", Evaluation(gamma=x["gamma"]), steps=10_000, optimizer=Adam(lr=1e-2, lr_end=0.0, eps=1e-8))
     parts = fresh(run)
     state, counters = parts.state, parts.counters
     act_uniformly(state)
@@ -148,7 +148,7 @@ def test_chain_critic_finds_the_values_of_the_uniform_policy(
 def test_chain_greedy_policy_goes_right_from_every_state(golden: Golden) -> None:
     x, answer = golden("chain5")
     a2c = A2C(gamma=x["gamma"], entropy_coef=0.05, entropy_coef_end=0.0)
-    model = train(config("Chain", a2c, steps=60_000, envs=16, rollout=5))
+    model = train(config("Chain", a2c, steps=30_000, envs=16, rollout=5))
     policy, value = outputs(model, torch.eye(5))
     assert policy.argmax(-1).tolist() == [1] * 5
     # From where the policy walks V is that of always going right; the leftmost state it no longer sees.
@@ -171,7 +171,7 @@ class TruncationIsTheEnd(A2C):
 
 def value_of_time_limit(algorithm: A2C) -> float:
     # 10 steps and a fake row: with T = 11 every rollout is a whole episode.
-    model = train(config("TimeLimit", algorithm, steps=8_000, envs=4, rollout=11))
+    model = train(config("TimeLimit", algorithm, steps=4_000, envs=4, rollout=11))
     return outputs(model, torch.ones(1, 1))[1].item()
 
 

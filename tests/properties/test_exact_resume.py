@@ -37,7 +37,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "acer": {
         "preset": "acer", "env": "CartPole-v1", "scheme": "sync", "envs": 4, "rollout": 5, "steps": 2_000,
-        "model": {"hidden": (8,)}, "algorithm": {"replay_capacity": 600, "replay_start": 200},
+        "model": {"hidden": (8,)}, "algorithm": {"replay_capacity": 600, "replay_start": 200, "replay_ratio": 1.0},
     },
     "acer, continuous": {
         "preset": "acer", "env": "Pendulum-v1", "scheme": "sync", "envs": 2, "rollout": 5, "steps": 1_200,

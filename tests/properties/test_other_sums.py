@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROBE = """
 import torch
 from torch import nn
@@ -32,6 +34,7 @@ torch.testing.assert_close(few, many[:4])
 """
 
 
+@pytest.mark.slow
 def test_last_bits_follow_the_shapes() -> None:
     """In a process of its own: the kernels of this one stay torch's."""
     probe = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, cwd=Path(__file__).parents[2])

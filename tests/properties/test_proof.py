@@ -30,7 +30,7 @@ from tests.helpers.fresh import fresh
 from tests.helpers.marks import mostly_slow
 from tests.helpers.toys import Everything
 
-UPDATES, T, B = 50, 5, 8
+UPDATES, T, B = 25, 5, 8
 
 
 class Walker(gymnasium.Env[Any, Any]):
@@ -85,6 +85,7 @@ SCHEMES: dict[str, Scheme] = {
     "param-server-mean": ParamServer(apply="mean", updaters=2, max_staleness=0),
     "actor-learner": ActorLearner(max_lag=0, threads=1),
 }
+TURNS = [name for name in SCHEMES if name != "hogwild-threads"]
 LOCAL = [
     ("hogwild", "a2c", "mlp", "rmsprop"),
     ("hogwild", "ppo", "cnn", "adam"),
@@ -197,7 +198,7 @@ def assert_same(one: End, other: End) -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("model", mostly_slow(MODELS, fast=["lstm"]))
-@pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "hogwild-threads"])
+@pytest.mark.parametrize("scheme", mostly_slow(TURNS, fast=["hogwild", "param-server", "actor-learner"]))
 def test_one_worker_taking_turns_is_sync(scheme: str, model: str, algorithm: str) -> None:
     assert_same(sync_beside(scheme, model, "adam", algorithm), end_under(scheme, "inline", model, "adam", algorithm))
 
@@ -218,7 +219,7 @@ def test_one_worker_in_a_process_is_sync_in_every_cell(scheme: str, model: str, 
     assert_same(sync_beside(scheme, model, rule, algorithm), end_under(scheme, "local", model, rule, algorithm))
 
 
-@pytest.mark.parametrize("model", mostly_slow(MODELS, fast=["mlp", "lstm", "cnn"]))
+@pytest.mark.parametrize("model", mostly_slow(MODELS, fast=["lstm"]))
 def test_sync_is_itself_again_and_not_another_seed(model: str) -> None:
     config = config_of(model, "adam")
     assert_same(sync_end(model, "adam"), end_of(config))

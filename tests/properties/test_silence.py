@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,15 @@ from tests.helpers.runs import SOURCE
 
 MOST = 10.0
 SLOW = """
-import time, gymnasium, numpy as np
+import os, time, gymnasium, numpy as np
 from gymnasium import spaces
+
+LONG = float(os.environ["LONG"])  # seconds that the first calls of each kind take in each process
+left = {"construct": 2, "reset": 2, "step": 1, "render": 1}
+
+def take(kind, usual):
+    left[kind] -= 1
+    time.sleep(max(LONG, usual) if left[kind] >= 0 else usual)
 
 class Env(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
@@ -24,61 +33,71 @@ class Env(gymnasium.Env):
 
     def __init__(self, render_mode=None):
         self.render_mode = render_mode
-        time.sleep(4)
+        take("construct", 0.0)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        time.sleep(4)
+        take("reset", 0.0)
         self.steps = 0
         return np.zeros(2, np.float32), {}
 
     def step(self, action):
-        time.sleep(0.3)
+        take("step", 0.3)
         self.steps += 1
         return np.zeros(2, np.float32), 1.0, self.steps >= 8, False, {}
 
     def render(self):
+        take("render", 0.0)
         return np.zeros((64, 64, 3), np.uint8)
-
-class Less(Env):
-    def __init__(self):
-        self.render_mode = None
-        time.sleep(0.1)
-
-    def reset(self, **given):
-        time.sleep(0.1)
-        self.steps = 0
-        return np.zeros(2, np.float32), {}
 """
 SMALL = "--envs 3 --rollout 20"
+VERBS = {
+    "check": "check --env slow_env:Env --env-timeout 30",
+    "train": f"train a2c --env slow_env:Env --steps 60 --out OUT {SMALL}",
+    "train in workers": "train a3c --env slow_env:Env --workers 1 --steps 30 --out OUT --envs 2 --rollout 15",
+    "resume": "resume RUN --steps 120 --trust-code",
+    "evaluate": "evaluate RUN --games 3 --trust-code",
+    "record": "record RUN --trust-code",
+    "compare": "compare RUN RUN",
+    "plot": "plot RUN",
+    "bench": "bench a2c --env slow_env:Env --seconds 1 --envs 3 --rollout 5",
+    "bench in workers": "bench a3c --env slow_env:Env --seconds 1 --envs 6 --rollout 5 --workers 2",
+}
+FEW = {"bench", "bench in workers"}
+"""These make processes again and again, and what is slow there is the sum of steps."""
+
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
-@pytest.mark.slow
-@pytest.mark.alone
-def test_no_verb_is_silent_while_its_environment_is_slow(tmp_path: Path) -> None:
-    (tmp_path / "slow_env.py").write_text(SLOW)
-    for arguments in (
-        "check --env slow_env:Env",
-        f"train a2c --env slow_env:Env --steps 60 --out run {SMALL}",
-        f"train a3c --env slow_env:Env --workers 1 --steps 60 --out other {SMALL}",
-        "resume run --steps 120 --trust-code",
-        "evaluate run --games 3 --trust-code",
-        "record run --trust-code",
-        "compare run other",
-        "plot run",
-        "bench a2c --env slow_env:Less --seconds 1 --envs 3",
-    ):
-        silence = longest_silence(arguments, tmp_path)
-        print(f"{silence:.1f} s: {arguments}")
-        assert silence <= MOST, arguments
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose environment was fast, with the environment's file beside it."""
+    directory = tmp_path_factory.mktemp("silence")
+    (directory / "slow_env.py").write_text(SLOW)
+    longest_silence(f"train a2c --env slow_env:Env --steps 60 --out run {SMALL}", directory, 0.0)
+    return directory / "run"
 
 
-def longest_silence(arguments: str, directory: Path) -> float:
-    """Of a command that ends well, in seconds."""
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_verb_is_silent_while_its_environment_is_slow(
+    verb: str, run: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    shutil.copytree(run, copy := tmp_path / "run")
+    shutil.copy(run.parent / "slow_env.py", tmp_path)
+    arguments = VERBS[verb].replace("OUT", str(tmp_path / "out")).replace("RUN", str(copy))
+    silence = longest_silence(arguments, tmp_path, 0.0 if verb in FEW else 12.0)
+    print(f"{silence:.1f} s: {verb}")
+    record_property("silence", silence)
+    assert silence <= MOST
+
+
+def longest_silence(arguments: str, directory: Path, long: float) -> float:
+    """Of a command that ends well, in seconds, where an environment's first calls take `long` seconds."""
     process = subprocess.Popen(
         [sys.executable, "-m", "polyactor", *arguments.split()],
         cwd=directory,
-        env=os.environ | {"PYTHONPATH": str(SOURCE)},
+        env=os.environ | {"PYTHONPATH": str(SOURCE), "LONG": str(long)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

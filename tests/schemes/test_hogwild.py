@@ -32,8 +32,6 @@ from tests.helpers.living import alive
 from tests.helpers.programs import program
 from tests.helpers.waiting import STARTED, nap, until
 
-pytestmark = pytest.mark.alone
-
 
 class Broken(Counting):
     """Raises at its 20th step, and those made in its place at once."""

@@ -9,8 +9,6 @@ from polyactor.schemes import ParamServer
 from polyactor.shared.counters import METRICS, Counter
 from tests.helpers.servers import config_of, total, training
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.mark.fault("D4")
 def test_a_bound_on_staleness_holds_among_processes() -> None:

@@ -19,8 +19,6 @@ from polyactor.errors import UsageError
 from polyactor.settings import autotune
 from polyactor.storage import checkpoint
 
-pytestmark = pytest.mark.alone
-
 CORES = 3
 
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-import pytest
-
 from polyactor.shared.counters import Counter, SharedCounters
-
-pytestmark = pytest.mark.alone
 
 
 def test_a_worker_that_just_woke_is_not_taken_for_one_that_waits() -> None:

@@ -8,8 +8,6 @@ import torch
 from polyactor.data import Gradients, Moments
 from polyactor.shared.gradient_slots import GradientSlot, mean
 
-pytestmark = pytest.mark.alone
-
 
 def gradients(value: float, *, version: int = 0, steps: int = 3, count: float = 2.0) -> Gradients:
     moments = Moments(torch.tensor([count]), torch.tensor([value]), torch.tensor([1.0]))

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from polyactor.shared.slot_queue import SlotQueue, WakeUp
 
-pytestmark = pytest.mark.alone
-
 
 @settings(deadline=None)
 @given(st.integers(1, 4), st.lists(st.sampled_from(["put", "release"]), max_size=40))
@@ -44,6 +42,7 @@ def test_who_left_something_behind_still_plays() -> None:
     assert slots.playing(1)
 
 
+@pytest.mark.alone
 def test_a_wake_up_before_anybody_waits_is_heard_and_then_quiet() -> None:
     wake_up = WakeUp()
     for _ in range(100_000):  # more than a pipe holds

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
 from polyactor.shared.counters import SharedCounters
 from polyactor.shared.timing import Part, Watch
-
-pytestmark = pytest.mark.alone
 
 
 def test_a_watch_gives_each_lap_to_its_part() -> None:

@@ -23,7 +23,6 @@ from tests.helpers.policies import config_of
 from tests.helpers.runs import STEPS, Quiet, events, train
 
 
-@pytest.mark.alone
 @pytest.mark.fault("P6")
 def test_a_signal_ends_the_wait_for_the_last_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never_done(self: Evaluator, timeout: float = 0.0) -> None:

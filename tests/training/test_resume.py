@@ -151,7 +151,6 @@ def test_init_from_another_model_leaves_no_directory(finished: pa.Run, tmp_path:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("method", mostly_slow(["a3c-server", "appo"], fast=["appo"]))
 def test_a_run_is_saved_drawn_and_gone_on_with(method: str, tmp_path: Path) -> None:
     run = pa.train(method, env="CartPole-v1", workers=1, envs=2, steps=600, out=str(tmp_path / "run"), quiet=True)

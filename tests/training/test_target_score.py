@@ -65,7 +65,6 @@ def test_a_signal_ends_the_games_that_would_confirm_a_score(tmp_path: Path, monk
     assert pa.resume(run.path, quiet=True).status == "reached"
 
 
-@pytest.mark.alone
 @pytest.mark.fault("P6")
 def test_a_signal_ends_the_wait_for_workers_before_games_that_would_confirm_a_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -106,7 +105,6 @@ class Sleeper(Quiet):
             time.sleep(60.0)
 
 
-@pytest.mark.alone
 @pytest.mark.fault("P4")
 def test_an_environment_that_hangs_while_a_score_is_confirmed_is_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -129,7 +127,7 @@ def test_an_environment_that_hangs_while_a_score_is_confirmed_is_interrupted(
 
 
 def test_a_score_out_of_reach_is_not_reached(tmp_path: Path) -> None:
-    run = train(tmp_path / "run", env=Quiet, stop_at=11.0)
+    run = train(tmp_path / "run", env=Quiet, stop_at=11.0, rollout=50)
     assert run.summary["games"] >= 100
     assert run.status == "done"
     assert run.summary["reached_at_steps"] is None
@@ -157,7 +155,7 @@ def test_training_goes_on_where_a_score_cannot_be_confirmed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Licensed, "alive", 0)
-    run = train(tmp_path / "run", env=Licensed, envs=1, steps=2_500, stop_at=8.0, quiet=False)
+    run = train(tmp_path / "run", env=Licensed, envs=1, rollout=50, steps=2_500, stop_at=8.0, quiet=False)
     assert (run.status, run.summary["reached_at_steps"]) == ("done", None)
     assert run.summary["agent_steps"] >= 2_500
     failed = events(run.path, "confirmation_failed")
@@ -176,7 +174,14 @@ def test_a_score_is_confirmed_with_the_environments_that_may_be(
     monkeypatch.setattr(Licensed, "alive", 0)
     monkeypatch.setattr(Licensed, "ever", 0)
     monkeypatch.setattr(Licensed, "most", most)
-    values = {"env": Licensed, "envs": min(most, 2), "steps": 4_000, "stop_at": 8.0, "evaluate": {"envs": envs}}
+    values = {
+        "env": Licensed,
+        "envs": min(most, 2),
+        "rollout": 50,
+        "steps": 4_000,
+        "stop_at": 8.0,
+        "evaluate": {"envs": envs},
+    }
     run = train(tmp_path / "run", **values)
     assert run.status == "reached"
     assert Licensed.ever == most

@@ -16,8 +16,6 @@ from polyactor.shared.counters import Counter
 from polyactor.system.machine import torch_threads
 from tests.helpers.servers import SCHEMES, B, T, W, config_of, go_on, training
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_it_ends_by_itself_and_counts_what_it_learned_from(name: str) -> None:

@@ -27,8 +27,6 @@ from tests.helpers.living import alive
 from tests.helpers.programs import environment
 from tests.helpers.waiting import STARTED, nap, until
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.fixture(autouse=True)
 def _leaves_no_process() -> Iterator[None]:

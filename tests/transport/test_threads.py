@@ -20,8 +20,6 @@ from tests.helpers.programs import environment
 from tests.helpers.servers import SCHEMES, config_of, go_on, training
 from tests.helpers.waiting import STARTED
 
-pytestmark = pytest.mark.alone
-
 
 def test_threads_need_nothing_pickled() -> None:
     lock = threading.Lock()

@@ -23,6 +23,7 @@ from polyactor.envs import AtariOptions, Environment, EnvSpec, draw, env_spec, l
 from polyactor.shared.timing import Part
 from polyactor.system.host import cpu_name, versions
 from polyactor.system.machine import tune_allocator
+from polyactor.system.notices import Doing, waiting
 from polyactor.transport.processes import ProcessPool
 
 WAITS = 0.15
@@ -36,11 +37,21 @@ ADVICE = {
 }
 """What to change where a part of the workers' time dominates."""
 ENVIRONMENTS = 64
-"""Environments per process where they are measured alone: enough for their best speed."""
+"""Most environments per process where they are measured alone: enough for their best speed."""
+PREPARING = 30.0
+"""Seconds that a process may take to make, reset and step its environments once; slow ones are fewer."""
+TRIED = 3
+"""Steps of one environment by which it is judged."""
+MOST = 4
+"""A round begins only while less time has passed than this multiple of all measurements' length, and `PREPARING`."""
 
 
 def bench(configs: Sequence[Config], *, seconds: float, rounds: int = 3) -> list[tuple[float, ...]]:
     """Measure and print training as a share of the environments alone, each config in turn, in rounds.
+
+    Where steps are slow, a measurement takes one step of all environments or three updates per worker, if that is
+    longer, and rounds end early: there is always one, but none begins after ``M · (MOST · seconds + PREPARING)``
+    seconds, where M is the number of measurements.
 
     Args:
         configs: the configs to train; one with a single-process scheme gets as many environments as all workers have.
@@ -58,12 +69,25 @@ def bench(configs: Sequence[Config], *, seconds: float, rounds: int = 3) -> list
     print(f"{cpu_name()}, {processes} processes, torch {v['torch']}, {name_of(first.env)}")
     specs = [env_spec(config.environment, atari=config.atari, seconds=config.env_timeout) for config in configs]
     names = [_name(config, spec) for config, spec in zip(configs, specs, strict=True)]
-    alone = [environments_alone(first, processes, seconds)]
     trained: list[list[Trained]] = [[] for _ in configs]
-    for _ in range(rounds):
-        for results, config, spec in zip(trained, configs, specs, strict=True):
-            results.append(training_rate(config, spec, seconds))
-        alone.append(environments_alone(first, processes, seconds))
+    measurements, began = rounds * (len(configs) + 1) + 1, time.monotonic()
+    with waiting(doing := Doing("making environments")):
+        count = _count(first, seconds)
+
+        def environments(round_: int) -> float:
+            doing.words = f"round {round_} of {rounds}: {count} environments alone in each of {processes} processes"
+            return environments_alone(first, processes, seconds, count)
+
+        alone = [environments(1)]
+        while (done := len(alone) - 1) < rounds:
+            took = time.monotonic() - began
+            if done and took > measurements * (MOST * seconds + PREPARING):
+                print(f"{done} of {rounds} rounds, which took {took:.0f} s: steps are slow")
+                break
+            for results, config, spec, name in zip(trained, configs, specs, names, strict=True):
+                doing.words = f"round {done + 1} of {rounds}: training {name.strip()}"
+                results.append(training_rate(config, spec, seconds))
+            alone.append(environments(done + 1))
     print(f"{'environments alone':<44}{_median(alone):>24} steps/s")
     around = [statistics.fmean(pair) for pair in pairwise(alone)]
     ratios = []
@@ -93,10 +117,25 @@ def advice(parts: Mapping[Part, float]) -> str:
     return f"{share[most]:.0%} is {most}: {ADVICE[most]}"
 
 
-def environments_alone(config: Config, processes: int, seconds: float) -> float:
-    """Return the steps per second of environments alone: one vector environment in each process, random actions."""
+def _count(config: Config, seconds: float) -> int:
+    """Return how many environments a process makes within `PREPARING`, and steps at least twice in `seconds`."""
+    start = time.perf_counter()
+    with looked_at(config.environment, 1, seconds=config.env_timeout, atari=config.atari) as (envs, asked):
+        asked.asked(-1, None)
+        envs.reset(0)
+        asked.answered()
+        reset, rng = time.perf_counter(), np.random.default_rng(0)
+        for _ in range(TRIED):
+            envs.step(draw(envs.action_space, 1, rng, envs.action_mask))
+            asked.answered()
+        step, made = (time.perf_counter() - reset) / TRIED, reset - start
+    return max(1, min(ENVIRONMENTS, int(PREPARING / (made + step)), int(seconds / 2 / step)))
+
+
+def environments_alone(config: Config, processes: int, seconds: float, count: int = ENVIRONMENTS) -> float:
+    """Return the steps per second of environments alone, random actions: `count` of them in each process."""
     counts = torch.zeros(processes, 2, dtype=torch.float64).share_memory_()  # type: ignore[no-untyped-call]
-    pool = ProcessPool(_step, processes, (config.environment, config.atari, config.env_timeout, seconds, counts))
+    pool = ProcessPool(_step, processes, (config.environment, config.atari, config.env_timeout, seconds, count, counts))
     try:
         while not pool.wait(0.1):
             pass
@@ -106,22 +145,28 @@ def environments_alone(config: Config, processes: int, seconds: float) -> float:
 
 
 def _step(
-    worker: int, env: Environment, atari: AtariOptions, deadline: float, seconds: float, counts: torch.Tensor
+    worker: int,
+    env: Environment,
+    atari: AtariOptions,
+    deadline: float,
+    seconds: float,
+    count: int,
+    counts: torch.Tensor,
 ) -> None:
     """Step environments for `seconds`, and write steps and elapsed seconds into the worker's row of `counts` [W, 2]."""
-    with looked_at(env, ENVIRONMENTS, seconds=deadline, atari=atari) as (envs, asked):
+    with looked_at(env, count, seconds=deadline, atari=atari) as (envs, asked):
         asked.asked(-1, None)
         envs.reset(worker)
         asked.answered()
         rng = np.random.default_rng(worker)
-        actions = [draw(envs.action_space, ENVIRONMENTS, rng) for _ in range(16)]
+        actions = [draw(envs.action_space, count, rng) for _ in range(16)]
         steps, start = 0, time.perf_counter()
         while time.perf_counter() - start < seconds:
             legal = envs.action_mask
-            envs.step(actions[steps % 16] if legal is None else draw(envs.action_space, ENVIRONMENTS, rng, legal))
+            envs.step(actions[steps % 16] if legal is None else draw(envs.action_space, count, rng, legal))
             asked.answered()
             steps += 1
-        counts[worker] = torch.tensor([steps * ENVIRONMENTS, time.perf_counter() - start], dtype=torch.float64)
+        counts[worker] = torch.tensor([steps * count, time.perf_counter() - start], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -140,19 +185,23 @@ class Trained:
 def training_rate(config: Config, spec: EnvSpec, seconds: float) -> Trained:
     """Train and measure the speed over `seconds`, which begin after ten updates per worker.
 
+    Where updates are slow, they begin `seconds` after the first update, and last until there is another one.
+
     Raises:
         RuntimeError: training ended before the measurement did.
     """
     parts = Parts.fresh(replace(config, steps=10**12), spec)
     counters, run = parts.counters, transport.run(parts)
-    start, steps, spent = None, 0, counters.spent()
+    first, start, steps, spent = None, None, 0, counters.spent()
     try:
         for _ in run:
             now = time.perf_counter()
-            if start is None and counters.version >= 10 * config.workers:
+            if first is None and counters.version > 0:
+                first = now
+            warm = first is not None and (counters.version >= 10 * config.workers or now - first >= seconds)
+            if start is None and warm:
                 start, steps, spent = now, counters.steps, counters.spent()
-            if start is not None and now - start >= seconds:
-                count = counters.steps - steps
+            if start is not None and now - start >= seconds and (count := counters.steps - steps):
                 each = {part: 1e6 * (total - spent[part]) / count for part, total in counters.spent().items()}
                 return Trained(count / (now - start), each)
     finally:

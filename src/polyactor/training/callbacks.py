@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import traceback
 from collections import deque
@@ -11,16 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyactor.errors import UsageError, one_line, shown, suggestion
-from polyactor.files import load_file, same_directory
+from polyactor.errors import UsageError, in_brief, one_line, suggestion
+from polyactor.files import code, same_directory
 from polyactor.settings.serialize import importable
 from polyactor.storage.checkpoint import FOLDER
 from polyactor.system.notices import Doing, waiting
 from polyactor.training.run import RunHandle
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from polyactor.config import Config
     from polyactor.storage.metrics_log import MetricsLog
     from polyactor.training.signals import Stop
@@ -145,7 +142,7 @@ def _made(callback: object) -> object:
         try:
             found = found()
         except (Exception, SystemExit) as error:
-            raise UsageError(f"the callback {said} cannot be made: {_first_line(error)}") from error
+            raise UsageError(f"the callback {said} cannot be made: {in_brief(error)}") from error
     if not any(_own(found, method) for method in METHODS):
         near = [name for name in dir(found) if name.startswith("on_") and name not in METHODS]
         hint = f", only {near[0]}{suggestion(near[0], METHODS)}" if near else ""
@@ -155,22 +152,10 @@ def _made(callback: object) -> object:
 
 def _found(callback: str, said: str) -> object:
     """Return the class or object that a name stands for. Raises `UsageError` where there is none."""
-    path, _, name = written(callback).rpartition(":")
-    if not path or not name:
-        raise UsageError(f"--callback {said} is not allowed: it must be file.py:Class or module:Class")
-    if path.endswith(".py") and not os.path.isfile(path):
-        raise UsageError(f"--callback {said} does not exist: there is no file {one_line(path, most=200)}")
     try:
-        module: ModuleType = load_file(Path(path)) if path.endswith(".py") else importlib.import_module(path)
-    except (Exception, SystemExit) as error:  # a script may parse arguments, or end, where it is imported
-        raise UsageError(f"--callback {said} cannot be imported: {_first_line(error)}") from error
-    found: object = module
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if found is None:
-        near = suggestion(name, [key for key, value in vars(module).items() if isinstance(value, type)])
-        raise UsageError(f"--callback {said} does not exist: there is no {one_line(name)} in {one_line(path)}{near}")
-    return found
+        return code(written(callback))
+    except ImportError as error:
+        raise UsageError(f"--callback {said} is not allowed: {error}") from error
 
 
 def _own(callback: object, method: str) -> Callable[..., object] | None:
@@ -178,12 +163,6 @@ def _own(callback: object, method: str) -> Callable[..., object] | None:
     found = getattr(callback, method, None)
     same = getattr(type(callback), method, None) is getattr(Callback, method)
     return found if callable(found) and not same else None
-
-
-def _first_line(error: BaseException) -> str:
-    """Return type and first line of an error."""
-    line = next(iter(shown(error).splitlines()), "")
-    return one_line(f"{type(error).__name__}: {line}" if line else type(error).__name__)
 
 
 class Callbacks:
@@ -245,5 +224,5 @@ class Callbacks:
             except BaseException as error:  # SystemExit, too: run.stop() ends a run
                 self.callbacks = [each for each in self.callbacks if each is not callback]
                 told = "".join(traceback.format_exception(error))[-MOST_TRACEBACK:]
-                why = f"{said} raised {_first_line(error)}; {self.run.caller} is left out from now on"
+                why = f"{said} raised {in_brief(error)}; {self.run.caller} is left out from now on"
                 self.run.tell("callback_failed", why, agent_steps=self.run.steps, traceback=told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -533,3 +534,15 @@ def test_a_path_of_this_user_and_a_preset_as_a_path(tmp_path: Path, monkeypatch:
     config = base_config("a2c", env="polyactor/Chain-v0")
     assert run_directory(replace(config, out="~/run")) == tmp_path / "run"
     assert api.configured(Path("a2c"), "polyactor/Chain-v0", {}, {}, Specs()) == config  # type: ignore[arg-type]
+
+
+def test_idle_threads_of_torch_sleep_as_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are told so before torch is loaded, which reads it only once."""
+    for before, after in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.setenv("OMP_WAIT_POLICY", "")  # put back at the end
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+        if before:
+            monkeypatch.setenv("OMP_WAIT_POLICY", before)
+        with pytest.raises(UsageError, match="did you mean"):
+            pa.train("a3d", env="CartPole-v1")
+        assert os.environ["OMP_WAIT_POLICY"] == after

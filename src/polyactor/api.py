@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -92,6 +93,7 @@ def train(
         PolyactorError: any other error that kept the run from starting, or stopped it.
     """
     refuse_run()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; once torch is loaded it is too late
     look = Specs(seconds) if isinstance(seconds := values.get("env_timeout"), float | int) and seconds > 0 else Specs()
     auto = [name for name in AUTO if isinstance(values.get(name), str) and values[name] == "auto"]
     values = {name: value for name, value in values.items() if name not in auto}

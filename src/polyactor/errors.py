@@ -20,13 +20,16 @@ class PolyactorError(Exception):
 
 
 class UsageError(PolyactorError):
-    """A flag, a value or a combination of them is not allowed (exit code 2)."""
+    """A flag, a value or a combination is not allowed, or code that a flag names is not there (exit code 2)."""
 
     exit_code = 2
 
 
 class EnvironmentUnsupported(PolyactorError):
-    """An environment is unknown, lacks a package, has unsupported spaces, or keeps failing or hanging (exit code 3)."""
+    """An environment is unknown, lacks a package, has unsupported spaces, or keeps failing or hanging (exit code 3).
+
+    So is code that ``--env`` names and that is not there; other code that a flag names is a `UsageError`.
+    """
 
     exit_code = 3
 
@@ -106,6 +109,12 @@ def one_line(text: object, most: int = 300) -> str:
     """
     line = "".join(c if c.isprintable() else "?" for c in shown(text)[: most + 1])
     return line if len(line) <= most else f"{line[:most]}…"
+
+
+def in_brief(error: BaseException) -> str:
+    """Return the class of an exception and the first line of its text, in one line."""
+    line = next(iter(shown(error).strip().splitlines()), "")
+    return one_line(f"{type(error).__name__}: {line}" if line else type(error).__name__)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -205,6 +205,29 @@ def test_an_environment_nobody_can_train_in(here: Path, refuse: Refuse, verb: st
     assert said in refuse(f"{verb} --env {env}", ENVIRONMENT)
 
 
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("train a2c --env {}", ENVIRONMENT),  # as an unknown id has
+        (f"{TRAIN} --env-wrapper {{}}", USAGE),
+        (f"{TRAIN} --callback {{}}", USAGE),
+        (f"{TRAIN} --model.torso {{}}", USAGE),
+        ("train {} --env CartPole-v1", USAGE),
+    ],
+)
+def test_code_that_is_not_there_is_said_alike_of_every_part(
+    here: Path, refuse: Refuse, command: str, code: int
+) -> None:
+    (here / "raises.py").write_text("def first():\n    nothing\n\nfirst()\n")
+    (here / "mine.py").write_text("def Mine(*args): pass\n")
+    for asked, why in {
+        "gone.py:Mine": "gone.py:Mine is not allowed: there is no file gone.py",
+        "raises.py:Mine": "raises.py could not be imported: NameError: name 'nothing' is not defined (line 2)",
+        "mine.py:Nine": "(did you mean 'Mine'?)",
+    }.items():
+        assert why in refuse(command.format(asked), code).replace(f"{here}/", "")
+
+
 def test_a_missing_extra_is_named(refuse: Refuse, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ale_py", None)
     for env_id in [name for name in gymnasium.registry if "Pong" in name]:

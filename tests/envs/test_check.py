@@ -231,6 +231,28 @@ def test_masks_are_kept_to() -> None:
     assert inspect(Fine, 2).facts["action"] == "Discrete(2), without masks"
 
 
+class Told(Fine):
+    """Has a mission, in words, beside its numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        entries = {"mission": gymnasium.spaces.Text(9), "x": self.observation_space}
+        self.observation_space = gymnasium.spaces.Dict(entries)
+
+    def reset(self, **given: Any) -> tuple[Any, dict[str, Any]]:
+        x, info = super().reset(**given)
+        return {"mission": "go", "x": x}, info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        x, *others = super().step(action)
+        return {"mission": "go", "x": x}, *others
+
+
+def test_texts_that_are_left_out_are_said() -> None:
+    assert inspect(Told, 2).facts["left out"] == "the texts mission, which no network reads"
+    assert "left out" not in inspect(Fine, 2).facts
+
+
 def test_the_verb_speaks_to_programs_too(capsys: pytest.CaptureFixture[str]) -> None:
     def answer(arguments: str) -> tuple[Any, dict[str, Any]]:
         with pytest.raises(SystemExit) as stop:

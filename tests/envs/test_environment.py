@@ -398,11 +398,12 @@ def test_whatever_measures_or_proves_makes_the_whole_environment(
         ("--env-kwargs", 2, "--env-kwargs needs a value"),
         ("--env-kwargs slippery", 2, "--env-kwargs slippery is not allowed: write it as name=value"),
         ("--env-kwargs gravity=3", 2, "--env-kwargs gravity=3 is not allowed: CartPole-v1 takes no argument gravity"),
-        ("--env-wrapper my.py:negativ", 3, "my.py has no function or class negativ (did you mean 'negative'?)"),
-        ("--env-wrapper nowhere.py:negative", 3, "nowhere.py for --env-wrapper nowhere.py:negative"),
-        ("--env-wrapper no_module:negative", 3, "there is no module no_module for --env-wrapper no_module:negative"),
-        ("--env-wrapper negative", 3, "--env-wrapper negative is not allowed: name a function or a class as FILE.py:"),
-        ("--env-wrapper gymnasium.wrappers:Flaten", 3, "gymnasium.wrappers has no function or class Flaten"),
+        ("--env-wrapper my.py:negativ", 2, "/my.py has no negativ (did you mean 'negative'?)"),
+        ("--env-wrapper nowhere.py:negative", 2, "nowhere.py:negative is not allowed: there is no file"),
+        ("--env-wrapper no_module:negative", 2, "no_module:negative is not allowed: there is no module no_module"),
+        ("--env-wrapper negative", 2, "--env-wrapper negative is not allowed: it must be file.py:name or module:name"),
+        ("--env-wrapper gymnasium.wrappers:Flaten", 2, "gymnasium.wrappers has no Flaten (did you mean 'Flatten"),
+        ("--env-wrapper my.py:number", 2, "my.py:number is not allowed: it is a int, not a function or class"),
         ("--env-wrapper my.py:lake", 3, "--env-wrapper my.py:lake returned a int; it must return one gymnasium.Env."),
     ],
 )
@@ -414,7 +415,7 @@ def test_flags_that_are_refused_before_anything_exists(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "my.py").write_text(f"{PARTS}\n\ndef lake(env): return 3")
+    (tmp_path / "my.py").write_text(f"{PARTS}\n\ndef lake(env): return 3\nnumber = 3")
     monkeypatch.chdir(tmp_path)
     for verb in ("train a2c", "check"):
         with pytest.raises(SystemExit) as stop:

@@ -376,8 +376,10 @@ def test_a_name_that_is_not_there_says_what_was_imported(tmp_path: Path, monkeyp
         f"there is no environment types:Envy in types, which was imported from {types.__file__}"
     )
     (tmp_path / "ends.py").write_text("raise SystemExit(3)")
-    assert "could not be imported: SystemExit: 3." in refusal("ends.py:Env")
-    assert "there is no module ./lake for ./lake:flat; a file ends with .py." in refusal("./lake:flat")
+    assert "could not be imported: SystemExit: 3 (line 1)." in refusal("ends.py:Env")
+    assert "--env ./lake:flat is not allowed: there is no module ./lake; a file ends with .py." in refusal(
+        "./lake:flat"
+    )
 
 
 @pytest.mark.fault("F9")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from polyactor.settings.serialize import from_json, to_json
 from polyactor.storage import checkpoint
 from polyactor.system.machine import torch_threads
 from tests.helpers.policies import config_of, untrained
+from tests.helpers.toys import Masked
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "polyactor/LQR-v0"])
@@ -206,3 +209,23 @@ def test_a_policy_alone_is_not_resumed_and_begins_a_run(finished: pa.Run, tmp_pa
         pa.resume(saved)
     run = pa.train("a2c", env="CartPole-v1", init_from=str(saved), out=str(tmp_path / "new"), steps=64, quiet=True)
     assert run.path == tmp_path / "new"
+
+
+def test_a_policy_of_masked_actions_warns_once_where_it_gets_no_mask() -> None:
+    mask, seen = np.eye(5, dtype=np.int8)[3], np.zeros((1, 10), np.float32)
+    policy = untrained(Masked)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert policy.act(seen, action_mask=mask) == 3
+        assert not told
+        for _ in range(3):
+            policy.act(seen)
+    (one,) = told
+    assert "act was called without action_mask, so that every choice counts as legal" in str(one.message)
+    assert one.filename == __file__
+
+
+def test_a_mask_in_the_observation_and_an_environment_without_masks_need_no_word() -> None:
+    mask, seen = np.eye(5, dtype=np.int8)[3], np.zeros((1, 10), np.float32)
+    assert untrained(partial(Masked, "observation")).act({"action_mask": mask, "seen": seen}) == 3
+    untrained(partial(Masked, "not")).act(seen)  # a warning would be an error

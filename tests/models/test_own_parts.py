@@ -320,6 +320,7 @@ class Net(nn.Linear):
         "--model.torso Net": "it must be one of auto, mlp, ",
         "--model.network Net": "it must be code of your own, as file.py:name or module:name",
         "--precision bf16 --model.torso net.py:Net": "use fp32, in which it computes",
+        "--compile --model.torso net.py:Net": "--compile is not allowed with --model.torso of your own",
         "--model.torso net.py:Net --model.network net.py:Net": "of your own is not allowed with --model.network",
     }.items(),
 )

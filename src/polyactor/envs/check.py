@@ -189,6 +189,8 @@ def inspect(env: str | EnvFactory | Environment, num_envs: int = 4, *, seconds: 
     spec, games, steps = report.spec, seen.ends, len(seen.rewards) * num_envs
     size = f"up to {seen.largest:.3g} in size" + "; --normalize.observation scales them" * (seen.largest > LARGE)
     seen_as = {f"observation {name}".rstrip(): f"{x.dtype} {list(x.shape)}, {size}" for name, x in spec.entries.items()}
+    if spec.dropped:
+        seen_as["left out"] = f"the texts {one_line(', '.join(spec.dropped), most=80)}, which no network reads"
     report.facts |= seen_as | {
         "action": f"{spec.action_space}, {'masked' if spec.masked else 'without masks'}",
         "reward": f"{np.min(seen.rewards):g} to {np.max(seen.rewards):g} in {steps:,} random steps",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import importlib.util
 import inspect
 import os
@@ -13,18 +12,16 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
-from polyactor.envs.answers import first_line
 from polyactor.envs.atari import looks_atari
 from polyactor.envs.environment import EnvFactory, Environment, Wrapper, name_of
 from polyactor.envs.resizing import size_of
 from polyactor.errors import EnvironmentUnsupported, UsageError, one_line, suggestion
-from polyactor.files import load_file, same_directory
+from polyactor.files import callables, code, imported, named
 
 OWN = "hand over its class (in Python), or register it in a module and name both:"
 """The way out for an id that is registered in a script, in words for the sentence of an error."""
@@ -66,7 +63,8 @@ def find(env: str | EnvFactory | Environment) -> Found:
 
     Raises:
         EnvironmentUnsupported: the id, module or file is unknown, ale-py is missing, or an object is no callable.
-        UsageError: an argument is not of the form ``name=value``, or a size of images not two numbers.
+        UsageError: an argument is not of the form ``name=value``, a size of images not two numbers, or a wrapper is
+            unknown.
     """
     env = Environment.of(env)
     kwargs = env.kwargs
@@ -82,16 +80,15 @@ def _named(env: str) -> EnvSpec | EnvFactory:
     """Return the registered id or the callable that a name stands for."""
     module_name, _, name = resolved(env).rpartition(":")
     if module_name:
-        module = _import(module_name, env)
         try:
-            found = getattr(module, name, None)
-        except Exception as error:  # of a module that imports what it has only when it is asked for
-            _refuse_import(module_name, env, error)
+            module = imported(module_name)
+            found = named(module, name, module_name)
+        except ImportError as error:
+            raise EnvironmentUnsupported(f"--env {one_line(env)} is not allowed: {error}.") from error
         if name not in gymnasium.registry and callable(found):
-            return found  # type: ignore[no-any-return]
-        own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        imported = "" if "-v" in name else f", which was imported from {getattr(module, '__file__', 'Python itself')}"
-        return _registered(name, env, own, where=f" in {module_name}{imported}" if imported else "")
+            return found
+        where = "" if "-v" in name else f", which was imported from {getattr(module, '__file__', 'Python itself')}"
+        return _registered(name, env, callables(module), where=f" in {module_name}{where}" if where else "")
     if env not in gymnasium.registry and importlib.util.find_spec("ale_py") is not None:
         import ale_py
 
@@ -103,28 +100,17 @@ def _wrapper(wrapper: str | Wrapper) -> Wrapper:
     """Return the callable that a wrapper's name stands for; a callable is returned as it is.
 
     Raises:
-        EnvironmentUnsupported: the module or file is unknown, or has no such callable.
+        UsageError: the module or file is unknown, or has no such callable.
     """
     if not isinstance(wrapper, str):
         return wrapper
-    said = f"--env-wrapper {one_line(wrapper)}"
-    module_name, _, name = resolved(wrapper).rpartition(":")
-    if not module_name:
-        raise EnvironmentUnsupported(
-            f"{said} is not allowed: name a function or a class as FILE.py:NAME, module:NAME or "
-            "gymnasium.wrappers:NAME."
-        )
-    module = _import(module_name, said)
+    said = f"--env-wrapper {one_line(wrapper)} is not allowed"
     try:
-        found = getattr(module, name, None)
-    except Exception as error:  # Gymnasium says so where a wrapper was renamed, or lacks a package
-        raise EnvironmentUnsupported(f"{said} is not allowed: {first_line(error)}.") from error
+        found = code(resolved(wrapper))
+    except ImportError as error:
+        raise UsageError(f"{said}: {error}") from error
     if not callable(found):
-        own = [key for key in dir(module) if not key.startswith("_")]
-        raise EnvironmentUnsupported(
-            f"{said} is not allowed: {one_line(module_name)} has no function or class {one_line(name)}"
-            f"{suggestion(name, own)}."
-        )
+        raise UsageError(f"{said}: it is a {type(found).__name__}, not a function or class that wraps an environment")
     return cast("Wrapper", found)
 
 
@@ -231,39 +217,3 @@ def _old_gym_ids() -> Iterable[str]:
     """Return the ids that are registered with the old gym, if it was imported."""
     registry = getattr(getattr(sys.modules.get("gym"), "envs", None), "registry", {})
     return list(getattr(registry, "env_specs", registry))
-
-
-def _import(module_name: str, asked: str) -> ModuleType:
-    """Import a module by its name, or a file by its path; the working directory stays as it is.
-
-    Raises:
-        EnvironmentUnsupported: there is none, or it raises an exception.
-    """
-    asked = one_line(asked)
-    if module_name.endswith(".py") and not os.path.isfile(module_name):
-        raise EnvironmentUnsupported(f"there is no file {one_line(module_name)} for {asked}.")
-    if not module_name.endswith(".py") and (module_name.startswith(".") or "/" in module_name):
-        raise EnvironmentUnsupported(f"there is no module {one_line(module_name)} for {asked}; a file ends with .py.")
-    try:
-        with same_directory():
-            if module_name.endswith(".py"):
-                return load_file(Path(module_name))
-            # A console script has no entry of sys.path for the current directory, where users keep their modules.
-            if os.getcwd() not in sys.path and "" not in sys.path:
-                sys.path.append(os.getcwd())
-            return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise EnvironmentUnsupported(
-                f"there is no module {module_name} for {asked}; it must be installed or in this directory."
-            ) from error
-        _refuse_import(module_name, asked, error)
-    except (Exception, SystemExit) as error:  # a script may parse arguments, or end, where it is imported
-        _refuse_import(module_name, asked, error)
-
-
-def _refuse_import(module_name: str, asked: str, error: BaseException) -> NoReturn:
-    raise EnvironmentUnsupported(
-        f"the module {one_line(module_name)} of {asked} could not be imported: "
-        f"{type(error).__name__}: {first_line(error)}."
-    ) from error

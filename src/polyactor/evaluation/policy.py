@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +17,7 @@ from polyactor.agent.parts import make_model
 from polyactor.agent.streams import EVALUATION_STREAM, Streams
 from polyactor.config import Config
 from polyactor.data import map_tree
-from polyactor.envs import EnvSpec, looked_at
+from polyactor.envs import EnvSpec, is_atari, looked_at
 from polyactor.envs.action_masks import MASK
 from polyactor.envs.conversion import Conversion
 from polyactor.envs.vector_env import entries
@@ -97,11 +98,17 @@ def model_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
 
 
+UNMASKED = (
+    "act was called without action_mask, so that every choice counts as legal; the environment gives masks, and the "
+    "policy was trained with them: hand over the mask of this observation, act(observation, action_mask=…)"
+)
+
+
 class Policy:
     """A trained policy that acts in one environment.
 
     An observation is a stack of frames, such as ``[4, 84, 84]``, for Atari, and else that of the Gymnasium environment.
-    One environment is made to learn its spaces, and closed again.
+    One environment is made and reset once, to learn its spaces and whether it gives masks, and closed again.
 
     Args:
         config: the run's config.
@@ -112,8 +119,13 @@ class Policy:
 
     def __init__(self, config: Config, tensors: Mapping[str, Tensor], seed: int = 0, *, steps: int = 0) -> None:
         self.config, self.steps, self._tensors = config, steps, tensors
-        with looked_at(config.environment, 1, seconds=config.env_timeout, atari=config.atari) as (envs, _):
+        with looked_at(config.environment, 1, seconds=config.env_timeout, atari=config.atari) as (envs, asked):
+            if not is_atari(config.environment):  # which gives no masks; of others they are known after a reset only
+                asked.asked(-1, None)
+                envs.reset(None)
+                asked.answered()
             spec, self._conversion = EnvSpec.of(envs), envs.conversion
+        self._wants_mask = spec.masked
         with usual_tensors():
             self.model = make_trained(config, spec, tensors)
         self._generator = Streams.of(seed, EVALUATION_STREAM).act
@@ -161,7 +173,8 @@ class Policy:
         Args:
             observation: one observation, without a batch axis. Where it is a Dict with an action mask, that is used.
             deterministic: return the most likely action; otherwise a sample.
-            action_mask: which choices are legal, in the form in which the environment gives it; None allows all.
+            action_mask: which choices are legal, in the form in which the environment gives it; None allows all, and
+                the first time there is a warning where the environment gives masks.
 
         Raises:
             UsageError: the observation has another shape than those of the environment, the mask another size or no
@@ -171,6 +184,9 @@ class Policy:
         rows = entries(_encoded(self._conversion, observation)[np.newaxis])
         if action_mask is None and self._conversion.masked:
             action_mask = observation.get(MASK)
+        if action_mask is None and self._wants_mask:
+            self._wants_mask = False
+            warnings.warn(UNMASKED, stacklevel=3)  # where `act` is called, around torch's own wrapper
         legal = None if action_mask is None else torch.from_numpy(_mask(self._conversion, action_mask)[np.newaxis])
         # From NumPy, since the caller's default device is not the policy's.
         x, is_first = map_tree(torch.from_numpy, rows), torch.from_numpy(np.array([self._first]))

@@ -72,11 +72,16 @@ def check(config: Config) -> None:
 
 
 def _refuse_misplaced(config: Config) -> None:
-    """Raise `UsageError` where parts of a network of one's own do not go together, or with the precision."""
+    """Raise `UsageError` where parts of a network of one's own do not go together, or with precision or compiler."""
     own = [name for name in config.model.own if name != "core"]
     if own and config.precision == "bf16":
         raise UsageError(
             f"--precision bf16 is not allowed with --model.{own[0]} of your own: use fp32, in which it computes"
+        )
+    if config.compile and config.model.own:
+        raise UsageError(
+            f"--compile is not allowed with --model.{next(iter(config.model.own))} of your own: only the run's first "
+            "gradient could tell whether torch compiles it"
         )
     for name in config.model.own if config.model.network is not None else ():
         if name != "network":

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os.path
 import sys
 from collections.abc import Mapping
 from dataclasses import is_dataclass
-from pathlib import Path
 from typing import Any
 
 from polyactor.algorithms import ALGORITHMS
 from polyactor.algorithms.base import Algorithm
-from polyactor.errors import UsageError, suggestion
-from polyactor.files import load_file
+from polyactor.errors import UsageError, one_line, suggestion
+from polyactor.files import code
 from polyactor.optim.rules import RULES
 from polyactor.schemes import SCHEMES
 
@@ -51,16 +49,11 @@ def name_of(kind: str, value: object) -> str:
 
 def _from_file(name: str) -> type[Algorithm]:
     """Import the algorithm ``file.py:Class``. Raises `UsageError` where the file or the class does not exist."""
-    path, _, class_name = name.rpartition(":")
-    file = Path(path)
-    if not os.path.isfile(file):
-        raise UsageError(f"algorithm {name} does not exist: there is no file {path}")
+    said = f"algorithm {one_line(name)} is not allowed"
     try:
-        module = load_file(file)
-    except SystemExit as end:  # a script that parses arguments, or ends, where it is imported
-        raise UsageError(f"algorithm {name} does not exist: {path} ended with {end} when it was imported") from end
-    found = getattr(module, class_name, None)
+        found = code(name)
+    except ImportError as error:
+        raise UsageError(f"{said}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Algorithm) and is_dataclass(found)):
-        known = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Algorithm)]
-        raise UsageError(f"algorithm {name} is not a dataclass derived from Algorithm{suggestion(class_name, known)}")
+        raise UsageError(f"{said}: it is not a dataclass derived from Algorithm")
     return found

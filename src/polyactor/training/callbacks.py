@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyactor.errors import UsageError, one_line, shown, suggestion
-from polyactor.files import load_file, same_directory
+from polyactor.errors import UsageError, in_brief, one_line, suggestion
+from polyactor.files import code, same_directory
 from polyactor.settings.serialize import importable
 from polyactor.storage.checkpoint import FOLDER
 from polyactor.system.notices import Doing, waiting
+from polyactor.training.callback_state import PREFIX, keyed, parted
 from polyactor.training.run import RunHandle
 
 if TYPE_CHECKING:
-    from types import ModuleType
+    from torch import Tensor
 
     from polyactor.config import Config
     from polyactor.storage.metrics_log import MetricsLog
@@ -34,6 +35,8 @@ class Callback:
 
     They are called in the run's own process, one after the other in the order given, and never at the same time. Under
     `sync`, a server or a learner training waits for them.
+
+    One with ``state_dict()`` and ``load_state_dict(state)`` has a state in checkpoints: tensors, and values of JSON.
     """
 
     def on_start(self, run: RunHandle) -> None:
@@ -145,7 +148,7 @@ def _made(callback: object) -> object:
         try:
             found = found()
         except (Exception, SystemExit) as error:
-            raise UsageError(f"the callback {said} cannot be made: {_first_line(error)}") from error
+            raise UsageError(f"the callback {said} cannot be made: {in_brief(error)}") from error
     if not any(_own(found, method) for method in METHODS):
         near = [name for name in dir(found) if name.startswith("on_") and name not in METHODS]
         hint = f", only {near[0]}{suggestion(near[0], METHODS)}" if near else ""
@@ -155,22 +158,10 @@ def _made(callback: object) -> object:
 
 def _found(callback: str, said: str) -> object:
     """Return the class or object that a name stands for. Raises `UsageError` where there is none."""
-    path, _, name = written(callback).rpartition(":")
-    if not path or not name:
-        raise UsageError(f"--callback {said} is not allowed: it must be file.py:Class or module:Class")
-    if path.endswith(".py") and not os.path.isfile(path):
-        raise UsageError(f"--callback {said} does not exist: there is no file {one_line(path, most=200)}")
     try:
-        module: ModuleType = load_file(Path(path)) if path.endswith(".py") else importlib.import_module(path)
-    except (Exception, SystemExit) as error:  # a script may parse arguments, or end, where it is imported
-        raise UsageError(f"--callback {said} cannot be imported: {_first_line(error)}") from error
-    found: object = module
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if found is None:
-        near = suggestion(name, [key for key, value in vars(module).items() if isinstance(value, type)])
-        raise UsageError(f"--callback {said} does not exist: there is no {one_line(name)} in {one_line(path)}{near}")
-    return found
+        return code(written(callback))
+    except ImportError as error:
+        raise UsageError(f"--callback {said} is not allowed: {error}") from error
 
 
 def _own(callback: object, method: str) -> Callable[..., object] | None:
@@ -178,12 +169,6 @@ def _own(callback: object, method: str) -> Callable[..., object] | None:
     found = getattr(callback, method, None)
     same = getattr(type(callback), method, None) is getattr(Callback, method)
     return found if callable(found) and not same else None
-
-
-def _first_line(error: BaseException) -> str:
-    """Return type and first line of an error."""
-    line = next(iter(shown(error).splitlines()), "")
-    return one_line(f"{type(error).__name__}: {line}" if line else type(error).__name__)
 
 
 class Callbacks:
@@ -200,6 +185,7 @@ class Callbacks:
 
     def __init__(self, callbacks: Iterable[object], run: RunHandle, log: MetricsLog, stop: Stop) -> None:
         self.callbacks, self.run, self.stop = list(callbacks), run, stop
+        self.keyed = keyed(self.callbacks)
         self.news = deque[dict[str, Any]]()
         if self.callbacks:
             log.listener = self.news.append
@@ -228,22 +214,38 @@ class Callbacks:
         self.deliver()
         self._call("on_end", status)
 
+    def states(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what callbacks keep in a checkpoint: plain values by callback, and tensors by name."""
+        plain: dict[str, Any] = {}
+        tensors: dict[str, Tensor] = {}
+        for name, callback in self.keyed:
+            own = getattr(callback, "state_dict", None)
+            if callable(own) and any(each is callback for each in self.callbacks):
+                kept = self._told(callback, "state_dict", partial(parted, own))
+                if kept is not None:
+                    plain[name] = kept[0]
+                    tensors |= {f"{PREFIX}.{name}/{key}": tensor for key, tensor in kept[1].items()}
+        return plain, tensors
+
     def _call(self, method: str, *args: Any) -> None:
         """Call a method of all callbacks that have it."""
         for callback in list(self.callbacks):
             own = _own(callback, method)
-            if own is None:
-                continue
-            self.run.caller = type(callback).__qualname__
-            said = f"{self.run.caller}.{method}"
-            copies = [dict(each) if isinstance(each, Mapping) else each for each in args]
-            try:
-                with waiting(Doing(f"waiting for the callback {said}")):
-                    own(self.run, *copies)
-            except KeyboardInterrupt:
-                self.stop.ask()
-            except BaseException as error:  # SystemExit, too: run.stop() ends a run
-                self.callbacks = [each for each in self.callbacks if each is not callback]
-                told = "".join(traceback.format_exception(error))[-MOST_TRACEBACK:]
-                why = f"{said} raised {_first_line(error)}; {self.run.caller} is left out from now on"
-                self.run.tell("callback_failed", why, agent_steps=self.run.steps, traceback=told)
+            if own is not None:
+                copies = [dict(each) if isinstance(each, Mapping) else each for each in args]
+                self._told(callback, method, partial(own, self.run, *copies))
+
+    def _told(self, callback: object, method: str, call: Callable[[], Any]) -> Any:
+        """Call a method of a callback and return its answer; None where it raises, and it is left out from then on."""
+        self.run.caller = type(callback).__qualname__
+        said = f"{self.run.caller}.{method}"
+        try:
+            with waiting(Doing(f"waiting for the callback {said}")):
+                return call()
+        except KeyboardInterrupt:
+            self.stop.ask()
+        except BaseException as error:  # SystemExit, too: run.stop() ends a run
+            self.callbacks = [each for each in self.callbacks if each is not callback]
+            told = "".join(traceback.format_exception(error))[-MOST_TRACEBACK:]
+            why = f"{said} raised {in_brief(error)}; {self.run.caller} is left out from now on"
+            self.run.tell("callback_failed", why, agent_steps=self.run.steps, traceback=told)

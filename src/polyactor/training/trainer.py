@@ -24,6 +24,7 @@ from polyactor.storage.metrics_log import MetricsLog
 from polyactor.storage.run_directory import claimed, refuse_taken, run_directory, run_of, write_config
 from polyactor.system import failpoints
 from polyactor.system.machine import tune_allocator, undisturbed
+from polyactor.training import callback_state
 from polyactor.training.background_eval import BackgroundEvaluation
 from polyactor.training.callbacks import Callbacks, resumed
 from polyactor.training.checkpointing import Checkpointer, advise
@@ -113,6 +114,7 @@ def resume(
         handed: dict[str, Any] = {"env": env, "env_wrappers": env_wrappers, "model": model, "callbacks": callbacks}
         config, own = resumed(config_of(found, algorithm, trust_code, trust_env, **handed), callbacks)
         config, said = going_on(config, found, steps=steps, restart=restart, quiet=quiet, out=path)
+        callback_state.restore(own, found.meta, found.tensors)
         failpoints.arm()
         tune_allocator()
         parts = restored(config, found)
@@ -226,13 +228,15 @@ class _Training:
     def _save(self, *tags: str, final: bool = False) -> Path | None:
         """Save a checkpoint with the tag `last` and these; return its directory, or None if a later try is allowed."""
         tags = tuple(dict.fromkeys(("last", *tags, *["best"] * self.best_is_unsaved)))
+        own, kept = self.callbacks.states()
         with transport.still(self.config, self.counters) as consistent:
             meta, steps = self.stats.summary("running") | self.stats.kept(), self.counters.steps
             tensors = self.state.tensors() | self.parts.resumables.tensors() | self.counters.tensors()
             copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         meta |= {"consistent": consistent, "config": to_json(self.config), "best_evaluation": self.background.best}
+        meta |= {callback_state.PREFIX: own} if own else {}
         reason = "" if consistent else "a worker did not pause in time, so it may hold half of an update"
-        saved = self.checkpointer.save(copies, meta, steps, tags=tags, reason=reason, final=final)
+        saved = self.checkpointer.save(copies | kept, meta, steps, tags=tags, reason=reason, final=final)
         self.best_is_unsaved = self.best_is_unsaved and saved is None
         return saved
 

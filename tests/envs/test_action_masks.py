@@ -13,6 +13,7 @@ from gymnasium import spaces
 from polyactor.envs import draw, env_spec, make_envs
 from polyactor.envs.action_masks import ActionMasks
 from polyactor.envs.answers import Unsound
+from polyactor.errors import EnvironmentUnsupported
 from tests.helpers.toys import Everything, Masked
 
 MIXED = spaces.Dict(
@@ -131,6 +132,18 @@ def test_a_wrong_mask_costs_the_environment_its_game(later: Any, words: str) -> 
     assert words in step.why[0]
     assert envs.action_mask is not None
     assert envs.action_mask.tolist() == [[False, True]] * 2  # of the new games
+
+
+def test_a_mask_that_comes_in_step_alone_is_refused_and_not_ignored() -> None:
+    class Late(Unlike):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return np.zeros(2, np.float32), {}
+
+    envs = make_envs(lambda: Late({"action_mask": np.array([0, 1])}), 2)
+    envs.reset(0)
+    with pytest.raises(EnvironmentUnsupported, match="an action_mask in step, but none in reset: give it in both"):
+        envs.step(np.zeros(2, np.int64))
+    envs.close()
 
 
 def test_actions_are_drawn_from_the_legal_ones() -> None:

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from polyactor.envs import draw, env_spec, make_envs
 from polyactor.envs.action_masks import ActionMasks
 from polyactor.envs.answers import Unsound
+from polyactor.errors import EnvironmentUnsupported
 from tests.helpers.toys import Everything, Masked
 
 MIXED = spaces.Dict(
@@ -32,12 +33,14 @@ MIXED = spaces.Dict(
         (spaces.MultiDiscrete([2, 3]), (torch.tensor([0, 1]), torch.tensor([1, 1, 0])), [0, 1, 1, 1, 0]),
         (spaces.MultiDiscrete([2, 2]), np.array([[0, 1], [1, 0]]), [0, 1, 1, 0]),
         (spaces.MultiDiscrete([[2, 3], [1, 2]]), [[[0, 1], [1, 1, 0]], [[1], [1, 0]]], [0, 1, 1, 1, 0, 1, 1, 0]),
+        (spaces.MultiDiscrete([2, 3]), ([0, 1], None), [0, 1, 1, 1, 1]),
         (spaces.MultiBinary(2), np.array([1, 0, 1, 1]), [1, 0, 1, 1]),
         (MIXED, {"a": np.array([0, 1]), "c": None}, [0, 1, 1, 1, 1, 1, 1]),
         (MIXED, {"b": [[0, 1], [1, 1, 0]]}, [1, 1, 0, 1, 1, 1, 0]),
         (MIXED, [0, 1, 1, 1, 0, 1, 0], [0, 1, 1, 1, 0, 1, 0]),
         (MIXED, {"b": (np.array([0, 1]), np.array([1, 1, 0]))}, [1, 1, 0, 1, 1, 1, 0]),
         (spaces.Tuple([spaces.Discrete(2), spaces.Discrete(2)]), ([0, 1], [1, 0]), [0, 1, 1, 0]),
+        (spaces.Tuple([spaces.Discrete(2), spaces.Box(0, 1)]), [0, 1], [0, 1]),
     ],
 )
 def test_every_form_of_a_mask(acted: Any, raw: Any, wanted: Any) -> None:
@@ -54,7 +57,7 @@ def test_every_form_of_a_mask(acted: Any, raw: Any, wanted: Any) -> None:
         (np.array([1, 1, np.nan, 0, 0]), "which has other numbers than 0 and 1"),
         (np.array([1, 1, 2, 0, 0]), "which has other numbers than 0 and 1"),
         ("legal", "an action mask of 1 numbers"),
-        ((np.ones(2), None), "an action mask of 7 numbers"),
+        ((np.ones(3), np.ones(2)), "an action mask of 3 numbers for a part of its actions with 2 choices"),
     ],
 )
 def test_what_is_no_mask(raw: Any, words: str) -> None:
@@ -66,6 +69,11 @@ def test_a_mask_for_a_part_that_actions_lack_is_refused() -> None:
     """It was to forbid something."""
     with pytest.raises(Unsound, match="gave an action mask for 'A', which its actions do not have"):
         ActionMasks(MIXED).parsed({"A": np.array([0, 1])}, acted_on=True)
+
+
+def test_a_mask_of_the_right_size_in_all_whose_parts_have_others_is_refused() -> None:
+    with pytest.raises(Unsound, match="mask of 3 numbers for a part of its actions with 2 choices"):
+        ActionMasks(MIXED).parsed({"a": np.ones(3), "b": np.ones(4)}, acted_on=True)
 
 
 def test_where_nobody_acts_all_is_legal_if_nothing_is() -> None:
@@ -124,6 +132,18 @@ def test_a_wrong_mask_costs_the_environment_its_game(later: Any, words: str) -> 
     assert words in step.why[0]
     assert envs.action_mask is not None
     assert envs.action_mask.tolist() == [[False, True]] * 2  # of the new games
+
+
+def test_a_mask_that_comes_in_step_alone_is_refused_and_not_ignored() -> None:
+    class Late(Unlike):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return np.zeros(2, np.float32), {}
+
+    envs = make_envs(lambda: Late({"action_mask": np.array([0, 1])}), 2)
+    envs.reset(0)
+    with pytest.raises(EnvironmentUnsupported, match="an action_mask in step, but none in reset: give it in both"):
+        envs.step(np.zeros(2, np.int64))
+    envs.close()
 
 
 def test_actions_are_drawn_from_the_legal_ones() -> None:

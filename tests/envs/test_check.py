@@ -224,6 +224,42 @@ class Masked(Fine):
         return {"action_mask": self.mask, "x": x}
 
 
+class Unseeded(Masked):
+    """Draws its masks from a stream that no seed sets."""
+
+    rng = np.random.default_rng(0)
+
+    def with_mask(self, x: Any) -> dict[str, Any]:
+        self.mask = np.eye(2, dtype=np.int8)[self.rng.integers(2)]
+        return {"action_mask": self.mask, "x": x}
+
+
+def test_masks_that_differ_are_said_and_no_illegal_action_is_replayed() -> None:
+    (problem,) = inspect(Unseeded, 2).problems
+    assert problem.startswith("not the same twice: with one seed ")
+
+
+def test_the_size_of_each_entry_is_its_own() -> None:
+    class Sizes(Fine):
+        def __init__(self) -> None:
+            super().__init__()
+            image, far = gymnasium.spaces.Box(0, 255, (20, 20, 3), np.uint8), gymnasium.spaces.Box(-1e6, 1e6, (1,))
+            self.observation_space = gymnasium.spaces.Dict(image=image, far=far)
+
+        def reset(self, **given: Any) -> tuple[Any, dict[str, Any]]:
+            return self.seen(), super().reset(**given)[1]
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            return self.seen(), *super().step(action)[1:]
+
+        def seen(self) -> dict[str, Any]:
+            return {"image": np.full((20, 20, 3), 9, np.uint8), "far": np.array([5e5], np.float32)}
+
+    facts = inspect(Sizes, 2).facts
+    assert facts["observation image"] == "uint8 [20, 20, 3], up to 9 in size"
+    assert facts["observation vector"] == "float32 [1], up to 5e+05 in size; --normalize.observation scales them"
+
+
 def test_masks_are_kept_to() -> None:
     report = inspect(Masked, 2)
     assert (report.problems, report.facts["seeding"]) == ([], "the same twice, 100 steps of 2 environments")

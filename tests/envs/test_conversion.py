@@ -49,6 +49,28 @@ def test_texts_are_left_out_also_where_their_class_is_another() -> None:
     assert seen.tolist() == [1, 1, 0, 1]
 
 
+def test_parts_whose_keys_make_the_same_name_are_all_seen() -> None:
+    image, other = (spaces.Box(0, 255, (24, side, 3), np.uint8) for side in (20, 30))
+    observed = spaces.Dict(
+        {"a.b": TWO, "a": spaces.Dict(b=spaces.Discrete(3), c=image), "a.c": other, "vector": image, "": other}
+        | {"vector (image)": other, "said": spaces.Dict({"": spaces.Text(3)})}
+    )
+    value = observed.sample()
+    value["a.b"], value["a"]["b"] = 1, 0
+    seen = Conversion(observed, TWO, "Some").encode(value)
+    assert seen["vector"].tolist() == [1, 0, 0, 0, 1]
+    images = [seen[name] for name in seen.dtype.names if name != "vector"]
+    wanted = [value["a"]["c"], *(value[name] for name in ("a.c", "vector", "vector (image)", ""))]
+    assert sorted(map(np.ndarray.tobytes, images)) == sorted(map(np.ndarray.tobytes, wanted))
+
+
+def test_a_mask_in_parts_is_no_part_of_what_is_seen() -> None:
+    mask = spaces.Tuple([spaces.MultiBinary(2), spaces.MultiBinary(3)])
+    conversion = Conversion(spaces.Dict(action_mask=mask, at=PAIR), spaces.MultiDiscrete([2, 3]), "Some")
+    assert conversion.masked
+    assert conversion.observation_space == PAIR
+
+
 @pytest.mark.fault("D14")
 @pytest.mark.parametrize(
     "space",

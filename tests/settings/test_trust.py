@@ -38,6 +38,14 @@ class Net(torch.nn.Linear):
     def __init__(self, space):
         super().__init__(*space.shape, 4)
 
+class Whole(torch.nn.Linear):
+    def __init__(self, space, params, values):
+        super().__init__(*space.shape, params + values)
+
+    def forward(self, x, state, is_first):
+        y = super().forward(x)
+        return y[..., :-1], y[..., -1], state
+
 class Memory(torch.nn.Identity):
     def __init__(self, features):
         super().__init__()
@@ -65,28 +73,31 @@ FILES = {
 """For each kind of part a file of its own, which leaves a mark when it is imported."""
 PARTS = {"model.torso": "seen.py:Net", "model.core": "kept.py:Memory"}
 """The same for parts of a network, which other runs have."""
+WHOLE = {"model.network": "whole.py:Whole"}
+"""The same for a whole network, which takes the place of its parts."""
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a run of code, and its files."""
     here = tmp_path_factory.mktemp("trust")
-    for name in (*FILES.values(), *PARTS.values()):
+    for name in (*FILES.values(), *PARTS.values(), *WHOLE.values()):
         (here / name.partition(":")[0]).write_text(CODE)
     pa.train(
         f"{here}/{FILES['algorithm.name']}", env=f"{here}/{FILES['env']}",
         env_wrappers=[f"{here}/{FILES['env_wrappers']}"], envs=2, steps=100, quiet=True, out=here / "run",
         callbacks=[f"{here}/{FILES['callbacks']}"],
     )  # fmt: skip
-    model = {path.partition(".")[2]: f"{here}/{name}" for path, name in PARTS.items()}
-    pa.train("a2c", env="polyactor/Chain-v0", model=model, envs=2, steps=100, quiet=True, out=here / "net")
+    for out, parts in {"net": PARTS, "whole": WHOLE}.items():
+        model = {path.partition(".")[2]: f"{here}/{name}" for path, name in parts.items()}
+        pa.train("a2c", env="polyactor/Chain-v0", model=model, envs=2, steps=100, quiet=True, out=here / out)
     return here
 
 
 @pytest.fixture
 def here(trained: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy of the run, of which nothing has been imported in this process."""
-    for name in ("run", "net"):
+    for name in ("run", "net", "whole"):
         shutil.copytree(trained / name, tmp_path / name)
     before = [name for name in sys.modules if name.startswith("polyactor_file_")]
     for name in before:
@@ -110,7 +121,7 @@ def said_by(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[Any, st
 
 
 def test_there_is_a_file_for_each_place_that_may_name_code() -> None:
-    assert FILES.keys() | PARTS.keys() | {"model.network"} == PLACES.keys()
+    assert FILES.keys() | PARTS.keys() | WHOLE.keys() == PLACES.keys()
 
 
 VERBS = ["resume run --steps 200", "evaluate run --games 2", "record run", "plot run", "compare run"]
@@ -189,6 +200,8 @@ def test_gymnasiums_own_wrappers_are_no_code_of_the_run(here: Path) -> None:
     plain = json.loads((here / "run" / "config.json").read_text()) | {"env": "CartPole-v1"}
     for name in gymnasium.wrappers.__all__:
         refuse_untrusted(plain | {"env_wrappers": [f"gymnasium.wrappers:{name}"]}, trust_code=False)
+    with pytest.raises(UsageError, match=r"the environment gymnasium\.wrappers:TimeLimit;"):
+        refuse_untrusted(plain | {"env_wrappers": [], "env": "gymnasium.wrappers:TimeLimit"}, trust_code=False)
     for name in (
         "gymnasium.wrappers:evil",
         "gymnasium.wrappers.evil:TimeLimit",
@@ -209,6 +222,11 @@ def test_no_verb_imports_a_part_of_a_network_without_the_flag(
     if verb.split()[0] not in ("plot", "compare"):
         assert code == 2
         assert f"run: the torso {trained}/seen.py:Net, the core {trained}/kept.py:Memory; if you trust it" in said
+    code, said = said_by(verb.replace(" run", " whole"), capsys)
+    assert marks(trained) == []
+    if verb.split()[0] not in ("plot", "compare"):
+        assert code == 2
+        assert f"run: the network {trained}/whole.py:Whole; if you trust it" in said
 
 
 def test_the_flag_imports_parts_of_a_network(

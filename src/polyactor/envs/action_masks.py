@@ -72,7 +72,7 @@ class ActionMasks:
         if raw is None:
             if acted_on:
                 raise Unsound(f"gave no {MASK}, though it did before")
-            return np.ones(self.choices, np.bool_)
+            return _all(self.choices)
         return self.parsed(raw, acted_on=acted_on)
 
     def parsed(self, raw: Any, *, acted_on: bool) -> Mask:
@@ -82,11 +82,17 @@ class ActionMasks:
             Unsound: it has another size, other numbers than 0 and 1 or parts that actions lack, or nothing is legal
                 where it is acted on.
         """
-        numbers = raw if isinstance(raw, np.ndarray) else np.concatenate([_NOTHING, *_arrays(self.acted, raw)])
+        parts = [] if isinstance(raw, np.ndarray) else list(_parts(self.acted, raw))
+        numbers = np.concatenate([_NOTHING, *(part for part, _ in parts)]) if parts else np.asarray(raw)
         if numbers.size != self.choices:
             raise Unsound(
                 f"gave an action mask of {numbers.size} numbers where its actions have {self.choices} choices"
             )
+        for part, size in parts:
+            if part.size != size:
+                raise Unsound(
+                    f"gave an action mask of {part.size} numbers for a part of its actions with {size} choices"
+                )
         mask: Mask = numbers.ravel() != 0
         if numbers.dtype != np.bool_ and not ((numbers == 0) | (numbers == 1)).all():
             raise Unsound(f"gave the action mask {shortened(raw)}, which has other numbers than 0 and 1")
@@ -97,25 +103,47 @@ class ActionMasks:
         return mask
 
 
-def _arrays(space: spaces.Space[Any], mask: Any) -> Iterator[NDArray[Any]]:
-    """Iterate over the masks of the discrete parts of a space, each flat; a missing one has no illegal choices."""
+def _parts(space: spaces.Space[Any], mask: Any) -> Iterator[tuple[NDArray[Any], int]]:
+    """Iterate over the masks of the discrete parts of a space, each flat, with the number of choices that it has.
+
+    A missing part has no illegal choices.
+    """
     if isinstance(space, spaces.Box):
         return
     if isinstance(space, spaces.Dict) and isinstance(mask, Mapping):
         if unknown := [key for key in mask if key not in space.spaces]:
             raise Unsound(f"gave an action mask for {unknown[0]!r}, which its actions do not have")
         for key, part in space.spaces.items():
-            yield from _arrays(part, mask.get(key))
-    elif isinstance(space, spaces.Tuple) and isinstance(mask, tuple | list) and len(mask) == len(space.spaces):
+            yield from _parts(part, mask.get(key))
+    elif isinstance(space, spaces.Tuple) and _nested(mask) and len(mask) == len(space.spaces):
         for part, each in zip(space.spaces, mask, strict=True):
-            yield from _arrays(part, each)
-    elif mask is None:
-        yield np.ones(choices(space).sum(), np.bool_)
-    elif isinstance(mask, tuple | list) and any(hasattr(each, "__len__") for each in mask):
-        for each in mask:
-            yield from _arrays(space, each)
+            yield from _parts(part, each)
     else:
-        yield np.ravel(mask)
+        sizes = choices(space).tolist()
+        given: list[Any] = [None] * len(sizes) if mask is None else list(_leaves(mask))
+        if len(given) == len(sizes):
+            yield from ((_all(n) if each is None else np.ravel(each), n) for each, n in zip(given, sizes, strict=True))
+        else:  # of all parts together
+            yield np.concatenate([_NOTHING, *map(np.ravel, given)]), sum(sizes)
+
+
+def _all(size: int) -> Mask:
+    """Return a mask ``[C]`` without illegal choices."""
+    return np.ones(size, np.bool_)
+
+
+def _nested(mask: Any) -> bool:
+    """Return whether a mask is a list of masks, some of which may be missing."""
+    return isinstance(mask, tuple | list) and any(each is None or hasattr(each, "__len__") for each in mask)
+
+
+def _leaves(mask: Any) -> Iterator[Any]:
+    """Iterate over the innermost arrays of lists in lists; None stands for one that is missing."""
+    if _nested(mask):
+        for each in mask:
+            yield from _leaves(each)
+    else:
+        yield mask
 
 
 def choices(space: spaces.Space[Any]) -> NDArray[np.int64]:

@@ -187,11 +187,12 @@ def inspect(env: str | EnvFactory | Environment, num_envs: int = 4, *, seconds: 
         )
 
     spec, games, steps = report.spec, seen.ends, len(seen.rewards) * num_envs
-    size = f"up to {seen.largest:.3g} in size" + "; --normalize.observation scales them" * (seen.largest > LARGE)
-    seen_as = {f"observation {name}".rstrip(): f"{x.dtype} {list(x.shape)}, {size}" for name, x in spec.entries.items()}
+    for (name, x), largest in zip(spec.entries.items(), seen.largest, strict=True):
+        size = f"up to {largest:.3g} in size" + "; --normalize.observation scales them" * (largest > LARGE)
+        report.facts[f"observation {name}".rstrip()] = f"{x.dtype} {list(x.shape)}, {size}"
     if spec.dropped:
-        seen_as["left out"] = f"the texts {one_line(', '.join(spec.dropped), most=80)}, which no network reads"
-    report.facts |= seen_as | {
+        report.facts["left out"] = f"the texts {one_line(', '.join(spec.dropped), most=80)}, which no network reads"
+    report.facts |= {
         "action": f"{spec.action_space}, {'masked' if spec.masked else 'without masks'}",
         "reward": f"{np.min(seen.rewards):g} to {np.max(seen.rewards):g} in {steps:,} random steps",
         "games": f"{games} ended, one in {steps / games:,.0f} steps" if games else "none ended",
@@ -218,14 +219,16 @@ class _Steps:
         self.rng = np.random.default_rng(0)
         self.rewards: list[NDArray[Any]] = []
         self.times: list[float] = []
-        self.ends, self.largest, self.took, self.start = 0, 0.0, 0.0, time.perf_counter()
+        self.ends, self.took, self.start = 0, 0.0, time.perf_counter()
+        self.largest: list[float] = []
 
     def reset(self, seed: int) -> list[NDArray[Any]]:
-        """Start B games and return their first observations, entry by entry."""
+        """Start B games and return their first observations, entry by entry, and their masks."""
         self.watcher.asked(-1, None)
         first = self.envs.reset(seed)
         self.watcher.answered()
-        return self._entries(first)
+        mask = self.envs.action_mask
+        return [*self._entries(first), *([] if mask is None else [mask])]
 
     def step(self, action: NDArray[Any] | None = None) -> dict[str, NDArray[Any]]:
         """Take a step by these actions ``[B, *A]``, or by random ones, and return its answer by words.
@@ -253,16 +256,18 @@ class _Steps:
         self.took += took
         self.ends += int(done.sum())
         shown = np.concatenate([np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in found])
-        return {"observations": shown, "rewards": reward, "terminations": terminated, "ends": done}
+        mask = np.empty(0) if self.envs.action_mask is None else self.envs.action_mask
+        return {"observations": shown, "rewards": reward, "terminations": terminated, "ends": done, "masks": mask}
 
     def random(self) -> NDArray[Any]:
         """Return random legal actions ``[B, *A]``."""
         return draw(self.envs.action_space, self.envs.num_envs, self.rng, self.envs.action_mask)
 
     def _entries(self, observation: Observation) -> list[NDArray[Any]]:
-        """Return the entries of observations, and note the largest number in them."""
+        """Return the entries of observations, and note the largest number in each."""
         found = list(observation.values()) if isinstance(observation, dict) else [observation]
-        self.largest = max([self.largest, *(float(np.abs(each).max(initial=0)) for each in found)])
+        before = self.largest or [0.0] * len(found)
+        self.largest = [max(most, float(np.abs(x).max(initial=0))) for most, x in zip(before, found, strict=True)]
         return found
 
 

@@ -76,9 +76,10 @@ class Conversion:
         said = f"{name} has the observation space {shortened(observed)}"
         self.masked = isinstance(observed, spaces.Dict) and _is_mask(observed.spaces.get(MASK), self.choices)
         """Whether observations have an entry for the action mask."""
-        parts = [(path, part) for path, _, part in _parts(observed) if not (self.masked and path == MASK)]
-        self.dropped = tuple(path for path, part in parts if path and _is_text(part))
-        parts = [(path, part) for path, part in parts if path not in self.dropped or not path]
+        found = [each for each in _named(observed) if not (self.masked and each[1][0] == MASK)]
+        self.dropped = tuple(path for path, keys, part in found if keys and _is_text(part))
+        own = {path: (keys, part) for path, keys, part in found if path not in self.dropped}
+        parts = [(path, part) for path, (_, part) in own.items()]
         for _, part in parts if parts or not self.dropped else [("", observed)]:
             if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete):
                 raise EnvironmentUnsupported(f"{said}; what can be observed is {OBSERVATIONS}.")
@@ -98,7 +99,7 @@ class Conversion:
                 f"{said}, which makes {numbers:,} numbers; an observation can have from 1 to {MOST_NUMBERS:,}."
             )
         self.flat = bool(resize) or not (isinstance(observed, spaces.Box) and observed.shape)
-        self._images = [path for path, part in parts if (path or resize) and _is_image(part)]
+        self._images = [path for path, part in parts if (own[path][0] or resize) and _is_image(part)]
         self._vector = [path for path, _ in parts if path not in self._images]
         vector = [part for path, part in parts if path in self._vector]
         self.hidden = [part.shape for part in vector if self.flat and part.shape and len(part.shape) > 1]
@@ -110,21 +111,17 @@ class Conversion:
             entries[VECTOR] = box if box.dtype == np.uint8 else _in_float32(box)
         self._spaces = dict(parts)
         for path in self._images:
-            entries[_entry(path)] = self._spaces[path]
+            entries[path] = self._spaces[path]
         single: Any = next(iter(entries.values()))
         self.observation_space = single if len(entries) == 1 else spaces.Dict(entries)
         self.row = row_dtype(self.observation_space)
         self.shape: tuple[int, ...] = () if self.row.names else self.observation_space.shape or ()
-        keys, own = (
-            {path: keys for path, keys, _ in _parts(observed)},
-            {path: part for path, _, part in _parts(observed)},
-        )
         ends = np.cumsum([spaces.flatdim(part) for part in vector]).tolist()
         self._places = [
-            (keys[path], part, slice(end - spaces.flatdim(part), end))
+            (own[path][0], part, slice(end - spaces.flatdim(part), end))
             for path, part, end in zip(self._vector, vector, ends, strict=True)
         ]
-        self._pictures = [(keys[path], own[path], path) for path in self._images]
+        self._pictures = [(*own[path], path) for path in self._images]
 
     def encode(self, observation: Any) -> NDArray[Any]:
         """Convert one observation ``[*O]`` to a new array; where it has several entries to a structured one, ``[]``.
@@ -145,7 +142,7 @@ class Conversion:
             for keys, space, path in self._pictures:
                 value = _at(observation, keys)
                 _refuse_strange(space, value)
-                image, entry = self._image(path, value), row[_entry(path)] if self.row.names else row
+                image, entry = self._image(path, value), row[path] if self.row.names else row
                 if image.shape != entry.shape:
                     raise Unsound(f"returned an image of shape {image.shape} where its space has {entry.shape}")
                 entry[:] = image
@@ -192,11 +189,6 @@ class Encoded(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise Unsound(f"returned an observation that its space has not: {error}") from error
 
 
-def _entry(path: str) -> str:
-    """Return the name of the entry of an image."""
-    return path if path != VECTOR else f"{VECTOR} (image)"
-
-
 def _is_image(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
 
@@ -235,6 +227,16 @@ def _parts(space: spaces.Space[Any], path: str = "", keys: Keys = ()) -> Iterato
             yield from _parts(part, f"{path}.{key}" if path else str(key), (*keys, key))
     else:
         yield path, keys, space
+
+
+def _named(space: spaces.Space[Any]) -> Iterator[Part]:
+    """Iterate over the parts of a space as `_parts`, each with a name that no other has, and no image the vector's."""
+    taken = {""}
+    for path, keys, part in _parts(space):
+        while keys and (path in taken or (path == VECTOR and _is_image(part))):
+            path += " (image)" if _is_image(part) else " (again)"
+        taken.add(path)
+        yield path, keys, part
 
 
 def _at(value: Any, keys: Keys) -> Any:

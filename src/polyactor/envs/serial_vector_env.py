@@ -7,7 +7,7 @@ environment that fails too often in a row ends the run.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from time import monotonic
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from polyactor.envs.action_masks import ActionMasks
+from polyactor.envs.action_masks import MASK, ActionMasks
 from polyactor.envs.answers import (
     LARGEST,
     NOT_FINITE,
@@ -111,7 +111,7 @@ class SerialVectorEnv:
         Raises:
             EnvironmentUnsupported: an environment failed `MOST_FAILURES` times in a row.
         """
-        self.seed, self.over, self.action = seed, [False] * self.num_envs, None
+        self.seed, self.over, self.action, self.action_mask = seed, [False] * self.num_envs, None, None
         rows = np.empty((self.num_envs, *self.shape), self.dtype)
         for i, env in enumerate(self.envs):
             if self.listener is not None:
@@ -129,7 +129,7 @@ class SerialVectorEnv:
         """Take one step in every environment, by B actions in its own action space.
 
         Raises:
-            EnvironmentUnsupported: an environment failed `MOST_FAILURES` times in a row.
+            EnvironmentUnsupported: an environment failed `MOST_FAILURES` times in a row, or gives its first mask here.
         """
         b, shape, dtype, listener, over = self.num_envs, self.shape, self.dtype, self.listener, self.over
         rows, rewards = np.empty((b, *shape), self.dtype), [0.0] * b
@@ -138,6 +138,7 @@ class SerialVectorEnv:
         self.time += 1
         if self.masked:
             self.action_mask = self.masks.blank(b)
+        first, late = self.time == 1 and self.masks.choices > 0, False
         for i, (env, a_i) in enumerate(zip(self.envs, action, strict=True)):
             if listener is not None:
                 listener.asked(i, None if over[i] else a_i)
@@ -163,6 +164,8 @@ class SerialVectorEnv:
                 if self.action_mask is not None:
                     acted_on = not (terminated_i or truncated_i)
                     self.action_mask[i] = self.masks.read(env, info_i, acted_on=acted_on)
+                elif first:
+                    late = late or (isinstance(info_i, Mapping) and MASK in info_i)
                 rows[i] = x_i
                 if terminated_i:
                     terminated[i] = done[i] = True
@@ -185,6 +188,8 @@ class SerialVectorEnv:
             for i in np.flatnonzero(~np.isfinite(numbers.reshape(b, -1)).all(1)).tolist():
                 observation[i] = self._replacement(i, Unsound(NOT_FINITE), "", action[i])
                 lost[i], reward[i], terminated[i], done[i] = True, 0.0, False, False
+        if late:
+            raise EnvironmentUnsupported(f"{self.name} gives an {MASK} in step, but none in reset: give it in both.")
         self.over = done.tolist()
         why, self.why = tuple(self.why), []
         return Step(entries(observation), reward, terminated, done, lost, why)

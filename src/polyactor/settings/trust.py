@@ -125,6 +125,6 @@ def _names(plain: Mapping[str, Any], path: str) -> Iterator[str]:
         value = value.get(name, ())
     for name in [value] if isinstance(value, str) else value or ():
         module, colon, part = name.rpartition(":")
-        own = module == "gymnasium.wrappers" and part in gymnasium.wrappers.__all__
+        own = path == "env_wrappers" and module == "gymnasium.wrappers" and part in gymnasium.wrappers.__all__
         if "<" in name or (colon and not own):
             yield name

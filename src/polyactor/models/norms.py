@@ -15,9 +15,11 @@ from polyactor.models.spec import ModelSpec
 
 def scaled(v: Tensor, g: Tensor) -> Tensor:
     """Return the weights w = g v/‖v‖ ``[O, ...]`` of directions ``v [O, ...]`` and gains ``g [O]``."""
+    w: Tensor
     if torch.compiler.is_compiling():  # which joins the passes itself, and warns of functions like ours
-        return v * (g / v.flatten(1).norm(dim=1)).view(-1, *[1] * (v.dim() - 1))
-    w: Tensor = Scaled.apply(v, g)  # type: ignore[no-untyped-call]
+        w = v * (g / v.flatten(1).norm(dim=1)).view(-1, *[1] * (v.dim() - 1))
+    else:
+        w = Scaled.apply(v, g)  # type: ignore[no-untyped-call]
     return w
 
 

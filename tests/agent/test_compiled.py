@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -26,7 +26,6 @@ from polyactor.models.spec import ModelSpec
 from polyactor.optim import SGD
 from polyactor.optim.flat import State
 from polyactor.shared.counters import Counter, SharedCounters
-from tests.helpers.marks import mostly_slow
 
 MakeRollout = Callable[..., Rollout]
 T = 4
@@ -38,13 +37,15 @@ ALGORITHMS: dict[str, Any] = {
 }
 
 
-def gradients(algorithm: Algorithm, rollouts: list[Rollout], *, compile: bool) -> list[Tensor]:
+def gradients(
+    algorithm: Algorithm, rollouts: list[Rollout], *, compile: bool, norm: Literal["none", "layer", "weight"] = "none"
+) -> list[Tensor]:
     """Of every batch of every rollout; the run has gone a third further at each."""
     torch.manual_seed(0)
     model = ActorCritic(
         spaces.Box(-1, 1, (3,), np.float32),
         spaces.Discrete(2),
-        ModelSpec(hidden=(8,), share_torso=False),
+        ModelSpec(hidden=(8,), share_torso=False, norm=norm),
         normalize_observation=True,
     )
     state, counters = State.of(model, SGD(), 1), SharedCounters(1)
@@ -64,24 +65,33 @@ def gradients(algorithm: Algorithm, rollouts: list[Rollout], *, compile: bool) -
     return found
 
 
-def assert_alike(algorithm: Algorithm, make_rollout: MakeRollout, sizes: Sequence[int] = (3, 3, 5)) -> None:
+def assert_alike(
+    algorithm: Algorithm, make_rollout: MakeRollout, sizes: Sequence[int] = (3, 3, 5), norm: Any = "none"
+) -> None:
     rollouts = [make_rollout(T, b, seed=b, dtype=torch.float32) for b in sizes]
-    plain = gradients(algorithm, rollouts, compile=False)
-    for ours, theirs in zip(gradients(algorithm, rollouts, compile=True), plain, strict=True):
+    plain = gradients(algorithm, rollouts, compile=False, norm=norm)
+    for ours, theirs in zip(gradients(algorithm, rollouts, compile=True, norm=norm), plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-    frozen = gradients(replace(algorithm, entropy_coef_end=None), rollouts, compile=False)  # type: ignore[call-arg]
+    frozen = gradients(replace(algorithm, entropy_coef_end=None), rollouts, compile=False, norm=norm)  # type: ignore[call-arg]
     assert not torch.allclose(plain[-1], frozen[-1], rtol=1e-3)  # the coefficient has changed on the way
 
 
-@pytest.mark.parametrize("name", mostly_slow(ALGORITHMS, fast=["ppo"]))
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [
+        ("ppo", "none"),
+        *[pytest.param(name, "none", marks=pytest.mark.slow) for name in ALGORITHMS if name != "ppo"],
+        *[pytest.param("a2c", norm, marks=pytest.mark.slow) for norm in ("layer", "weight")],
+    ],
+)
 def test_a_loss_and_its_gradient_are_one_graph(
-    name: str, make_rollout: MakeRollout, monkeypatch: pytest.MonkeyPatch
+    name: str, norm: str, make_rollout: MakeRollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traced, and run without a compiler: a branch on a tensor would break the graph, and be refused here."""
     torch.compiler.reset()
     whole = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function: whole(function, fullgraph=True, backend="aot_eager"))
-    assert_alike(ALGORITHMS[name], make_rollout, sizes=(3, 3))
+    assert_alike(ALGORITHMS[name], make_rollout, sizes=(3, 3), norm=norm)
 
 
 def test_a_compiler_that_is_wrong_is_found_out(make_rollout: MakeRollout, monkeypatch: pytest.MonkeyPatch) -> None:

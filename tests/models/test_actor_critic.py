@@ -146,6 +146,7 @@ def test_heads_of_their_own_share_what_is_below_them_and_nothing_else(core: Any)
         ("nature-cnn", 84, 4, 512),
         ("nature-cnn-32", 84, 4, 512),
         ("nature-conv", 84, 4, 3136),
+        ("impala-cnn", 84, 4, 256),
         ("elu-conv", 42, 1, 288),
         ("pool-conv", 80, 1, 1024),
     ],
@@ -157,7 +158,9 @@ def test_convolutional_torsos_have_their_sources_widths(torso: Any, size: int, f
     x, is_first = random_batch(space, 1, 2)
     assert model.unroll(_rollout(x, is_first, ())).policy.shape == (1, 2, 4)
     kinds = {type(layer).__name__ for layer in model.trunk.torso} - {"Conv2d", "Pixels", "Linear"}
-    assert kinds == {"elu-conv": {"ELU"}, "pool-conv": {"ReLU", "MaxPool2d"}}.get(torso, {"ReLU"})
+    pooled = {"ReLU", "MaxPool2d"}
+    others = {"elu-conv": {"ELU"}, "pool-conv": pooled, "impala-cnn": pooled | {"Residual"}}
+    assert kinds == others.get(torso, {"ReLU"})
 
 
 @pytest.mark.parametrize(

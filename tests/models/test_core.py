@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyactor.models.core import LSTM, Identity
+from polyactor.models.core import LSTM, Identity, make_core
+from polyactor.models.spec import ModelSpec
 
 
 def double(x: Any) -> Tensor:
@@ -119,6 +120,37 @@ def test_the_state_handed_in_is_not_changed() -> None:
     assert h.data_ptr() != c.data_ptr()
     assert not h.any()
     assert not c.any()
+
+
+def normed(x: torch.Tensor) -> torch.Tensor:
+    """Layer norm with gain 1 and bias 0, in which it starts."""
+    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize("core", ["lstm", "gru"])
+def test_layer_norm_is_inside_the_step(core: Any) -> None:
+    """Ba et al. 2016: every sum by itself, the gates' of one source together, and an LSTM's cell where it is read."""
+    torch.manual_seed(0)
+    module = make_core(3, ModelSpec(core=core, core_size=4, norm="layer")).double()
+    cell: Any = module.cell
+    x, is_first = torch.randn(2, 5, 3).double(), torch.zeros(2, 5, dtype=torch.bool)
+    state = tuple(torch.randn(5, 4).double() for _ in module.initial_state(1))
+    output, after = module(x, state, is_first)
+    for t in range(2):
+        of_x, of_h = x[t] @ cell.weight_ih.T, state[0] @ cell.weight_hh.T
+        if core == "lstm":  # torch's own, handed the sums as they are
+            plain = torch.nn.LSTMCell(16, 4, bias=False).double()
+            plain.weight_ih.data, plain.weight_hh.data = torch.eye(16).double(), torch.zeros(16, 4).double()
+            sums = normed(of_x) + normed(of_h)
+            _, c = plain(sums, state)
+            state = (torch.sigmoid(sums[:, 12:]) * torch.tanh(normed(c)), c)
+        else:
+            r, z = torch.sigmoid(normed(of_x[:, :8]) + normed(of_h[:, :8])).split(4, 1)
+            new = torch.tanh(normed(of_x[:, 8:]) + r * normed(of_h[:, 8:]))
+            state = (new + z * (state[0] - new),)
+        torch.testing.assert_close(output[t], state[0])
+    torch.testing.assert_close(after, state)
+    assert len(list(module.parameters())) == {"lstm": 8, "gru": 10}[core]
 
 
 def test_no_memory_is_the_identity_with_an_empty_state() -> None:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch import nn
+from torch.nn import functional
 
 from polyactor.errors import UsageError
 from polyactor.models.actor_critic import ActorCritic
-from polyactor.models.encoders import CNNS, MLP, ReLU, flattening, make_torso, smallest_side
+from polyactor.models.encoders import CNN, CNNS, MLP, ReLU, flattening, make_torso, smallest_side
 from polyactor.models.spec import ModelSpec
 
 
@@ -48,6 +50,53 @@ def test_relu_and_its_gradient_are_torchs(dtype: torch.dtype, layout: Any) -> No
 def test_relu_of_bf16_takes_no_memory_of_its_own() -> None:
     x = torch.randn(8).bfloat16()
     assert ReLU()(x).data_ptr() == x.data_ptr()
+
+
+def test_relu_that_keeps_its_input_overwrites_a_copy() -> None:
+    x = torch.tensor([-1.0, 2.0]).bfloat16()
+    assert ReLU(overwrites=False)(x).tolist() == [0, 2]
+    assert x.tolist() == [-1, 2]
+
+
+def in_the_papers_words(cnn: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Fig. 3 of Espeholt et al. 2018, on the left, with the parameters of a torso, in their order."""
+    parameters = iter(cnn.parameters())
+
+    def conv(x: torch.Tensor) -> torch.Tensor:
+        return functional.conv2d(x, next(parameters), next(parameters), padding=1)
+
+    for _ in range(3):
+        x = functional.max_pool2d(conv(x), 3, 2, 1)
+        for _ in range(2):
+            x = x + conv(functional.relu(conv(functional.relu(x))))
+    flat = functional.relu(x).permute(0, 2, 3, 1).flatten(1)
+    return functional.relu(functional.linear(flat, next(parameters), next(parameters)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameters"),
+    [
+        ((4, 84, 84), 1_089_232),  # 97,744 of 15 convolutions, and 256 units of 11 · 11 · 32 numbers
+        ((3, 72, 96), 982_592),  # with their LSTMs for actions and words 1.6 million, as the paper says
+        ((3, 64, 64), 622_144),
+        ((1, 20, 20), None),
+    ],
+)
+def test_the_residual_cnn_is_the_papers(shape: tuple[int, ...], parameters: int | None) -> None:
+    torch.manual_seed(0)
+    torso = make_torso(bytes_of(shape), ModelSpec(torso="impala-cnn", channels="first"))
+    assert isinstance(torso, CNN)
+    channels = [each.out_channels for each in torso.modules() if isinstance(each, nn.Conv2d)]
+    assert channels == [16] * 5 + [32] * 10
+    if parameters is not None:
+        assert sum(each.numel() for each in torso.parameters()) == parameters
+        return
+    x = torch.randn(2, *shape)
+    found, expected = torso(x), in_the_papers_words(torso, x)
+    assert found.shape == (2, 256)
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (torch.autograd.grad(y.square().sum(), list(torso.parameters())) for y in (found, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 IMAGE = torch.uint8

@@ -64,6 +64,15 @@ RUNS: dict[str, dict[str, Any]] = {
         "model": {"core": "gru", "core_size": 8, "hidden": (8,)}, "normalize": {"observation": True},
         "algorithm": {"replay_capacity": 400, "replay_start": 100, "replay_ratio": 1.0},
     },
+    "acer, weight norm": {
+        "preset": "acer", "env": "CartPole-v1", "scheme": "sync", "envs": 4, "rollout": 5, "steps": 1_600,
+        "model": {"hidden": (8,), "norm": "weight"}, "algorithm": {"replay_capacity": 600, "replay_start": 200},
+    },
+    "a2c, residual CNN with layer norm": {
+        "preset": "a2c", "env": "ALE/Breakout-v5", "scheme": pa.Sync(threads=1), "envs": 2, "rollout": 5, "steps": 400,
+        "max_episode_steps": 120, "atari": {"frame_size": 24, "noop_max": 3},
+        "model": {"torso": "impala-cnn", "norm": "layer"},
+    },
     "a2c, Atari": {
         "preset": "a2c", "env": "ALE/Breakout-v5", "envs": 2, "rollout": 5, "steps": 500, "max_episode_steps": 120,
         "model": {"torso": "a3c-cnn", "hidden": (16,)}, "atari": {"frame_size": 44, "noop_max": 3},
@@ -123,7 +132,10 @@ def same(ours: Path, theirs: Path) -> None:
     assert len(resumed) == len(straight) + 1
 
 
-SLOW = ("ppo, continuous", "acer, continuous", "acer, recurrent", "ppo, everything", "acer, everything", "a2c, Atari")
+SLOW = (
+    *("ppo, continuous", "acer, continuous", "acer, recurrent", "ppo, everything", "acer, everything", "a2c, Atari"),
+    *("acer, weight norm", "a2c, residual CNN with layer norm"),
+)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RUNS])

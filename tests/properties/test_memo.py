@@ -89,8 +89,11 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor],
         ModelSpec(torso="nature-conv", head_width=32, share_torso=False),
         ModelSpec(torso="elu-conv", core="lstm", core_size=16),
         ModelSpec(torso="pool-conv"),
+        ModelSpec(torso="impala-cnn"),
+        ModelSpec(torso="a3c-cnn", norm="layer"),
+        ModelSpec(torso="nature-cnn", norm="weight"),
     ],
-    ids=lambda spec: spec.torso,
+    ids=lambda spec: spec.torso if spec.norm == "none" else f"{spec.torso}-{spec.norm}",
 )
 def test_gradients_are_those_without_a_memo(spec: ModelSpec, algorithm: Algorithm, precision: Any) -> None:
     model, rollout = acted(spec, precision)

@@ -65,6 +65,8 @@ MODELS: dict[str, tuple[Any, ModelSpec]] = {
     "mlp": ("CartPole-v1", ModelSpec(hidden=(32, 32))),
     "lstm": ("CartPole-v1", ModelSpec(hidden=(32,), core="lstm", core_size=16)),
     "cnn": (Walker, ModelSpec(torso="a3c-cnn")),
+    "residual": (Walker, ModelSpec(torso="impala-cnn", core="lstm", core_size=16, norm="layer")),
+    "weight-norm": (Walker, ModelSpec(torso="a3c-cnn", norm="weight")),
     "everything": (Everything, ModelSpec(hidden=(16,), core="gru", core_size=16)),
 }
 RULES = {
@@ -103,6 +105,8 @@ LOCAL = [
     ("actor-learner", "vtrace", "cnn", "rmsprop"),
     ("actor-learner", "acer", "mlp", "adam"),
     ("actor-learner", "vtrace", "everything", "adam"),
+    pytest.param("param-server", "vtrace", "residual", "adam", marks=pytest.mark.slow),
+    ("hogwild", "acer", "weight-norm", "rmsprop"),
 ]
 """Over processes: every scheme with every algorithm and every model at least once; the slow suite has all of them."""
 
@@ -166,7 +170,8 @@ def sync_end(model: str, rule: str, algorithm: str = "a2c", *, memo: bool = True
 
 def sync_beside(scheme: str, model: str, rule: str, algorithm: str) -> End:
     """Of operations on the same shapes: a learner is sent no memo, so it sees T·B images where `sync` saw B and B."""
-    return sync_end(model, rule, algorithm, memo=scheme != "actor-learner" or model not in ("cnn", "everything"))
+    kept = scheme != "actor-learner" or model in ("mlp", "lstm")
+    return sync_end(model, rule, algorithm, memo=kept)
 
 
 def end_under(scheme: str, transport: str, model: str, rule: str, algorithm: str = "a2c") -> End:

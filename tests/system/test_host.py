@@ -27,6 +27,12 @@ def test_versions_and_cpu_name_without_importing_torch() -> None:
     assert name == cpu_name() != ""
 
 
+def test_a_process_that_uses_mujoco_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mujoco", sys)
+    monkeypatch.setattr("importlib.metadata.version", lambda package: f"{package} 1")
+    assert versions()["mujoco"] == "mujoco 1"
+
+
 def test_a_version_that_cannot_be_read_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(package: str) -> str:
         raise OSError(errno.EMFILE, "Too many open files")

@@ -19,6 +19,7 @@ from polyactor.models.action_space import action_spec
 from polyactor.models.core import make_core
 from polyactor.models.encoders import CNN, make_torso, orthogonal
 from polyactor.models.heads import Dueling, critic_width, own_layer, policy_head
+from polyactor.models.norms import normalize_layers
 from polyactor.models.own_parts import own_core, own_torso, to_buffers
 from polyactor.models.running_stats import RunningMoments
 from polyactor.models.scaling import scalings
@@ -110,11 +111,13 @@ class ActorCritic(nn.Module):
         self.trunk = Trunk(observation_space, spec, precision, normalize_observation)
         self.critic = None if spec.share_torso else Trunk(observation_space, spec, precision, normalize_observation)
         features, value_width = self.trunk.features, spec.value_head_width or spec.head_width
-        self.policy_layer, self.value_layer = own_layer(features, spec.head_width), own_layer(features, value_width)
+        self.policy_layer = own_layer(features, spec.head_width, spec)
+        self.value_layer = own_layer(features, value_width, spec)
         self.policy = policy_head(spec.head_width or features, self.actions, spec)
         self.value = orthogonal(nn.Linear(value_width or features, critic_width(value_head, self.actions)), 1.0)
         self.lists_actions = value_head == "q" and not self.actions.dims
         self.dueling = Dueling(features, self.actions.encoding) if value_head == "q" and self.actions.dims else None
+        normalize_layers(self, spec, [getattr(trunk, name) for trunk in self.trunks for name in spec.own])
         images = torch.bfloat16 if self.trunk.bf16 else None
         self._keep_statistics(observation_space, spec, normalize_observation, normalize_return, images)
         self.average = copy_of(self) if averaged else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar, cast
@@ -14,6 +14,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from polyactor.errors import UsageError
+from polyactor.models.norms import weights
 from polyactor.models.spec import Channels, ModelSpec
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -27,6 +28,12 @@ def orthogonal(layer: Layer, gain: float = math.sqrt(2)) -> Layer:
     return layer
 
 
+def dense(width_in: int, width_out: int, activation: type[nn.Module], spec: ModelSpec) -> list[nn.Module]:
+    """Make a hidden dense layer: its weights, layer norm (Ba et al. 2016) if the spec has it, and the activation."""
+    norm = [nn.LayerNorm(width_out)] if spec.norm == "layer" else []
+    return [orthogonal(nn.Linear(width_in, width_out)), *norm, activation()]
+
+
 class MLP(nn.Sequential):
     """A torso of fully connected layers on the flattened observation."""
 
@@ -34,7 +41,7 @@ class MLP(nn.Sequential):
         widths = (math.prod(shape), *spec.hidden)
         layers: list[nn.Module] = [nn.Flatten()]
         for width_in, width_out in pairwise(widths):
-            layers += [orthogonal(nn.Linear(width_in, width_out)), ACTIVATIONS[spec.activation]()]
+            layers += dense(width_in, width_out, ACTIVATIONS[spec.activation], spec)
         super().__init__(*layers)
         self.features = widths[-1]
 
@@ -44,13 +51,20 @@ class ReLU(nn.Module):
 
     torch's bf16 ReLU is slower, since it converts to float32 and back. A NaN with a negative sign becomes 0 here, but
     only infinite activations give NaNs.
+
+    Args:
+        overwrites: whether x is overwritten in bf16, so that nothing else may use it; otherwise a copy of it is.
     """
 
+    def __init__(self, *, overwrites: bool = True) -> None:
+        super().__init__()
+        self.overwrites = overwrites
+
     def forward(self, x: Tensor) -> Tensor:
-        """Return max(x, 0); in bf16 x is overwritten, so nothing else may use it."""
+        """Return max(x, 0)."""
         if x.dtype != torch.bfloat16:
             return torch.relu(x)
-        return cast("Tensor", InPlace.apply(x))  # type: ignore[no-untyped-call]
+        return cast("Tensor", InPlace.apply(x if self.overwrites else x.clone()))  # type: ignore[no-untyped-call]
 
 
 class InPlace(torch.autograd.Function):
@@ -81,11 +95,55 @@ class Convolution(NamedTuple):
     padding: int = 0
     pool: int = 1
 
+    def layers(self, channels: int, activation: type[nn.Module]) -> list[nn.Module]:
+        """Make the layers, for images of so many channels."""
+        convolution = orthogonal(nn.Conv2d(channels, self.filters, self.kernel, self.stride, self.padding))
+        return [convolution, activation(), *([nn.MaxPool2d(self.pool)] if self.pool > 1 else [])]
+
+    def least(self, side: int) -> int:
+        """Return the least side of images of which those that come out have this side, in pixels."""
+        return (side * self.pool - 1) * self.stride + self.kernel - 2 * self.padding
+
+
+class Stage(NamedTuple):
+    """A convolution 3 × 3, the maximum of 3 × 3 in steps of 2, and residual blocks (Espeholt et al. 2018, fig. 3)."""
+
+    filters: int
+    blocks: int = 2
+
+    def layers(self, channels: int, activation: type[nn.Module]) -> list[nn.Module]:
+        """Make the layers, for images of so many channels; the blocks' activation is a ReLU.
+
+        The gain is 1 as in their code (a variance of 1/fan-in), since sums grow from block to block.
+        """
+
+        def convolution(channels: int) -> nn.Conv2d:
+            return orthogonal(nn.Conv2d(channels, self.filters, 3, 1, 1), 1.0)
+
+        blocks = [
+            Residual(ReLU(overwrites=False), convolution(self.filters), ReLU(), convolution(self.filters))
+            for _ in range(self.blocks)
+        ]
+        return [convolution(channels), nn.MaxPool2d(3, 2, 1), *blocks]
+
+    def least(self, side: int) -> int:
+        """Return the least side of images of which those that come out have this side, in pixels."""
+        return 2 * side - 1
+
+
+class Residual(nn.Sequential):
+    """A residual block, x + f(x); f is what its layers compute."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum, of the shape of x."""
+        y: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return x + y
+
 
 class Architecture(NamedTuple):
-    """The layers of a CNN: convolutions, then a dense layer with `dense` units, or none."""
+    """The layers of a CNN: convolutions or stages of them, then a dense layer with `dense` units, or none."""
 
-    convolutions: tuple[Convolution, ...]
+    convolutions: tuple[Convolution | Stage, ...]
     dense: int | None
     activation: type[nn.Module] = ReLU
 
@@ -93,21 +151,21 @@ class Architecture(NamedTuple):
 class CNN(nn.Sequential):
     """A convolutional torso of a given architecture, for images ``[N, C, H, W]``."""
 
-    def __init__(self, shape: tuple[int, ...], architecture: Architecture) -> None:
-        convolutions, dense, activation = architecture
+    def __init__(self, shape: tuple[int, ...], architecture: Architecture, spec: ModelSpec) -> None:
+        convolutions, units, activation = architecture
         layers: list[nn.Module] = []
         channels = shape[0]
-        for filters, kernel, stride, padding, pool in convolutions:
-            layers += [orthogonal(nn.Conv2d(channels, filters, kernel, stride, padding)), activation()]
-            layers += [nn.MaxPool2d(pool)] if pool > 1 else []
-            channels = filters
+        for each in convolutions:
+            layers += each.layers(channels, activation)
+            channels = each.filters
+        layers += [activation()] if isinstance(convolutions[-1], Stage) else []  # which ends with a sum
         layers.append(Pixels())
         with torch.no_grad():
             flat: int = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
-        if dense is not None:
-            layers += [orthogonal(nn.Linear(flat, dense)), activation()]
+        if units is not None:
+            layers += dense(flat, units, activation, spec)
         super().__init__(*layers)
-        self.features = flat if dense is None else dense
+        self.features = flat if units is None else units
 
     def forward(self, x: Tensor, outputs: Sequence[Tensor] | None = None, *, known: bool = False) -> Tensor:
         """Compute features ``[N, F]``, and write or reuse the outputs of layers with weights.
@@ -118,26 +176,38 @@ class CNN(nn.Sequential):
             known: whether `outputs` hold the outputs for the same images and parameters already, which are then used
                 instead of computing them; gradients agree up to rounding. Otherwise they are written.
         """
-        kept = iter(outputs or ())
-        for layer in self:
-            if outputs is None or not isinstance(layer, WEIGHTED):
-                x = layer(x)
-            elif known:
-                x = Known.apply(x, layer, layer.weight, layer.bias, next(kept))  # type: ignore[no-untyped-call]
-            else:
-                x = next(kept).copy_(layer(x))
-        return x
+        if outputs is None:
+            return cast("Tensor", super().forward(x))  # type: ignore[no-untyped-call]
+        kept = iter(outputs)
+
+        def reuse(layer: Weighted, x: Tensor) -> Tensor:
+            output: Tensor = Known.apply(x, layer, weights(layer), layer.bias, next(kept))  # type: ignore[no-untyped-call]
+            return output
+
+        return through(self, x, reuse if known else lambda layer, x: next(kept).copy_(layer(x)))
 
     def blank_outputs(self, images: Tensor) -> tuple[Tensor, ...]:
         """Allocate the `outputs` of `forward` for as many images as `images` has."""
         outputs: list[Tensor] = []
-        x = images[:1]
-        for layer in self:
-            x = layer(x)
-            if isinstance(layer, WEIGHTED):
-                layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-                outputs.append(torch.empty((len(images), *x.shape[1:]), dtype=x.dtype, memory_format=layout))
+
+        def allocate(layer: Weighted, x: Tensor) -> Tensor:
+            one: Tensor = layer(x)
+            layout = torch.channels_last if one.dim() == 4 else torch.contiguous_format
+            outputs.append(torch.empty((len(images), *one.shape[1:]), dtype=one.dtype, memory_format=layout))
+            return one
+
+        through(self, images[:1], allocate)
         return tuple(outputs)
+
+
+def through(layers: Iterable[nn.Module], x: Tensor, compute: Callable[[Weighted, Tensor], Tensor]) -> Tensor:
+    """Pass x through layers, those with weights by `compute`, called with the layer and its input."""
+    for layer in layers:
+        if isinstance(layer, Residual):
+            x = x + through(layer, x, compute)
+        else:
+            x = compute(layer, x) if isinstance(layer, WEIGHTED) else layer(x)
+    return x
 
 
 class Pixels(nn.Module):
@@ -173,6 +243,7 @@ class Known(torch.autograd.Function):
         return of_x, None, of_weight, of_bias, None
 
 
+Weighted = nn.Conv2d | nn.Linear
 WEIGHTED = (nn.Conv2d, nn.Linear)
 """Classes of the layers that have weights."""
 
@@ -187,6 +258,7 @@ CNNS: dict[str, Architecture] = {
     "nature-cnn": Architecture(_NATURE, 512),  # Mnih et al. 2015
     "nature-conv": Architecture(_NATURE, None),
     "nature-cnn-32": Architecture((*_NATURE[:2], Convolution(32, 3, 1)), 512),  # pytorch-a2c-ppo-acktr-gail
+    "impala-cnn": Architecture((Stage(16), Stage(32), Stage(32)), 256),  # Espeholt et al. 2018, the deep one
     "elu-conv": Architecture((Convolution(32, 3, 2, 1),) * 4, None, nn.ELU),  # pytorch-a3c; meant for 42 x 42
     "pool-conv": Architecture(  # rl_a3c_pytorch; meant for 80 x 80
         (
@@ -231,14 +303,18 @@ class Joined(nn.Module):
             self.mlp = MLP((sum(math.prod(entries[name].shape) for name in self.others),), spec)
             features += self.mlp.features
         self.join = orthogonal(nn.Linear(features, JOINED_UNITS)) if cnns else None
+        self.norm = nn.LayerNorm(JOINED_UNITS) if cnns and spec.norm == "layer" else None
         self.features = JOINED_UNITS if cnns else features
 
     def forward(self, x: Mapping[str, Tensor]) -> Tensor:
         """Compute features ``[N, F]`` from the scaled entries ``[N, ...]``, by name."""
-        features = [cnn(x[name]) for name, cnn in zip(self.images, self.cnns, strict=True)]
+        features: list[Tensor] = [cnn(x[name]) for name, cnn in zip(self.images, self.cnns, strict=True)]
         if self.mlp is not None:
             features.append(self.mlp(torch.cat([x[name].flatten(1) for name in self.others], -1)))
-        return features[0] if self.join is None else torch.relu(self.join(torch.cat(features, -1)))
+        if self.join is None:
+            return features[0]
+        joined = self.join(torch.cat(features, -1))
+        return torch.relu(joined if self.norm is None else self.norm(joined))
 
 
 def is_image_space(box: spaces.Box) -> bool:
@@ -269,7 +345,7 @@ def make_torso(space: spaces.Box | spaces.Dict, spec: ModelSpec) -> MLP | CNN | 
             f"--model.torso {name} is not allowed for images of {image[1]} x {image[2]} pixels:"
             f" it needs {least} x {least}; use mlp"
         )
-    return CNN(image, CNNS[name])
+    return CNN(image, CNNS[name], spec)
 
 
 def torso_of(shape: tuple[int, ...], dtype: torch.dtype, spec: ModelSpec) -> str:
@@ -311,8 +387,8 @@ def flattening(
 def smallest_side(architecture: Architecture) -> int:
     """Return the least height and width of the images that a CNN takes, in pixels."""
     side = 1
-    for _, kernel, stride, padding, pool in reversed(architecture.convolutions):
-        side = max(1, (side * pool - 1) * stride + kernel - 2 * padding)
+    for each in reversed(architecture.convolutions):
+        side = max(1, each.least(side))
     return side
 
 

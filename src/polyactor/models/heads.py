@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from polyactor.models.action_space import ActionSpec
-from polyactor.models.encoders import orthogonal
+from polyactor.models.encoders import dense, orthogonal
 from polyactor.models.spec import ModelSpec
 
 MOST_LISTED = 1_024
@@ -44,11 +44,9 @@ def policy_head(features: int, actions: ActionSpec, spec: ModelSpec) -> nn.Modul
     return head
 
 
-def own_layer(features: int, width: int | None) -> nn.Module:
+def own_layer(features: int, width: int | None, spec: ModelSpec) -> nn.Module:
     """Make the hidden ReLU layer of `width` units that one head has before its output, or the identity for None."""
-    if width is None:
-        return nn.Identity()
-    return nn.Sequential(orthogonal(nn.Linear(features, width)), nn.ReLU())
+    return nn.Identity() if width is None else nn.Sequential(*dense(features, width, nn.ReLU, spec))
 
 
 def critic_width(head: str, actions: ActionSpec) -> int:

@@ -9,7 +9,10 @@ from typing import Annotated, Any, Literal
 from polyactor.fields import Allowed, NameOrCode, is_code
 
 TORSOS = NameOrCode(
-    ("auto", "mlp", "a3c-cnn", "a3c-conv", "nature-cnn", "nature-cnn-32", "nature-conv", "elu-conv", "pool-conv")
+    (
+        *("auto", "mlp", "a3c-cnn", "a3c-conv", "nature-cnn", "nature-cnn-32", "nature-conv", "impala-cnn"),
+        *("elu-conv", "pool-conv"),
+    )
 )
 CODE = ("torso", "core", "network")
 """Settings that may be code of one's own."""
@@ -31,6 +34,9 @@ class ModelSpec:
     """Units of each hidden layer of the MLP."""
     activation: Literal["tanh", "relu", "leaky-relu"] = "tanh"
     """Activation function of the MLP; that of a CNN is part of its architecture."""
+    norm: Literal["none", "layer", "weight"] = "none"
+    """layer: layer norm before the activation of each hidden dense layer, and in an LSTM or GRU. weight: weight norm of
+    each dense layer and convolution. Parts of your own have neither."""
     core: Annotated[str | Callable[..., Any], NameOrCode(("none", "lstm", "gru"))] = "none"
     """Memory of the network: an LSTM or a GRU, trained by backpropagation through the whole rollout; or file.py:name of
     your own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
@@ -12,9 +13,12 @@ from pathlib import Path
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions of Python, torch, gymnasium and polyactor without importing them; None if not installed."""
+    """Return the versions of Python, torch, gymnasium and polyactor without importing them; None if not installed.
+
+    That of MuJoCo is among them where this process uses it, since the same policy scores otherwise with another one.
+    """
     found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("torch", "gymnasium", "polyactor"):
+    for package in ("torch", "gymnasium", "polyactor", *(["mujoco"] if "mujoco" in sys.modules else [])):
         try:
             found[package] = metadata.version(package)
         except (metadata.PackageNotFoundError, OSError):  # the latter where no more files can be opened

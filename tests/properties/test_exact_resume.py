@@ -43,6 +43,14 @@ RUNS: dict[str, dict[str, Any]] = {
         "preset": "acer", "env": "Pendulum-v1", "scheme": "sync", "envs": 2, "rollout": 5, "steps": 1_200,
         "model": {"hidden": (8,)}, "algorithm": {"replay_capacity": 400, "replay_start": 100},
     },
+    "acer, beta": {
+        "preset": "acer", "env": "Pendulum-v1", "scheme": "sync", "envs": 2, "rollout": 5, "steps": 1_200,
+        "model": {"hidden": (8,), "distribution": "beta"}, "algorithm": {"replay_capacity": 400, "replay_start": 100},
+    },
+    "ppo, squashed": {
+        "preset": "ppo", "env": "Pendulum-v1", "envs": 2, "rollout": 16, "steps": 1_600,
+        "model": {"hidden": (8,), "distribution": "squashed"}, "normalize": {"observation": True, "reward": True},
+    },
     "acer, recurrent": {
         "preset": "acer", "env": "polyactor/TMaze-v0", "scheme": "sync", "envs": 2, "rollout": 5, "steps": 1_200,
         "model": {"core": "lstm", "core_size": 8, "hidden": (8,)},
@@ -123,7 +131,10 @@ def same(ours: Path, theirs: Path) -> None:
     assert len(resumed) == len(straight) + 1
 
 
-SLOW = ("ppo, continuous", "acer, continuous", "acer, recurrent", "ppo, everything", "acer, everything", "a2c, Atari")
+SLOW = (
+    "ppo, continuous", "acer, continuous", "ppo, squashed", "acer, recurrent", "ppo, everything", "acer, everything",
+    "a2c, Atari",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RUNS])

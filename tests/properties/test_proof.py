@@ -66,6 +66,8 @@ MODELS: dict[str, tuple[Any, ModelSpec]] = {
     "lstm": ("CartPole-v1", ModelSpec(hidden=(32,), core="lstm", core_size=16)),
     "cnn": (Walker, ModelSpec(torso="a3c-cnn")),
     "everything": (Everything, ModelSpec(hidden=(16,), core="gru", core_size=16)),
+    "beta": ("Pendulum-v1", ModelSpec(hidden=(16,), distribution="beta")),
+    "squashed": ("Pendulum-v1", ModelSpec(hidden=(16,), distribution="squashed")),
 }
 RULES = {
     "rmsprop": RMSprop(lr=3e-3, lr_end=1e-4, max_grad_norm=0.5),
@@ -102,6 +104,8 @@ LOCAL = [
     ("actor-learner", "vtrace", "cnn", "rmsprop"),
     ("actor-learner", "acer", "mlp", "adam"),
     ("actor-learner", "vtrace", "everything", "adam"),
+    ("param-server", "ppo", "squashed", "adam"),
+    ("actor-learner", "acer", "beta", "adam"),
 ]
 """Over processes: every scheme with every algorithm and every model at least once; the slow suite has all of them."""
 

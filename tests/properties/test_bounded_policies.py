@@ -24,6 +24,7 @@ from polyactor.evaluation.evaluate import play
 from polyactor.models.spec import ModelSpec
 from polyactor.schemes import SCHEMES
 from tests.helpers.fresh import fresh
+from tests.helpers.marks import mostly_slow
 from tests.helpers.policies import untrained
 from tests.properties.test_spaces import ALGORITHMS, ENOUGH, LENGTH, Cell, learned
 
@@ -92,7 +93,9 @@ def test_learning_and_replaying_say_of_actions_what_acting_said(kind: str, acted
     actor.close()
 
 
-@pytest.mark.parametrize("region", ["params", "linear", "natural", "average", "none"])
+@pytest.mark.parametrize(
+    "region", mostly_slow(["params", "linear", "natural", "average", "none"], ["params", "average"])
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_trust_region_holds_them(kind: str, region: Region) -> None:
     config = cell("acer", kind, "dict").config(scheme=SCHEMES["sync"](), workers=1, steps=6 * 4 * LENGTH)

@@ -8,7 +8,7 @@ out of the shared memory, a schedule on the wrong progress.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
 import gymnasium
@@ -28,7 +28,7 @@ from polyactor.schemes import ActorLearner, Hogwild, ParamServer, Sync
 from polyactor.shared.counters import Counter, Game
 from tests.helpers.fresh import fresh
 from tests.helpers.marks import mostly_slow
-from tests.helpers.toys import Everything
+from tests.helpers.toys import Everything, Matching
 
 UPDATES, T, B = 50, 5, 8
 
@@ -66,8 +66,8 @@ MODELS: dict[str, tuple[Any, ModelSpec]] = {
     "lstm": ("CartPole-v1", ModelSpec(hidden=(32,), core="lstm", core_size=16)),
     "cnn": (Walker, ModelSpec(torso="a3c-cnn")),
     "everything": (Everything, ModelSpec(hidden=(16,), core="gru", core_size=16)),
-    "beta": ("Pendulum-v1", ModelSpec(hidden=(16,), distribution="beta")),
-    "squashed": ("Pendulum-v1", ModelSpec(hidden=(16,), distribution="squashed")),
+    "beta": (partial(Matching, "box", "dict"), ModelSpec(hidden=(16,), distribution="beta")),
+    "squashed": (partial(Matching, "box", "box"), ModelSpec(hidden=(16,), distribution="squashed")),
 }
 RULES = {
     "rmsprop": RMSprop(lr=3e-3, lr_end=1e-4, max_grad_norm=0.5),
@@ -104,7 +104,6 @@ LOCAL = [
     ("actor-learner", "vtrace", "cnn", "rmsprop"),
     ("actor-learner", "acer", "mlp", "adam"),
     ("actor-learner", "vtrace", "everything", "adam"),
-    ("param-server", "ppo", "squashed", "adam"),
     ("actor-learner", "acer", "beta", "adam"),
 ]
 """Over processes: every scheme with every algorithm and every model at least once; the slow suite has all of them."""

@@ -25,7 +25,7 @@ from polyactor.models.spec import ModelSpec
 from polyactor.schemes import SCHEMES
 from tests.helpers.fresh import fresh
 from tests.helpers.marks import mostly_slow
-from tests.helpers.policies import untrained
+from tests.helpers.policies import config_of, untrained
 from tests.properties.test_spaces import ALGORITHMS, ENOUGH, LENGTH, Cell, learned
 
 KINDS = ("beta", "squashed")
@@ -157,6 +157,19 @@ def test_greedy_and_drawn_actions_are_of_the_environments_box(kind: str) -> None
     assert len(Recorder.seen) >= 10
     for action in Recorder.seen:
         np.testing.assert_allclose(action, greedy_action, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_actor_sends_what_it_stores_within_the_bounds(kind: str) -> None:
+    """The numbers before tanh are stored, and those after it are sent."""
+    config = replace(config_of(Recorder), model=ModelSpec(hidden=(8,), distribution=kind), envs=1, rollout=4, workers=1)  # type: ignore[arg-type]
+    Recorder.seen.clear()
+    _, actor = fresh(config).actor(0)
+    stored = actor.collect(0).action[:, 0].double().numpy()
+    actor.close()
+    within = np.tanh(stored) if kind == "squashed" else stored
+    low, high = np.array([-3, 0.1]), np.array([5, 0.3])
+    np.testing.assert_allclose(np.stack(Recorder.seen), low + (within + 1) / 2 * (high - low), rtol=1e-6)
 
 
 class HalfBounded(Recorder):

@@ -43,6 +43,14 @@ RUNS: dict[str, dict[str, Any]] = {
         "preset": "acer", "env": "Pendulum-v1", "scheme": "sync", "envs": 2, "rollout": 5, "steps": 1_200,
         "model": {"hidden": (8,)}, "algorithm": {"replay_capacity": 400, "replay_start": 100},
     },
+    "acer, beta": {
+        "preset": "acer", "env": "Pendulum-v1", "scheme": "sync", "envs": 2, "rollout": 5, "steps": 1_200,
+        "model": {"hidden": (8,), "distribution": "beta"}, "algorithm": {"replay_capacity": 400, "replay_start": 100},
+    },
+    "ppo, squashed": {
+        "preset": "ppo", "env": "Pendulum-v1", "envs": 2, "rollout": 16, "steps": 1_600,
+        "model": {"hidden": (8,), "distribution": "squashed"}, "normalize": {"observation": True, "reward": True},
+    },
     "acer, recurrent": {
         "preset": "acer", "env": "polyactor/TMaze-v0", "scheme": "sync", "envs": 2, "rollout": 5, "steps": 1_200,
         "model": {"core": "lstm", "core_size": 8, "hidden": (8,)},
@@ -134,7 +142,7 @@ def same(ours: Path, theirs: Path) -> None:
 
 SLOW = (
     *("ppo, continuous", "acer, continuous", "acer, recurrent", "ppo, everything", "acer, everything", "a2c, Atari"),
-    *("acer, weight norm", "a2c, residual CNN with layer norm"),
+    *("acer, beta", "ppo, squashed", "acer, weight norm", "a2c, residual CNN with layer norm"),
 )
 
 

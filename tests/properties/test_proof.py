@@ -8,7 +8,7 @@ out of the shared memory, a schedule on the wrong progress.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
 import gymnasium
@@ -28,7 +28,7 @@ from polyactor.schemes import ActorLearner, Hogwild, ParamServer, Sync
 from polyactor.shared.counters import Counter, Game
 from tests.helpers.fresh import fresh
 from tests.helpers.marks import mostly_slow
-from tests.helpers.toys import Everything
+from tests.helpers.toys import Everything, Matching
 
 UPDATES, T, B = 25, 5, 8
 
@@ -68,6 +68,8 @@ MODELS: dict[str, tuple[Any, ModelSpec]] = {
     "residual": (Walker, ModelSpec(torso="impala-cnn", core="lstm", core_size=16, norm="layer")),
     "weight-norm": (Walker, ModelSpec(torso="a3c-cnn", norm="weight")),
     "everything": (Everything, ModelSpec(hidden=(16,), core="gru", core_size=16)),
+    "beta": (partial(Matching, "box", "dict"), ModelSpec(hidden=(16,), distribution="beta")),
+    "squashed": (partial(Matching, "box", "box"), ModelSpec(hidden=(16,), distribution="squashed")),
 }
 RULES = {
     "rmsprop": RMSprop(lr=3e-3, lr_end=1e-4, max_grad_norm=0.5),
@@ -107,6 +109,7 @@ LOCAL = [
     ("actor-learner", "vtrace", "everything", "adam"),
     pytest.param("param-server", "vtrace", "residual", "adam", marks=pytest.mark.slow),
     ("hogwild", "acer", "weight-norm", "rmsprop"),
+    ("actor-learner", "acer", "beta", "adam"),
 ]
 """Over processes: every scheme with every algorithm and every model at least once; the slow suite has all of them."""
 

@@ -120,13 +120,14 @@ class Actor:
             mask_t = None if x.action_mask is None else x.action_mask[t]
             params_t, self.state = self.model.step(at(x.observation, t), self.state, x.is_first[t], memo, mask_t)
             params.append(params_t)
-            a_t = self.model.distribution(params_t).sample(self.generator).numpy()
+            drawn_t = self.model.distribution(params_t).sample(self.generator)
+            a_t = self.model.actions.sent(drawn_t).numpy()
             watch.lap(Part.INFER)
             self.heartbeat.asked(ALL, a_t)
             step = self.envs.step(a_t)
             self.heartbeat.answered()
             watch.lap(Part.EMULATE)
-            action[t], reward[t], terminated[t] = a_t, step.reward, step.terminated
+            action[t], reward[t], terminated[t] = drawn_t.numpy(), step.reward, step.terminated
             # The row after `done` holds the final observation; the row after that starts the next episode. The game of
             # a failed environment counts as truncated before row t: x_t is its final observation, row t is fake.
             self.observation, self.action_mask = step.observation, self.envs.action_mask

@@ -80,7 +80,7 @@ class Distribution(Protocol):
         """Draw actions a ~ π, ``[..., *A]``; without a generator from torch's default one."""
 
     def mode(self) -> Tensor:
-        """Return the most likely actions, ``[..., *A]``."""
+        """Return the greedy actions: the most likely ones, or the mean of a Beta policy, ``[..., *A]``."""
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Return log π(a|x), ``[...]``."""

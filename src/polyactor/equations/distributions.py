@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     import torch
@@ -122,6 +122,36 @@ class MultiCategorical:
         return place
 
 
+class Numbers(Protocol):
+    """A policy of d numbers ``[..., d]``, such as `Gaussian`, whose actions can be made of given noise."""
+
+    @property
+    def dims(self) -> int:
+        """d, the number of continuous dimensions."""
+
+    @property
+    def noise(self) -> int:
+        """The standard normal numbers that `from_noise` makes one action of."""
+
+    def sample(self, generator: torch.Generator | None) -> Tensor:
+        """Draw a ~ π, ``[..., d]``."""
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """Return the actions ``[..., d]`` that standard normal noise ``[..., noise]`` makes."""
+
+    def mode(self) -> Tensor:
+        """Return the greedy action, ``[..., d]``."""
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return log π(a|x), ``[...]``."""
+
+    def entropy(self) -> Tensor:
+        """Return H(π), ``[...]``."""
+
+    def kl_from(self, other: Any) -> Tensor:
+        """Return KL(other ‖ self), ``[...]``."""
+
+
 @dataclass(frozen=True)
 class Gaussian:
     """A policy of d independent normal actions; mean and log σ ``[..., d]``, actions ``[..., d]``, unclipped."""
@@ -142,6 +172,11 @@ class Gaussian:
     def dims(self) -> int:
         """d, the number of continuous dimensions."""
         return self.mean.shape[-1]
+
+    @property
+    def noise(self) -> int:
+        """The standard normal numbers that `from_noise` makes one action of, d."""
+        return self.dims
 
     def mode(self) -> Tensor:
         """The mean μ, ``[..., d]``."""
@@ -171,14 +206,14 @@ class Mixed:
     """A policy of independent choices and numbers; actions ``[..., k + d]`` have k choices first, as whole numbers."""
 
     choices: MultiCategorical
-    numbers: Gaussian
+    numbers: Numbers
 
     def sample(self, generator: torch.Generator | None) -> Tensor:
         """Draw choices and then numbers from one generator, ``[..., k + d]``."""
         return self._joined(self.choices.sample(generator), self.numbers.sample(generator))
 
     def mode(self) -> Tensor:
-        """The most likely choices and the mean, ``[..., k + d]``."""
+        """The most likely choices and the greedy numbers, ``[..., k + d]``."""
         return self._joined(self.choices.mode(), self.numbers.mode())
 
     def log_prob(self, action: Tensor) -> Tensor:
@@ -195,7 +230,7 @@ class Mixed:
         return self.choices.kl_from(other.choices) + self.numbers.kl_from(other.numbers)
 
     def from_noise(self, noise: Tensor) -> Tensor:
-        """The actions ``[..., k + d]`` that standard normal noise of the same shape makes.
+        """The actions ``[..., k + d]`` that standard normal noise ``[..., noise]`` makes.
 
         A choice is the first whose cumulative probability is above Φ(ε), which is uniform.
         """
@@ -210,6 +245,11 @@ class Mixed:
         """d, the number of continuous dimensions."""
         return self.numbers.dims
 
+    @property
+    def noise(self) -> int:
+        """The standard normal numbers that `from_noise` makes one action of: one for each choice, then the numbers'."""
+        return len(self.choices.parts) + self.numbers.noise
+
     def _joined(self, choices: Tensor, numbers: Tensor) -> Tensor:
         k, d = choices.shape[-1], numbers.shape[-1]
         joined = numbers.new_empty((*choices.shape[:-1], k + d))
@@ -217,7 +257,7 @@ class Mixed:
         return joined
 
     def _split(self, action: Tensor) -> tuple[Tensor, Tensor]:
-        k = action.shape[-1] - self.numbers.mean.shape[-1]
+        k = action.shape[-1] - self.dims
         return action[..., :k].long(), action[..., k:]
 
 

@@ -149,7 +149,7 @@ def play(
         action = pi.mode() if deterministic else pi.sample(streams.act)
         before = observation
         try:
-            step = envs.step(action.numpy())
+            step = envs.step(model.actions.sent(action).numpy())
         except Halted:
             break
         answered()

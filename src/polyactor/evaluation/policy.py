@@ -196,7 +196,7 @@ class Policy:
             pi = self.model.distribution(params)
             action = pi.mode() if deterministic else pi.sample(self._generator)
         self._first = False
-        return self._conversion.decode(action.numpy())[0]
+        return self._conversion.decode(self.model.actions.sent(action).numpy())[0]
 
 
 def _encoded(conversion: Conversion, observation: Any) -> NDArray[Any]:

@@ -1,23 +1,30 @@
 """The parameters that the policy of an action space needs, and the distribution that they describe.
 
-Parameters are one tensor ``[..., P]``: logits of all discrete parts, then mean and log σ of all numbers.
+Parameters are one tensor ``[..., P]``: logits of all discrete parts, then mean and log σ of all numbers, or for a Beta
+policy α and β before their softplus.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from gymnasium import spaces
 
-from polyactor.equations.distributions import ILLEGAL, Categorical, Gaussian, Mixed, MultiCategorical
+from polyactor.equations.bounded import Beta, SquashedGaussian
+from polyactor.equations.distributions import ILLEGAL, Categorical, Gaussian, Mixed, MultiCategorical, Numbers
+from polyactor.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from polyactor.data import Distribution
+
+Kind = Literal["gaussian", "beta", "squashed"]
+"""The distribution of the numbers in actions."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +36,14 @@ class ActionSpec:
         dims: the number of continuous dimensions; 0 for discrete spaces.
         shape: the shape of one action.
         log_std: a fixed log σ for every dimension, which leaves the mean as the only parameter; None if σ is learned.
+        kind: the distribution of numbers.
     """
 
     sizes: tuple[int, ...]
     dims: int
     shape: tuple[int, ...]
     log_std: float | None = None
+    kind: Kind = "gaussian"
 
     @property
     def choices(self) -> int:
@@ -61,6 +70,13 @@ class ActionSpec:
             return self._numbers(params)
         return Mixed(self._choices(params[..., : self.choices]), self._numbers(params[..., self.choices :]))
 
+    def sent(self, action: Tensor) -> Tensor:
+        """Return actions ``[..., *A]`` as environments are sent them: numbers that were drawn before tanh after it."""
+        if self.kind != "squashed" or not self.dims:
+            return action
+        choices, numbers = action.tensor_split((len(self.sizes),), -1)
+        return torch.cat([choices, numbers.tanh()], -1)
+
     def masked(self, params: Tensor, mask: Tensor | None) -> Tensor:
         """Return parameters ``[..., P]`` with the logits of illegal choices so low that their probability is 0.
 
@@ -77,6 +93,7 @@ class ActionSpec:
 
     def encoded(self, action: Tensor) -> Tensor:
         """Return actions ``[..., *A]`` with numbers as inputs of a network: choices one-hot, ``[..., encoding]``."""
+        action = self.sent(action)
         if not self.sizes:
             return action
         index = action[..., : len(self.sizes)].long()
@@ -87,31 +104,48 @@ class ActionSpec:
         ends = tuple(accumulate(self.sizes))[:-1]
         return MultiCategorical(tuple(Categorical(part) for part in logits.tensor_split(ends, -1)))
 
-    def _numbers(self, params: Tensor) -> Gaussian:
+    def _numbers(self, params: Tensor) -> Numbers:
+        if self.kind == "beta":
+            return Beta(*params.tensor_split(2, -1))
+        policy = SquashedGaussian if self.kind == "squashed" else Gaussian
         if self.log_std is not None:
-            return Gaussian(params, params.new_full((self.dims,), self.log_std).expand_as(params))
+            return policy(params, params.new_full((self.dims,), self.log_std).expand_as(params))
         mean, log_std = params.tensor_split(2, -1)
-        return Gaussian(mean, log_std)
+        return policy(mean, log_std)
 
 
-def action_spec(space: spaces.Space[object], log_std: float | None = None) -> ActionSpec:
+def action_spec(space: spaces.Space[object], log_std: float | None = None, kind: Kind = "gaussian") -> ActionSpec:
     """Return the spec of an action space.
 
     Args:
         space: Discrete, MultiDiscrete or a Box with one axis, or a Tuple of the last two; `polyactor.envs` makes all
             others one of these.
-        log_std: a fixed log σ for a Box, or None if σ is learned.
+        log_std: a fixed log σ for a Box, or None if σ is learned; a Beta policy has none.
+        kind: the distribution of numbers.
 
     Raises:
         TypeError: there is no policy for the space.
+        UsageError: the distribution needs two bounds in every dimension, and one has not.
     """
     if isinstance(space, spaces.Discrete):
         return ActionSpec(sizes=(int(space.n),), dims=0, shape=())
     if isinstance(space, spaces.MultiDiscrete):
         return ActionSpec(sizes=tuple(int(n) for n in space.nvec), dims=0, shape=(len(space.nvec),))
     if isinstance(space, spaces.Box) and len(space.shape) == 1:
-        return ActionSpec(sizes=(), dims=space.shape[0], shape=space.shape, log_std=log_std)
+        if kind != "gaussian":
+            _refuse_unbounded(space, kind)
+        return ActionSpec((), space.shape[0], space.shape, None if kind == "beta" else log_std, kind)
     if isinstance(space, spaces.Tuple):
-        choices, numbers = (action_spec(part, log_std) for part in space.spaces)
-        return ActionSpec(choices.sizes, numbers.dims, (len(choices.sizes) + numbers.dims,), log_std)
+        choices, numbers = (action_spec(part, log_std, kind) for part in space.spaces)
+        return replace(numbers, sizes=choices.sizes, shape=(len(choices.sizes) + numbers.dims,))
     raise TypeError(f"no policy for {space}")
+
+
+def _refuse_unbounded(box: spaces.Box, kind: Kind) -> None:
+    """Raise `UsageError` if a dimension of a Box has no two finite bounds."""
+    unbounded = np.flatnonzero(~(np.isfinite(box.low) & np.isfinite(box.high)))
+    if len(unbounded):
+        raise UsageError(
+            f"--model.distribution {kind} is not allowed with actions that have a number without two finite bounds, as "
+            f"number {unbounded[0] + 1} of {box.shape[0]} here: use gaussian"
+        )

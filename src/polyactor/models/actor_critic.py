@@ -107,7 +107,8 @@ class ActorCritic(nn.Module):
         averaged: bool = False,
     ) -> None:
         super().__init__()
-        self.actions = action_spec(action_space, spec.log_std_start if spec.log_std == "fixed" else None)
+        log_std = spec.log_std_start if spec.log_std == "fixed" else None
+        self.actions = action_spec(action_space, log_std, spec.distribution)
         self.trunk = Trunk(observation_space, spec, precision, normalize_observation)
         self.critic = None if spec.share_torso else Trunk(observation_space, spec, precision, normalize_observation)
         features, value_width = self.trunk.features, spec.value_head_width or spec.head_width

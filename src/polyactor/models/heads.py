@@ -36,10 +36,11 @@ class GaussianHead(nn.Module):
 
 def policy_head(features: int, actions: ActionSpec, spec: ModelSpec) -> nn.Module:
     """Make the head from features to policy parameters; at the start logits and means are nearly 0."""
-    if actions.dims and spec.log_std == "free":
+    scaled = actions.dims > 0 and actions.kind != "beta"  # whether it has log σ
+    if scaled and spec.log_std == "free":
         return GaussianHead(features, actions.choices, actions.dims, spec.log_std_start)
     head = orthogonal(nn.Linear(features, actions.params), 0.01)
-    if actions.dims:  # the rows of log σ, of which there are none if σ is fixed
+    if scaled:  # the rows of log σ, of which there are none if σ is fixed
         nn.init.constant_(head.bias[actions.encoding :], spec.log_std_start)
     return head
 

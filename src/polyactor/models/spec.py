@@ -50,6 +50,9 @@ class ModelSpec:
     """Units of a ReLU layer that each head, policy and value, has before its output; none: the heads are linear."""
     value_head_width: Annotated[int | None, Allowed(1)] = None
     """Units of that layer of the value head alone; none: as many as --model.head-width."""
+    distribution: Literal["gaussian", "beta", "squashed"] = "gaussian"
+    """Distribution of the numbers in actions. gaussian: normal, and clipped at the bounds; beta: within the bounds, by
+    α and β that are functions of the observation; squashed: the tanh of a normal one."""
     log_std: Literal["free", "state", "fixed"] = "free"
     """log σ of Gaussian policies. free: one parameter per dimension; state: a function of the observation; fixed."""
     log_std_start: Annotated[float, Allowed(-5, 2)] = 0.0

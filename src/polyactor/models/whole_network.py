@@ -22,7 +22,8 @@ class WholeNetwork(ActorCritic):
     """Computes policy and value by a module of the user's, on observations that are scaled as for every torso.
 
     Masks are applied to the policy parameters that it gives. The arguments are those of `ActorCritic`; the module
-    computes in float32, and of the spec it is `network` and `log_std` that count.
+    computes in float32, and of the spec it is `network`, `distribution` and `log_std` that
+    count.
 
     Raises:
         UsageError: there is no such code, it makes no such network, or the critic reads actions (a dueling network).
@@ -41,7 +42,8 @@ class WholeNetwork(ActorCritic):
         averaged: bool = False,
     ) -> None:
         nn.Module.__init__(self)
-        self.actions = action_spec(action_space, spec.log_std_start if spec.log_std == "fixed" else None)
+        log_std = spec.log_std_start if spec.log_std == "fixed" else None
+        self.actions = action_spec(action_space, log_std, spec.distribution)
         if value_head == "q" and self.actions.dims:
             raise UsageError(
                 "--model.network is not allowed where the algorithm learns Q of actions with numbers, whose head reads"

@@ -207,7 +207,7 @@ def record(
                 params, state = model.step(x, state, torch.tensor([is_first]), action_mask=legal)
                 pi = model.distribution(params)
                 action = pi.mode() if deterministic else pi.sample(streams.act)
-                step = envs.step(action.numpy())
+                step = envs.step(model.actions.sent(action).numpy())
                 heartbeat.answered()
                 pairs = zip(leaves(step.observation), leaves(observation), strict=True)
                 same = step.reward[0] == 0 and all(np.array_equal(after, before) for after, before in pairs)

@@ -156,7 +156,7 @@ class Stopwatch:
             while len(costs) <= WARM_UP or time.perf_counter() < end:
                 start = time.perf_counter()
                 params, state = model.step(observation, state, is_first, memo)
-                action = model.distribution(params).sample(generator).numpy()
+                action = model.actions.sent(model.distribution(params).sample(generator)).numpy()
                 steps = [envs.step(legal(some)) for some in np.split(action, times)]
                 self.asked.answered()
                 costs.append(1e6 * (time.perf_counter() - start) / size)

@@ -116,7 +116,7 @@ def test_actions_far_from_the_policy_stay_finite(make_rollout: MakeRollout, far:
     x = x.replace(observation=torch.zeros(x.observation.shape), behavior_params=mu, action=x.action.float() + far)
     x = x.replace(reward=x.reward.float())
     acer = ACER()
-    loss, metrics = acer.loss(model, acer.with_noise(x, torch.Generator().manual_seed(0)), model.average)
+    loss, metrics = acer.loss(model, acer.with_noise(model, x, torch.Generator().manual_seed(0)), model.average)
     gradients = torch.autograd.grad(loss, tuple(model.parameters()), allow_unused=True)
     assert loss.isfinite()
     assert all(value.isfinite() for value in metrics.values())

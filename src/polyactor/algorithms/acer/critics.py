@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from polyactor.algorithms.base import Model
 from polyactor.data import Batch, Distribution, Outputs, Rollout
 from polyactor.equations import losses, returns
+from polyactor.equations.bounded import Beta
 from polyactor.equations.distributions import Categorical, Gaussian, Mixed, MultiCategorical, Probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Policy = Distribution | Probabilities
+WithNumbers = Gaussian | Beta | Mixed
+"""Policies of actions that have numbers, which can be drawn by given noise."""
 
 LOG_RHO = 20.0
 """For continuous actions log ρ is clipped to ± this, since ratios of densities in many dimensions overflow."""
@@ -124,7 +127,7 @@ class DuelingCritic:
     def estimate(self, model: Model, batch: Batch, out: Outputs) -> Estimate:
         """Compute the estimate for the action taken and for one a'_t ~ π, sampled with the batch's noise.
 
-        The noise is the target ``noise [1 + n, T, B, d]`` of the batch: that of a'_t, and of n actions u_t.
+        The noise is the target ``noise [1 + n, T, B, N]`` of the batch: that of a'_t, and of n actions u_t.
         """
         from torch import stack
 
@@ -132,14 +135,14 @@ class DuelingCritic:
         assert x.behavior_params is not None
         assert advantage is not None
         pi_t, mu_t = model.distribution(out.policy[:-1].detach()), model.distribution(x.behavior_params)
-        assert isinstance(pi_t, Gaussian | Mixed)
+        assert isinstance(pi_t, WithNumbers)
         # Q̃(x_t, a_t) and Q̃(x_t, a'_t), with A centred by its mean over n actions u_t of π.
         prime_t, *u_t = pi_t.from_noise(batch.targets["noise"])
         centred = v[:-1] - sum(advantage(u) for u in u_t) / len(u_t)
         q_taken_t, q_prime_t = centred + advantage(x.action), (centred + advantage(prime_t)).detach()
 
         def log_prob(pi_t: Policy) -> Tensor:
-            assert isinstance(pi_t, Gaussian | Mixed)
+            assert isinstance(pi_t, WithNumbers)
             return stack([pi_t.log_prob(x.action), pi_t.log_prob(prime_t)], -1)
 
         log_rho_t = (log_prob(pi_t) - log_prob(mu_t)).clamp(-LOG_RHO, LOG_RHO)

@@ -42,7 +42,7 @@ def by_statistics(
     phi_t = phi_t.requires_grad_()
     pi_t = policy_of(phi_t)
     kl_t = pi_t.kl_from(pi_a)
-    (g_t,) = grad(-loss_t(pi_t).sum(), phi_t)
+    (g_t,) = grad(-loss_t(pi_t).sum(), phi_t, retain_graph=True)  # compiled, both are one graph
     (k_t,) = grad(kl_t.sum(), phi_t)
     z_t = losses.trust_region(g_t, k_t, delta)
     return z_t, {"kl": kl_t.detach(), "projected": (z_t != g_t).any(-1).to(z_t.dtype)}

@@ -14,7 +14,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from polyactor.errors import UsageError
-from polyactor.models.spec import Channels, ModelSpec
+from polyactor.models.noisy import NOISY, NoisyLinear
+from polyactor.models.spec import Channels, ModelSpec, NoiseKind
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
@@ -27,6 +28,11 @@ def orthogonal(layer: Layer, gain: float = math.sqrt(2)) -> Layer:
     return layer
 
 
+def dense(inputs: int, outputs: int, noise: NoiseKind | None, gain: float = math.sqrt(2)) -> nn.Linear | NoisyLinear:
+    """Make a fully connected layer: a noisy one of this kind, or an orthogonal one of this gain where it is None."""
+    return orthogonal(nn.Linear(inputs, outputs), gain) if noise is None else NOISY[noise](inputs, outputs)
+
+
 class MLP(nn.Sequential):
     """A torso of fully connected layers on the flattened observation."""
 
@@ -34,7 +40,7 @@ class MLP(nn.Sequential):
         widths = (math.prod(shape), *spec.hidden)
         layers: list[nn.Module] = [nn.Flatten()]
         for width_in, width_out in pairwise(widths):
-            layers += [orthogonal(nn.Linear(width_in, width_out)), ACTIVATIONS[spec.activation]()]
+            layers += [dense(width_in, width_out, spec.torso_noise), ACTIVATIONS[spec.activation]()]
         super().__init__(*layers)
         self.features = widths[-1]
 
@@ -93,8 +99,8 @@ class Architecture(NamedTuple):
 class CNN(nn.Sequential):
     """A convolutional torso of a given architecture, for images ``[N, C, H, W]``."""
 
-    def __init__(self, shape: tuple[int, ...], architecture: Architecture) -> None:
-        convolutions, dense, activation = architecture
+    def __init__(self, shape: tuple[int, ...], architecture: Architecture, noise: NoiseKind | None = None) -> None:
+        convolutions, units, activation = architecture
         layers: list[nn.Module] = []
         channels = shape[0]
         for filters, kernel, stride, padding, pool in convolutions:
@@ -104,10 +110,10 @@ class CNN(nn.Sequential):
         layers.append(Pixels())
         with torch.no_grad():
             flat: int = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
-        if dense is not None:
-            layers += [orthogonal(nn.Linear(flat, dense)), activation()]
+        if units is not None:
+            layers += [dense(flat, units, noise), activation()]
         super().__init__(*layers)
-        self.features = flat if dense is None else dense
+        self.features = flat if units is None else units
 
     def forward(self, x: Tensor, outputs: Sequence[Tensor] | None = None, *, known: bool = False) -> Tensor:
         """Compute features ``[N, F]``, and write or reuse the outputs of layers with weights.
@@ -174,7 +180,7 @@ class Known(torch.autograd.Function):
 
 
 WEIGHTED = (nn.Conv2d, nn.Linear)
-"""Classes of the layers that have weights."""
+"""Classes of the layers whose outputs are kept; those of noisy layers are computed again."""
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "leaky-relu": nn.LeakyReLU}
 
@@ -230,7 +236,7 @@ class Joined(nn.Module):
         if self.others:
             self.mlp = MLP((sum(math.prod(entries[name].shape) for name in self.others),), spec)
             features += self.mlp.features
-        self.join = orthogonal(nn.Linear(features, JOINED_UNITS)) if cnns else None
+        self.join = dense(features, JOINED_UNITS, spec.torso_noise) if cnns else None
         self.features = JOINED_UNITS if cnns else features
 
     def forward(self, x: Mapping[str, Tensor]) -> Tensor:
@@ -269,7 +275,7 @@ def make_torso(space: spaces.Box | spaces.Dict, spec: ModelSpec) -> MLP | CNN | 
             f"--model.torso {name} is not allowed for images of {image[1]} x {image[2]} pixels:"
             f" it needs {least} x {least}; use mlp"
         )
-    return CNN(image, CNNS[name])
+    return CNN(image, CNNS[name], spec.torso_noise)
 
 
 def torso_of(shape: tuple[int, ...], dtype: torch.dtype, spec: ModelSpec) -> str:

@@ -14,6 +14,7 @@ TORSOS = NameOrCode(
 CODE = ("torso", "core", "network")
 """Settings that may be code of one's own."""
 
+NoiseKind = Literal["factorised", "independent"]
 Channels = Literal["auto", "first", "last", "last-up-to-4"]
 
 
@@ -44,10 +45,26 @@ class ModelSpec:
     """Units of a ReLU layer that each head, policy and value, has before its output; none: the heads are linear."""
     value_head_width: Annotated[int | None, Allowed(1)] = None
     """Units of that layer of the value head alone; none: as many as --model.head-width."""
+    noisy: Literal["none", "heads", "dense"] = "none"
+    """Noise on weights, which explores (NoisyNet): of the layers of policy and value (heads), or of all fully connected
+    layers but those of the core (dense). σ of the noise is learned, and entropy-coef is 0 by default."""
+    noisy_kind: NoiseKind = "factorised"
+    """factorised: each environment has noise of its own, an outer product in each layer; independent: all environments
+    of an actor share noise, in which each weight has a number of its own, as in the paper's A3C."""
     log_std: Literal["free", "state", "fixed"] = "free"
     """log σ of Gaussian policies. free: one parameter per dimension; state: a function of the observation; fixed."""
     log_std_start: Annotated[float, Allowed(-5, 2)] = 0.0
     """log σ of Gaussian policies before training."""
+
+    @property
+    def head_noise(self) -> NoiseKind | None:
+        """The kind of noise in the layers of the heads, or None."""
+        return None if self.noisy == "none" else self.noisy_kind
+
+    @property
+    def torso_noise(self) -> NoiseKind | None:
+        """The kind of noise in the fully connected layers of the torso, or None."""
+        return self.noisy_kind if self.noisy == "dense" else None
 
     @property
     def own(self) -> Mapping[str, str | Callable[..., Any]]:

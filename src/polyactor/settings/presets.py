@@ -270,6 +270,7 @@ def base_config(
     env_kwargs: tuple[str, ...] = (),
     env_wrappers: tuple[str | Wrapper, ...] = (),
     env_resize: tuple[int, ...] = (),
+    noisy: str | None = None,
     look: Callable[..., EnvSpec] = env_spec,
 ) -> Config:
     """Return the config that a name stands for, before any flag changes it.
@@ -286,6 +287,7 @@ def base_config(
         env_kwargs: what the environment is made with, each as ``name=value``.
         env_wrappers: the wrappers around the environment, or their names.
         env_resize: height and width that its images are resized to.
+        noisy: where the network has noise, in place of the name's setting; with noise there is no entropy bonus.
         look: returns what an environment looks like, as `env_spec` does.
 
     Raises:
@@ -332,6 +334,9 @@ def base_config(
         values |= {"per_worker": ()}
     for path in filter(applies, values):
         config = replace_at(config, path, values[path])
+    config = config if noisy is None else replace_at(config, "model.noisy", noisy)
+    if config.model.noisy != "none" and "entropy_coef" in fields and not isinstance(algorithm, Algorithm):
+        config = replace_at(config, "algorithm.entropy_coef", 0.0)
     return config
 
 

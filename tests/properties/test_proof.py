@@ -65,6 +65,7 @@ MODELS: dict[str, tuple[Any, ModelSpec]] = {
     "mlp": ("CartPole-v1", ModelSpec(hidden=(32, 32))),
     "lstm": ("CartPole-v1", ModelSpec(hidden=(32,), core="lstm", core_size=16)),
     "cnn": (Walker, ModelSpec(torso="a3c-cnn")),
+    "noisy": ("CartPole-v1", ModelSpec(hidden=(16,), core="lstm", core_size=16, noisy="dense")),
     "everything": (Everything, ModelSpec(hidden=(16,), core="gru", core_size=16)),
 }
 RULES = {
@@ -102,6 +103,7 @@ LOCAL = [
     ("actor-learner", "vtrace", "cnn", "rmsprop"),
     ("actor-learner", "acer", "mlp", "adam"),
     ("actor-learner", "vtrace", "everything", "adam"),
+    ("actor-learner", "acer", "noisy", "adam"),
 ]
 """Over processes: every scheme with every algorithm and every model at least once; the slow suite has all of them."""
 

@@ -287,7 +287,7 @@ def base_config(
         env_kwargs: what the environment is made with, each as ``name=value``.
         env_wrappers: the wrappers around the environment, or their names.
         env_resize: height and width that its images are resized to.
-        noisy: where the network has noise, in place of the name's setting; with noise there is no entropy bonus.
+        noisy: what `model.noisy` is asked to be, if at all; noise explores in place of an entropy bonus.
         look: returns what an environment looks like, as `env_spec` does.
 
     Raises:
@@ -334,8 +334,7 @@ def base_config(
         values |= {"per_worker": ()}
     for path in filter(applies, values):
         config = replace_at(config, path, values[path])
-    config = config if noisy is None else replace_at(config, "model.noisy", noisy)
-    if config.model.noisy != "none" and "entropy_coef" in fields and not isinstance(algorithm, Algorithm):
+    if noisy not in (None, "none") and "entropy_coef" in fields and not isinstance(algorithm, Algorithm):
         config = replace_at(config, "algorithm.entropy_coef", 0.0)
     return config
 

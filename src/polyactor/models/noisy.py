@@ -123,6 +123,7 @@ class Noise:
         *ends, self.width = accumulate(layer.width for layer in layers)
         """n, the number of noise variables of a row."""
         self.ends = tuple(ends)
+        self.now: Tensor | None = None
 
     def of(self, rollout: Rollout) -> Tensor | None:
         """Return the noise that a rollout was acted with; None if it has none."""
@@ -136,6 +137,9 @@ class Noise:
 
     def put(self, noise: Tensor | None) -> None:
         """Let the layers compute with this noise from now on; None: with the means μ alone."""
+        if noise is self.now:
+            return
+        self.now = noise
         parts = [None] * len(self.layers) if noise is None else noise.tensor_split(self.ends, -1)
         for layer, part in zip(self.layers, parts, strict=True):
             layer.noise = part

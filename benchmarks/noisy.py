@@ -1,6 +1,7 @@
 """NoisyNet-A3C beside A3C where rewards are rare or late: the score of each after the same number of steps, by seed.
 
-python benchmarks/noisy.py chain --seeds 5
+python benchmarks/noisy.py chain-20 --seeds 5
+python benchmarks/noisy.py chain-12 --seeds 5
 python benchmarks/noisy.py catch --seeds 5
 
 Settings are the same for all, but for the noise and the entropy bonus. A score is the mean of 100
@@ -20,10 +21,11 @@ from polyactor.evaluation.policy import read
 from polyactor.storage.metrics_log import read_rows
 
 ENVS = {
-    "chain": ("a3c", {"env": "polyactor/SparseChain-v0", "steps": 300_000}),
+    "chain-20": ("a3c", {"env": "polyactor/SparseChain-v0", "steps": 150_000}),
+    "chain-12": ("a3c", {"env": "polyactor/SparseChain-v0", "env_kwargs": {"length": 12}, "steps": 150_000}),
     "catch": (
         "catch-a3c",
-        {"env": "polyactor/LateCatch-v0", "steps": 300_000, "stop_at": None, "algorithm.gamma": 0.99},
+        {"env": "polyactor/LateCatch-v0", "steps": 100_000, "stop_at": None, "algorithm.gamma": 0.99},
     ),
 }
 """By name: the method or preset, and its settings."""

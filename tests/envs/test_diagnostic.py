@@ -242,20 +242,19 @@ def test_sparse_chain_pays_at_its_ends_and_best_at_the_far_one() -> None:
     assert answers[-1][0].tolist() == [1.0] + [0.0] * 19
 
 
-def test_sparse_chain_is_walked_to_its_end_by_chance_in_one_of_1650_episodes() -> None:
-    last = diagnostic.SparseChain.length - 1
-    there = np.zeros(last + 1)
+@pytest.mark.parametrize(("length", "episodes"), [(20, 1651), (12, 32)])
+def test_sparse_chain_is_walked_to_its_end_by_chance_in_one_of_many_episodes(length: int, episodes: int) -> None:
+    env, last = diagnostic.SparseChain(length), length - 1
+    there = np.zeros(length)
     there[1] = 1.0
-    for _ in range(29):
+    for _ in range(length + 9):
         after = np.zeros_like(there)
-        for state in range(last):
-            for action in range(2):
-                env = diagnostic.SparseChain()
-                env.position = state
-                after[int(env.step(np.int64(action))[0].argmax())] += there[state] / 2
+        for state, action in product(range(last), range(2)):
+            env.position = state
+            after[int(env.step(np.int64(action))[0].argmax())] += there[state] / 2
         after[last] += there[last]
         there = after
-    assert 1 / there[last] == pytest.approx(1651, abs=1)
+    assert 1 / there[last] == pytest.approx(episodes, abs=1)
 
 
 def test_late_catch_pays_all_at_the_end() -> None:

@@ -21,7 +21,7 @@ LIMITS = {
     "TMaze": 50,
     "LQR": 200,
     "Catch": None,
-    "SparseChain": 29,
+    "SparseChain": None,
     "LateCatch": None,
 }
 """Steps after which an episode is truncated, by name of the environment."""
@@ -256,35 +256,37 @@ class Catch(gymnasium.Env[Image, np.int64]):
 
 
 class SparseChain(gymnasium.Env[Observation, np.int64]):
-    """A chain of 20 states that starts in the second and has walls at its ends (Osband et al. 2016, §6).
+    """A chain of N states that starts in the second and has walls at its ends (Osband et al. 2016, §6).
 
     Action 0 goes left, action 1 goes right. A step that ends in the last state pays 1, one that ends in the first
-    0.001, all others 0; the id truncates after 29 steps. Observations are one-hot, ``[20]``. The best return is 12,
-    from going right always. The uniform policy reaches the last state in one of about 1,650 episodes; going left is the
-    first thing that pays.
+    0.001, all others 0; an episode is truncated after N + 9 steps. Observations are one-hot, ``[N]``. The best return
+    is 12, from going right always. The uniform policy reaches the last of 20 states in one of about 1,650 episodes, and
+    the last of 12 in one of about 32; going left is the first thing that pays.
+
+    Args:
+        length: N.
     """
 
-    length = 20
-
-    def __init__(self) -> None:
-        self.observation_space = Box(0.0, 1.0, (self.length,), np.float32)
+    def __init__(self, length: int = 20) -> None:
+        self.observation_space = Box(0.0, 1.0, (length,), np.float32)
         self.action_space = Discrete(2)
-        self.position = 1
+        self.length, self.position, self.steps = length, 1, 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Return to the second state."""
         super().reset(seed=seed)
-        self.position = 1
+        self.position, self.steps = 1, 0
         return _one_hot(self.position, self.length), {}
 
     def step(self, action: np.int64) -> Answer:
         """Move one state to the left (0) or to the right (1), unless there is a wall."""
         last = self.length - 1
         self.position = min(max(self.position + (1 if action == 1 else -1), 0), last)
+        self.steps += 1
         reward = {0: 0.001, last: 1.0}.get(self.position, 0.0)
-        return _one_hot(self.position, self.length), reward, False, False, {}
+        return _one_hot(self.position, self.length), reward, False, self.steps == self.length + 9, {}
 
 
 class LateCatch(Catch):

@@ -248,7 +248,9 @@ def configured(
                 config = replace(config, **{kind: part(kind, value)() if isinstance(value, str) else value})
     elif isinstance(preset, str):
         made = {name: values[name] for name in ("env_kwargs", "env_wrappers", "env_resize") if name in values}
-        config = base_config(preset, env=env, look=look, **made, **picked)
+        own = parts["model"].noisy if "model" in parts else None
+        noisy = {**settings, **values}.get("model.noisy", own)
+        config = base_config(preset, env=env, look=look, noisy=noisy, **made, **picked)
     else:
         raise UsageError(f"preset {one_line(preset, most=80)} is not allowed: it must be a name or a Config")
     for path, value in {**parts, **settings, **values}.items():

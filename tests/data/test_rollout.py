@@ -26,6 +26,8 @@ def numbered() -> Rollout:
         "version": torch.zeros(()),
         "behavior_params": torch.zeros(5),
         "action_mask": torch.zeros(3),
+        "noise": torch.zeros(4),
+        "actor_noise": torch.zeros(3),
         "moments": {"x": Moments(torch.zeros(()), torch.zeros(2), torch.zeros(2))},
     }
     assert row.keys() == FIELDS.keys(), "a new field belongs into this test, too"
@@ -59,7 +61,7 @@ def test_memory_has_the_axes_that_the_fields_declare() -> None:
 
 def test_every_tensor_travels() -> None:
     x = numbered()
-    assert len({tensor.data_ptr() for tensor in x.tensors()}) == 16
+    assert len({tensor.data_ptr() for tensor in x.tensors()}) == 18
 
 
 @pytest.mark.parametrize("index", [torch.tensor([2, 0]), slice(1, 3)], ids=["chosen", "slice"])
@@ -97,6 +99,14 @@ def test_a_block_is_what_one_actor_writes() -> None:
     y = x.block(1, 2)
     assert torch.equal(y.reward, x.reward[:, 2:])
     assert torch.equal(y.moments["x"].mean, x.moments["x"].mean[1:])
+    assert x.noise is not None
+    assert x.actor_noise is not None
+    assert y.noise is not None
+    assert y.actor_noise is not None
+    assert torch.equal(y.noise, x.noise[2:])
+    assert torch.equal(y.actor_noise, x.actor_noise[1:])
+    y.actor_noise.fill_(-1)
+    assert (x.actor_noise[1] == -1).all()
     y.blank_(7)
     assert x.is_first[:, 2:].all()
     assert x.version.tolist()[2:] == [7, 7]
@@ -108,7 +118,7 @@ def test_a_block_is_what_one_actor_writes() -> None:
 def test_a_field_that_is_missing_stays_so() -> None:
     x = numbered().replace(behavior_params=None)
     assert x.columns(slice(0, 1)).behavior_params is None
-    assert len(list(x.tensors())) == 15
+    assert len(list(x.tensors())) == 17
 
 
 @pytest.mark.parametrize(

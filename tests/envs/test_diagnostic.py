@@ -229,3 +229,41 @@ def test_catch_shows_a_cnn_every_cell(name: str) -> None:
     size, cell = diagnostic.Catch.size, diagnostic.Catch.cell
     seen = images.grad.abs().sum((0, 1)).view(size, cell, size, cell).amin((1, 3))
     assert (seen > 0).all()
+
+
+def test_sparse_chain_pays_at_its_ends_and_best_at_the_far_one() -> None:
+    env = gymnasium.make("polyactor/SparseChain-v0")
+    for action, best in ((1, 12.0), (0, 29 * 0.001)):
+        env.reset(seed=0)
+        answers = [env.step(action) for _ in range(29)]
+        assert sum(float(reward) for _, reward, *_ in answers) == pytest.approx(best)
+        assert not any(terminated for _, _, terminated, *_ in answers)
+        assert [truncated for *_, truncated, _ in answers] == [False] * 28 + [True]
+    assert answers[-1][0].tolist() == [1.0] + [0.0] * 19
+
+
+@pytest.mark.parametrize(("length", "episodes"), [(20, 1651), (12, 32)])
+def test_sparse_chain_is_walked_to_its_end_by_chance_in_one_of_many_episodes(length: int, episodes: int) -> None:
+    env, last = diagnostic.SparseChain(length), length - 1
+    there = np.zeros(length)
+    there[1] = 1.0
+    for _ in range(length + 9):
+        after = np.zeros_like(there)
+        for state, action in product(range(last), range(2)):
+            env.position = state
+            after[int(env.step(np.int64(action))[0].argmax())] += there[state] / 2
+        after[last] += there[last]
+        there = after
+    assert 1 / there[last] == pytest.approx(episodes, abs=1)
+
+
+def test_late_catch_pays_all_at_the_end() -> None:
+    env = diagnostic.LateCatch()
+    for seed in range(5):
+        env.reset(seed=seed)
+        answers = [env.step(towards(env)) for _ in range(30)]
+        assert [reward for _, reward, *_ in answers] == [0.0] * 29 + [3.0]
+        assert [terminated for _, _, terminated, *_ in answers] == [False] * 29 + [True]
+    env.reset(seed=0)
+    env.column = 0 if env.paddle > 0 else 1
+    assert sum(env.step(np.int64(1))[1] for _ in range(10)) == 0.0  # missed, and nothing is said of it yet

@@ -61,6 +61,14 @@ RUNS: dict[str, dict[str, Any]] = {
         "model": {"hidden": (8,)},
         "algorithm": {"replay_capacity": 400, "replay_start": 100, "replay_ratio": 0.5, "on_policy": False},
     },
+    "acer, noisy": {
+        "preset": "acer", "env": "CartPole-v1", "scheme": "sync", "envs": 2, "rollout": 5, "steps": 400,
+        "model": {"hidden": (8,), "noisy": "dense"}, "algorithm": {"replay_capacity": 100, "replay_start": 40},
+    },
+    "a2c, independent noise": {
+        "preset": "a2c", "env": "polyactor/TMaze-v0", "envs": 4, "rollout": 7, "steps": 2_400,
+        "model": {"core": "lstm", "core_size": 8, "hidden": (8,), "noisy": "dense", "noisy_kind": "independent"},
+    },
     "ppo, everything": {
         "preset": "ppo", "env": Everything, "scheme": pa.Sync(threads=1), "precision": "fp32",
         "envs": 4, "rollout": 8, "steps": 1_600,
@@ -142,7 +150,13 @@ def same(ours: Path, theirs: Path) -> None:
 
 SLOW = (
     *("ppo, continuous", "acer, continuous", "acer, recurrent", "ppo, everything", "acer, everything", "a2c, Atari"),
-    *("acer, beta", "ppo, squashed", "acer, weight norm", "a2c, residual CNN with layer norm"),
+    *(
+        "acer, beta",
+        "ppo, squashed",
+        "acer, weight norm",
+        "a2c, residual CNN with layer norm",
+        "a2c, independent noise",
+    ),
 )
 
 

@@ -67,6 +67,7 @@ MODELS: dict[str, tuple[Any, ModelSpec]] = {
     "cnn": (Walker, ModelSpec(torso="a3c-cnn")),
     "residual": (Walker, ModelSpec(torso="impala-cnn", core="lstm", core_size=16, norm="layer")),
     "weight-norm": (Walker, ModelSpec(torso="a3c-cnn", norm="weight")),
+    "noisy": ("CartPole-v1", ModelSpec(hidden=(16,), core="lstm", core_size=16, noisy="dense")),
     "everything": (Everything, ModelSpec(hidden=(16,), core="gru", core_size=16)),
     "beta": (partial(Matching, "box", "dict"), ModelSpec(hidden=(16,), distribution="beta")),
     "squashed": (partial(Matching, "box", "box"), ModelSpec(hidden=(16,), distribution="squashed")),
@@ -110,6 +111,7 @@ LOCAL = [
     pytest.param("param-server", "vtrace", "residual", "adam", marks=pytest.mark.slow),
     ("hogwild", "acer", "weight-norm", "rmsprop"),
     ("actor-learner", "acer", "beta", "adam"),
+    ("actor-learner", "acer", "noisy", "adam"),
 ]
 """Over processes: every scheme with every algorithm and every model at least once; the slow suite has all of them."""
 

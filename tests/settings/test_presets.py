@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 import polyactor as pa
+from polyactor.api import Specs, configured
+from polyactor.cli.flags import read_config
 from polyactor.errors import UsageError
 from polyactor.models.spec import TORSOS
 from polyactor.settings.check import check
@@ -124,6 +126,24 @@ def test_every_preset_trains(name: str, tmp_path: Path) -> None:
     run = pa.train(replace(config, max_episode_steps=200, out=str(tmp_path / "run")))  # short games for a short film
     assert run.status == "done"
     assert run.summary["agent_steps"] >= 2_000
+
+
+def test_noise_explores_in_place_of_an_entropy_bonus() -> None:
+    def entropy(args: str) -> float:
+        return float(read_config([*args.split(), "--env", "polyactor/Bandit-v0"]).algorithm.entropy_coef)  # type: ignore[attr-defined]
+
+    catch = "catch-a3c"  # which has a bonus of its own
+    assert entropy(catch) == entropy(f"{catch} --model.noisy none") == 0.01
+    assert entropy(f"{catch} --model.noisy heads") == entropy(f"{catch} --model.noisy=dense") == 0.0
+    assert entropy(f"{catch} --model.noisy heads --algorithm.entropy-coef 0.02") == 0.02
+
+    def configured_with(**sections: Any) -> float:
+        return float(configured("a3c", "polyactor/Bandit-v0", sections, {}, Specs()).algorithm.entropy_coef)  # type: ignore[attr-defined]
+
+    assert configured_with(algorithm="ppo") == 0.01
+    assert configured_with(algorithm="ppo", model={"noisy": "heads"}) == 0.0
+    assert configured_with(algorithm="ppo", model=pa.ModelSpec(noisy="dense")) == 0.0
+    assert configured_with(algorithm=pa.A2C(entropy_coef=0.3), model={"noisy": "heads"}) == 0.3
 
 
 @pytest.mark.parametrize("env", ["ALE/Pong-v5", "PongNoFrameskip-v4", "Pong-v4", "Pong-v0"])

@@ -102,7 +102,8 @@ class Actor:
         """Allocate a rollout for this actor, with a memo if the model has a CNN."""
         row, b = row_of(EnvSpec.of(self.envs), self.model, self.needs), self.envs.num_envs
         memo = self.model.blank_memo(self.length * b, differentiated=self.differentiated)
-        return Rollout.blank(row, t=self.length, b=b).replace(memo=memo)
+        rollout, noise = Rollout.blank(row, t=self.length, b=b), self.model.noise
+        return rollout.replace(memo=memo and replace(memo, noise=None if noise is None else noise.of(rollout)))
 
     def _collect(self, x: Rollout) -> None:
         watch = Watch(self.spend)
@@ -115,10 +116,11 @@ class Actor:
         for own, part in zip(x.core_state, self.state, strict=True):
             own.copy_(part)
         b, params = self.envs.num_envs, []
+        noise = None if self.model.noise is None else self.model.noise.draw(x, self.generator)
         for t in range(len(reward)):
             memo = None if x.memo is None else x.memo[t * b : (t + 1) * b]
             mask_t = None if x.action_mask is None else x.action_mask[t]
-            params_t, self.state = self.model.step(at(x.observation, t), self.state, x.is_first[t], memo, mask_t)
+            params_t, self.state = self.model.step(at(x.observation, t), self.state, x.is_first[t], memo, mask_t, noise)
             params.append(params_t)
             drawn_t = self.model.distribution(params_t).sample(self.generator)
             a_t = self.model.actions.sent(drawn_t).numpy()

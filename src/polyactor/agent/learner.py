@@ -15,6 +15,7 @@ from polyactor.algorithms.base import Algorithm
 from polyactor.data import Batch, Direction, Gradients, Metrics, Rollout
 from polyactor.errors import UsageError
 from polyactor.models.actor_critic import ActorCritic
+from polyactor.models.noisy import MEAN_SIGMA
 from polyactor.optim.flat import parameter_views
 from polyactor.shared.timing import Part, Watch, unwatched
 from polyactor.system.failpoints import hit
@@ -86,6 +87,8 @@ class Learner:
             dtheta, metrics, step = self._direction(algorithm, batch)
             for place, gradient in zip(self.places, dtheta, strict=True):
                 place.copy_(gradient)
+            if model.noise is not None:
+                metrics[MEAN_SIGMA] = model.noise.mean_sigma()
             metrics["policy_lag"] = replica.version - batch.rollout.version.double().mean()
             gradients = Gradients(self.gradient.cpu(), metrics, replica.version, steps, moments, self._joined(step))
             watch.lap(Part.DIFFERENTIATE)

@@ -24,6 +24,7 @@ from polyactor.data import Rollout
 from polyactor.envs import EnvSpec, make_envs
 from polyactor.errors import OutOfResources, UsageError
 from polyactor.models.actor_critic import ActorCritic, Precision
+from polyactor.models.noisy import MEAN_SIGMA
 from polyactor.models.running_stats import blank_moments
 from polyactor.models.whole_network import WholeNetwork
 from polyactor.optim.flat import State
@@ -47,7 +48,8 @@ def precision(config: Config, *, images: bool) -> Precision:
         config: the config of the run.
         images: whether observations are images.
     """
-    if not images or config.algorithm.moves or config.model.own.keys() & {"torso", "network"}:
+    fp32 = config.algorithm.moves or config.model.torso_noise or config.model.own.keys() & {"torso", "network"}
+    if not images or fp32:
         return "fp32"
     if config.precision == "auto":
         return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
@@ -126,7 +128,8 @@ class Parts:
         Raises:
             UsageError, OutOfResources: as `make_state` does.
         """
-        return cls(config, spec, make_state(config, spec), SharedCounters(config.workers, config.algorithm.metrics))
+        metrics = (*config.algorithm.metrics, *[MEAN_SIGMA] * (config.model.noisy != "none"))
+        return cls(config, spec, make_state(config, spec), SharedCounters(config.workers, metrics))
 
     def actor(self, worker: int, *, threads: int = 1, reading: Reading = once) -> tuple[Replica, Actor]:
         """Make a worker's environments and return the replica and the actor that acts in them with it.

@@ -37,5 +37,6 @@ def row_of(spec: EnvSpec, model: ActorCritic, needs: Collection[str] = ()) -> di
         "core_state": tuple(part[0] for part in model.initial_state(1)),
         "version": torch.zeros((), dtype=torch.int64),
         "moments": {name: blank_row(tuple(part.mean.shape)) for name, part in model.running.items()},
+        **({} if model.noise is None else {model.noise.field: torch.zeros(model.noise.width)}),
         **{name: optional[name] for name in [*needs, *["action_mask"] * spec.masked]},
     }

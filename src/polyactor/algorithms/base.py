@@ -79,6 +79,11 @@ class Algorithm:
         return 0
 
     @property
+    def spans_rollouts(self) -> bool:
+        """Whether a replayed sequence may begin within a rollout and end in the next one."""
+        return False
+
+    @property
     def averaging(self) -> float | None:
         """α of an average network, θ_a ← α θ_a + (1 − α) θ after every update; None without such a network."""
         return None

@@ -69,7 +69,8 @@ def read_config(args: list[str], look: Callable[..., EnvSpec] | None = None) -> 
             first[flag] = first_value
     several, args = take_several(args)
     first |= several
-    base = base_config(name, look=look or env_spec, **first)
+    noisy, _ = take(args, "model.noisy")
+    base = base_config(name, look=look or env_spec, noisy=noisy, **first)
     return _parse(base, args, f"polyactor train {name}")
 
 

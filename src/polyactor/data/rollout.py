@@ -100,12 +100,14 @@ class Memo:
         images: ``[T·B, C, H, W]`` scaled as the convolutions take them, channels last in memory.
         outputs: for each torso the outputs ``[T·B, ...]`` of its layers with weights, from which gradients are taken.
         pull: identifies the parameters and running statistics that the memo was computed with.
+        noise: the noise of noisy layers that features and outputs were computed with; None without such layers.
     """
 
     features: tuple[Tensor, ...] = ()
     images: Tensor | None = None
     outputs: tuple[tuple[Tensor, ...] | None, ...] = ()
     pull: Pull = NEVER
+    noise: Tensor | None = None
 
     def __getitem__(self, rows: slice) -> Memo:
         """Select some of the T·B rows; the result shares memory with this memo."""
@@ -114,6 +116,7 @@ class Memo:
             None if self.images is None else self.images[rows],
             tuple(torso and tuple(each[rows] for each in torso) for torso in self.outputs),
             self.pull,
+            self.noise,
         )
 
     def of_images(self, rows: Tensor) -> Memo | None:
@@ -185,6 +188,8 @@ class Rollout:
         behavior_params: ``[T, B, P]`` parameters of μ(·|x_t), for algorithms that read them.
         action_mask: ``[T+1, B, C]`` bool, the legal ones of the C choices of all discrete parts of an action, for
             environments that say so; all are legal in rows that are not acted on and have no legal one.
+        noise: ``[B, n]`` factorised noise of the model's noisy layers, drawn when the rollout began.
+        actor_noise: ``[N, n]`` independent noise of these layers, the same for all environments of an actor.
         moments: the samples that the rollout adds to each running statistic, by name, one row per actor.
         memo: activations of the first T rows; it stays in the process that computed it.
     """
@@ -199,6 +204,8 @@ class Rollout:
     version: Tensor = field(metadata=along("B", moved=False))
     behavior_params: Tensor | None = field(default=None, metadata=along("T", "B"))
     action_mask: Tensor | None = field(default=None, metadata=along("T+1", "B"))
+    noise: Tensor | None = field(default=None, metadata=along("B"))
+    actor_noise: Tensor | None = field(default=None, metadata=along("N", replayed=False))
     moments: Mapping[str, Moments] = field(default_factory=dict, metadata=along("N", replayed=False, moved=False))
     memo: Memo | None = None
 
@@ -296,9 +303,9 @@ class Rollout:
         return self.map(chosen, self.memo and self.memo.of_images(index))
 
     def block(self, i: int, width: int) -> Rollout:
-        """Select what actor i collects: its `width` environments and row i of the moments; shares memory."""
+        """Select what actor i collects: its `width` environments and row i of what has one per actor; shares memory."""
         columns = self.columns(slice(i * width, (i + 1) * width))
-        return columns.replace(moments={name: each.rows(slice(i, i + 1)) for name, each in self.moments.items()})
+        return columns.map(lambda x, layout: x[i : i + 1] if layout.axes == ("N",) else x)
 
     def blank_(self, version: int) -> None:
         """Empty this rollout in place: all rows become fake ones, and the moments have no samples.

@@ -21,6 +21,8 @@ LIMITS = {
     "TMaze": 50,
     "LQR": 200,
     "Catch": None,
+    "SparseChain": None,
+    "LateCatch": None,
 }
 """Steps after which an episode is truncated, by name of the environment."""
 
@@ -251,3 +253,57 @@ class Catch(gymnasium.Env[Image, np.int64]):
             y, x = row * self.cell, column * self.cell
             image[0, y : y + self.cell, x : x + self.cell] = 255
         return image
+
+
+class SparseChain(gymnasium.Env[Observation, np.int64]):
+    """A chain of N states that starts in the second and has walls at its ends (Osband et al. 2016, §6).
+
+    Action 0 goes left, action 1 goes right. A step that ends in the last state pays 1, one that ends in the first
+    0.001, all others 0; an episode is truncated after N + 9 steps. Observations are one-hot, ``[N]``. The best return
+    is 12, from going right always. The uniform policy reaches the last of 20 states in one of about 1,650 episodes, and
+    the last of 12 in one of about 32; going left is the first thing that pays.
+
+    Args:
+        length: N.
+    """
+
+    def __init__(self, length: int = 20) -> None:
+        self.observation_space = Box(0.0, 1.0, (length,), np.float32)
+        self.action_space = Discrete(2)
+        self.length, self.position, self.steps = length, 1, 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Return to the second state."""
+        super().reset(seed=seed)
+        self.position, self.steps = 1, 0
+        return _one_hot(self.position, self.length), {}
+
+    def step(self, action: np.int64) -> Answer:
+        """Move one state to the left (0) or to the right (1), unless there is a wall."""
+        last = self.length - 1
+        self.position = min(max(self.position + (1 if action == 1 else -1), 0), last)
+        self.steps += 1
+        reward = {0: 0.001, last: 1.0}.get(self.position, 0.0)
+        return _one_hot(self.position, self.length), reward, False, self.steps == self.length + 9, {}
+
+
+class LateCatch(Catch):
+    """Three balls of `Catch`, whose rewards are paid together when the last one has landed, after 30 steps.
+
+    The best return is 3, that of a policy that ignores observations -27/11 = -2.45.
+    """
+
+    balls = 3
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Image, dict[str, Any]]:
+        """Start the first ball, with nothing owed."""
+        self.owed = 0.0
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: np.int64) -> tuple[Image, float, bool, bool, dict[str, Any]]:
+        """Move the paddle as in `Catch`, and pay at the end."""
+        image, reward, over, truncated, info = super().step(action)
+        self.owed += reward
+        return image, self.owed if over else 0.0, over, truncated, info

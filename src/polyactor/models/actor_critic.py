@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from polyactor.data import NEVER, CoreState, Distribution, Memo, Outputs, Pull, Rollout, Tree, at, map_tree
 from polyactor.models.action_space import action_spec
 from polyactor.models.core import make_core
-from polyactor.models.encoders import CNN, make_torso, orthogonal
+from polyactor.models.encoders import CNN, dense, make_torso
 from polyactor.models.heads import Dueling, critic_width, own_layer, policy_head
+from polyactor.models.noisy import Noise, noise_of
 from polyactor.models.norms import normalize_layers
 from polyactor.models.own_parts import own_core, own_torso, to_buffers
 from polyactor.models.running_stats import RunningMoments
@@ -90,6 +91,8 @@ class ActorCritic(nn.Module):
     """
 
     average: ActorCritic | None
+    noise: Noise | None = None
+    """The noise of the layers that have some; None without such layers."""
     observation_moments: RunningMoments | nn.ModuleList | None
     """The running moments of observations; a list of one for each entry, where they have several."""
     return_moments: RunningMoments | None
@@ -115,10 +118,12 @@ class ActorCritic(nn.Module):
         self.policy_layer = own_layer(features, spec.head_width, spec)
         self.value_layer = own_layer(features, value_width, spec)
         self.policy = policy_head(spec.head_width or features, self.actions, spec)
-        self.value = orthogonal(nn.Linear(value_width or features, critic_width(value_head, self.actions)), 1.0)
+        self.value = dense(value_width or features, critic_width(value_head, self.actions), spec.head_noise, 1.0)
         self.lists_actions = value_head == "q" and not self.actions.dims
-        self.dueling = Dueling(features, self.actions.encoding) if value_head == "q" and self.actions.dims else None
+        dueling = value_head == "q" and self.actions.dims
+        self.dueling = Dueling(features, self.actions.encoding, spec.head_noise) if dueling else None
         normalize_layers(self, spec, [getattr(trunk, name) for trunk in self.trunks for name in spec.own])
+        self.noise = noise_of(self) if spec.head_noise else None
         images = torch.bfloat16 if self.trunk.bf16 else None
         self._keep_statistics(observation_space, spec, normalize_observation, normalize_return, images)
         self.average = copy_of(self) if averaged else None
@@ -183,6 +188,7 @@ class ActorCritic(nn.Module):
         is_first: Tensor,
         memo: Memo | None = None,
         action_mask: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> tuple[Tensor, CoreState]:
         """Compute the policy of one step: parameters ``[B, P]`` and the next recurrent state.
 
@@ -192,7 +198,10 @@ class ActorCritic(nn.Module):
             is_first: ``[B]`` bool, whether the observation is the first of an episode.
             memo: B rows that activations are written to, which saves `unroll` from computing them again.
             action_mask: ``[B, C]`` bool, the legal choices; None allows all.
+            noise: the noise of a model with noisy layers; None acts by the means of their weights.
         """
+        if self.noise is not None:
+            self.noise.put(noise)
         x = self.prepared(observation, None if memo is None else memo.images)
         if memo is not None:
             seen = self.see(x, memo.outputs)
@@ -207,9 +216,13 @@ class ActorCritic(nn.Module):
     def unroll(self, rollout: Rollout) -> Outputs:
         """Compute policy and value of all rows of a rollout, from the recurrent state before its first row.
 
-        Gradients flow through the torso at the T rows with an action, but not at the bootstrap row.
+        Noisy layers compute all rows, the bootstrap row too, with the noise that acted. Gradients flow through the
+        torso at the T rows with an action, but not at the bootstrap row.
         """
-        t, memo = len(rollout.reward), self._valid(rollout.memo)
+        noise = None if self.noise is None else self.noise.of(rollout)
+        if self.noise is not None:
+            self.noise.put(noise)
+        t, memo = len(rollout.reward), self._valid(rollout.memo, noise)
         if memo.features and not torch.is_grad_enabled():
             seen = list(memo.features)
         else:
@@ -222,11 +235,13 @@ class ActorCritic(nn.Module):
             seen = [torch.cat(both) for both in zip(seen, last, strict=True)]
         remembered, _ = self.run_core(seen, rollout.core_state, rollout.is_first)
         params, value = self.heads(remembered)
-        advantage = None if self.dueling is None else partial(self._advantage, self.dueling, remembered[-1][:t])
+        advantage = None if self.dueling is None else partial(self._advantage, self.dueling, remembered[-1][:t], noise)
         return Outputs(self.actions.masked(params, rollout.action_mask), value, advantage)
 
-    def _advantage(self, dueling: Dueling, features: Tensor, action: Tensor) -> Tensor:
+    def _advantage(self, dueling: Dueling, features: Tensor, noise: Tensor | None, action: Tensor) -> Tensor:
         """Compute A(x_t, a) ``[..., T, B]`` of features ``[T, B, F]`` and actions ``[..., T, B, *A]``."""
+        if self.noise is not None:
+            self.noise.put(noise)
         return cast("Tensor", dueling(features, self.actions.encoded(action)))
 
     def forward(self, observation: Tree, state: CoreState, is_first: Tensor) -> tuple[Tensor, Tensor, CoreState]:
@@ -237,6 +252,8 @@ class ActorCritic(nn.Module):
             state: the recurrent state before the first row.
             is_first: ``[T, B]`` bool, whether the observation is the first of an episode.
         """
+        if self.noise is not None:
+            self.noise.put(None)
         remembered, state = self.run_core(
             self.see(self.prepared(map_tree(lambda x: x.flatten(0, 1), observation))), state, is_first
         )
@@ -297,11 +314,18 @@ class ActorCritic(nn.Module):
         if self.average is not None:
             self.average.pull = self.pull._replace(parameters=next(PULLS))
 
-    def _valid(self, memo: Memo | None) -> Memo:
-        """Return the parts of a memo that were computed with the parameters and statistics that the model holds."""
+    def _valid(self, memo: Memo | None, noise: Tensor | None = None) -> Memo:
+        """Return the parts of a memo that were computed with the parameters and statistics that the model holds.
+
+        Args:
+            memo: the memo of a rollout.
+            noise: the noise of that rollout, with which features and outputs must have been computed.
+        """
         if memo is None:
             return Memo()
-        same = memo.pull.parameters == self.pull.parameters
+        same = memo.pull.parameters == self.pull.parameters and (
+            memo.noise is noise or (memo.noise is not None and noise is not None and torch.equal(memo.noise, noise))
+        )
         scaled_alike = self.observation_moments is None or memo.pull.statistics == self.pull.statistics
         return Memo(
             memo.features if same else (),

@@ -14,8 +14,9 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from polyactor.errors import UsageError
+from polyactor.models.noisy import NOISY, NoisyLinear
 from polyactor.models.norms import weights
-from polyactor.models.spec import Channels, ModelSpec
+from polyactor.models.spec import Channels, ModelSpec, NoiseKind
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
@@ -28,10 +29,17 @@ def orthogonal(layer: Layer, gain: float = math.sqrt(2)) -> Layer:
     return layer
 
 
-def dense(width_in: int, width_out: int, activation: type[nn.Module], spec: ModelSpec) -> list[nn.Module]:
-    """Make a hidden dense layer: its weights, layer norm (Ba et al. 2016) if the spec has it, and the activation."""
-    norm = [nn.LayerNorm(width_out)] if spec.norm == "layer" else []
-    return [orthogonal(nn.Linear(width_in, width_out)), *norm, activation()]
+def dense(inputs: int, outputs: int, noise: NoiseKind | None, gain: float = math.sqrt(2)) -> nn.Linear | NoisyLinear:
+    """Make a fully connected layer: a noisy one of this kind, or an orthogonal one of this gain where it is None."""
+    return orthogonal(nn.Linear(inputs, outputs), gain) if noise is None else NOISY[noise](inputs, outputs)
+
+
+def hidden_layer(
+    inputs: int, outputs: int, activation: type[nn.Module], spec: ModelSpec, noise: NoiseKind | None
+) -> list[nn.Module]:
+    """Make a hidden layer: its weights, layer norm (Ba et al. 2016) if the spec has it, and the activation."""
+    norm = [nn.LayerNorm(outputs)] if spec.norm == "layer" else []
+    return [dense(inputs, outputs, noise), *norm, activation()]
 
 
 class MLP(nn.Sequential):
@@ -41,7 +49,7 @@ class MLP(nn.Sequential):
         widths = (math.prod(shape), *spec.hidden)
         layers: list[nn.Module] = [nn.Flatten()]
         for width_in, width_out in pairwise(widths):
-            layers += dense(width_in, width_out, ACTIVATIONS[spec.activation], spec)
+            layers += hidden_layer(width_in, width_out, ACTIVATIONS[spec.activation], spec, spec.torso_noise)
         super().__init__(*layers)
         self.features = widths[-1]
 
@@ -163,7 +171,7 @@ class CNN(nn.Sequential):
         with torch.no_grad():
             flat: int = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
         if units is not None:
-            layers += dense(flat, units, activation, spec)
+            layers += hidden_layer(flat, units, activation, spec, spec.torso_noise)
         super().__init__(*layers)
         self.features = flat if units is None else units
 
@@ -245,7 +253,7 @@ class Known(torch.autograd.Function):
 
 Weighted = nn.Conv2d | nn.Linear
 WEIGHTED = (nn.Conv2d, nn.Linear)
-"""Classes of the layers that have weights."""
+"""Classes of the layers whose outputs are kept; those of noisy layers are computed again."""
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "leaky-relu": nn.LeakyReLU}
 
@@ -302,7 +310,7 @@ class Joined(nn.Module):
         if self.others:
             self.mlp = MLP((sum(math.prod(entries[name].shape) for name in self.others),), spec)
             features += self.mlp.features
-        self.join = orthogonal(nn.Linear(features, JOINED_UNITS)) if cnns else None
+        self.join = dense(features, JOINED_UNITS, spec.torso_noise) if cnns else None
         self.norm = nn.LayerNorm(JOINED_UNITS) if cnns and spec.norm == "layer" else None
         self.features = JOINED_UNITS if cnns else features
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from polyactor.models.action_space import ActionSpec
-from polyactor.models.encoders import dense, orthogonal
-from polyactor.models.spec import ModelSpec
+from polyactor.models.encoders import dense, hidden_layer
+from polyactor.models.spec import ModelSpec, NoiseKind
 
 MOST_LISTED = 1_024
 """Most joint actions of several discrete parts that Q(x, ·) lists."""
@@ -23,9 +23,9 @@ class GaussianHead(nn.Module):
     For mixed actions it predicts the logits of the choices, too.
     """
 
-    def __init__(self, features: int, choices: int, dims: int, log_std: float) -> None:
+    def __init__(self, features: int, choices: int, dims: int, log_std: float, noise: NoiseKind | None) -> None:
         super().__init__()
-        self.mean = orthogonal(nn.Linear(features, choices + dims), 0.01)
+        self.mean = dense(features, choices + dims, noise, 0.01)
         self.log_std = nn.Parameter(torch.full((dims,), log_std))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,11 +35,14 @@ class GaussianHead(nn.Module):
 
 
 def policy_head(features: int, actions: ActionSpec, spec: ModelSpec) -> nn.Module:
-    """Make the head from features to policy parameters; at the start logits and means are nearly 0."""
+    """Make the head from features to policy parameters.
+
+    At the start logits and means are nearly 0; not so those of a noisy head.
+    """
     scaled = actions.dims > 0 and actions.kind != "beta"  # whether it has log σ
     if scaled and spec.log_std == "free":
-        return GaussianHead(features, actions.choices, actions.dims, spec.log_std_start)
-    head = orthogonal(nn.Linear(features, actions.params), 0.01)
+        return GaussianHead(features, actions.choices, actions.dims, spec.log_std_start, spec.head_noise)
+    head = dense(features, actions.params, spec.head_noise, 0.01)
     if scaled:  # the rows of log σ, of which there are none if σ is fixed
         nn.init.constant_(head.bias[actions.encoding :], spec.log_std_start)
     return head
@@ -47,7 +50,9 @@ def policy_head(features: int, actions: ActionSpec, spec: ModelSpec) -> nn.Modul
 
 def own_layer(features: int, width: int | None, spec: ModelSpec) -> nn.Module:
     """Make the hidden ReLU layer of `width` units that one head has before its output, or the identity for None."""
-    return nn.Identity() if width is None else nn.Sequential(*dense(features, width, nn.ReLU, spec))
+    if width is None:
+        return nn.Identity()
+    return nn.Sequential(*hidden_layer(features, width, nn.ReLU, spec, spec.head_noise))
 
 
 def critic_width(head: str, actions: ActionSpec) -> int:
@@ -71,10 +76,10 @@ def critic_width(head: str, actions: ActionSpec) -> int:
 class Dueling(nn.Module):
     """The head of A(x, a) for actions with numbers in the stochastic dueling network (Wang et al. 2017, eq. 13)."""
 
-    def __init__(self, features: int, dims: int) -> None:
+    def __init__(self, features: int, dims: int, noise: NoiseKind | None = None) -> None:
         super().__init__()
-        self.hidden = orthogonal(nn.Linear(features + dims, DUELING_UNITS))
-        self.out = orthogonal(nn.Linear(DUELING_UNITS, 1), 0.01)
+        self.hidden = dense(features + dims, DUELING_UNITS, noise)
+        self.out = dense(DUELING_UNITS, 1, noise, 0.01)
 
     def forward(self, features: Tensor, action: Tensor) -> Tensor:
         """Map features ``[T, B, F]`` and actions ``[..., T, B, d]`` to A(x, a) ``[..., T, B]``."""

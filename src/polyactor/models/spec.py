@@ -17,6 +17,7 @@ TORSOS = NameOrCode(
 CODE = ("torso", "core", "network")
 """Settings that may be code of one's own."""
 
+NoiseKind = Literal["factorised", "independent"]
 Channels = Literal["auto", "first", "last", "last-up-to-4"]
 
 
@@ -53,10 +54,26 @@ class ModelSpec:
     distribution: Literal["gaussian", "beta", "squashed"] = "gaussian"
     """Distribution of the numbers in actions. gaussian: normal, and clipped at the bounds; beta: within the bounds, by
     α and β that are functions of the observation; squashed: the tanh of a normal one."""
+    noisy: Literal["none", "heads", "dense"] = "none"
+    """Noise on weights, which explores (NoisyNet): of the layers of policy and value (heads), or of all fully connected
+    layers but those of the core (dense). σ of the noise is learned, and entropy-coef is 0 by default."""
+    noisy_kind: NoiseKind = "factorised"
+    """factorised: each environment has noise of its own, an outer product in each layer; independent: all environments
+    of an actor share noise, in which each weight has a number of its own, as in the paper's A3C."""
     log_std: Literal["free", "state", "fixed"] = "free"
     """log σ of Gaussian policies. free: one parameter per dimension; state: a function of the observation; fixed."""
     log_std_start: Annotated[float, Allowed(-5, 2)] = 0.0
     """log σ of Gaussian policies before training."""
+
+    @property
+    def head_noise(self) -> NoiseKind | None:
+        """The kind of noise in the layers of the heads, or None."""
+        return None if self.noisy == "none" else self.noisy_kind
+
+    @property
+    def torso_noise(self) -> NoiseKind | None:
+        """The kind of noise in the fully connected layers of the torso, or None."""
+        return self.noisy_kind if self.noisy == "dense" else None
 
     @property
     def own(self) -> Mapping[str, str | Callable[..., Any]]:

@@ -84,8 +84,9 @@ class WholeNetwork(ActorCritic):
         is_first: Tensor,
         memo: Memo | None = None,
         action_mask: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> tuple[Tensor, CoreState]:
-        """Compute the policy of one step, as `ActorCritic.step`; there is no memo."""
+        """Compute the policy of one step, as `ActorCritic.step`; there is no memo, and no noisy layer."""
         params, _, state = self(map_tree(lambda x: x.unsqueeze(0), observation), state, is_first.unsqueeze(0))
         return self.actions.masked(params[0], action_mask), state
 

@@ -67,6 +67,8 @@ def check(config: Config) -> None:
         _refuse_unsendable(config)
     scheme.fits(config)
     _refuse_misplaced(config)
+    if config.model.noisy != "none":
+        _refuse_noise(config)
     memory, alone = config.model.core != "none" and config.model.network is None, scheme.alone(config)
     config.algorithm.fits(scheme.columns(config), memory=memory, alone=alone)
 
@@ -86,6 +88,33 @@ def _refuse_misplaced(config: Config) -> None:
     for name in config.model.own if config.model.network is not None else ():
         if name != "network":
             raise UsageError(f"--model.{name} of your own is not allowed with --model.network, which is in its place")
+
+
+def _refuse_noise(config: Config) -> None:
+    """Raise `UsageError` where noisy layers do not fit the network, the precision or what a batch is made of."""
+    model, algorithm = config.model, config.algorithm
+    flag = f"--model.noisy {model.noisy}"
+    if model.network is not None:
+        raise UsageError(f"{flag} is not allowed with --model.network, whose layers are your own: use none")
+    if model.norm == "weight":
+        raise UsageError(
+            f"--model.norm weight is not allowed with {flag}, whose layers have weights of their own: use layer"
+        )
+    if model.noisy == "dense" and "torso" in model.own:
+        raise UsageError(f"{flag} is not allowed with --model.torso of your own, whose layers have no noise: use heads")
+    if model.noisy == "dense" and config.precision == "bf16":
+        raise UsageError(f"--precision bf16 is not allowed with {flag}: use fp32, in which noisy layers compute")
+    if algorithm.spans_rollouts:
+        raise UsageError(
+            f"{flag} is not allowed with replayed sequences that span two rollouts, each with noise of its own: use "
+            "--algorithm.replay-window none"
+        )
+    mixed = algorithm.remembers or config.scheme.columns(config) > config.envs
+    if model.noisy_kind == "independent" and mixed:
+        raise UsageError(
+            "--model.noisy-kind independent is not allowed where a batch joins rollouts of several actors or from "
+            "replay, each with noise of its own: use factorised"
+        )
 
 
 def _refuse_unsendable(config: Config) -> None:

@@ -270,6 +270,7 @@ def base_config(
     env_kwargs: tuple[str, ...] = (),
     env_wrappers: tuple[str | Wrapper, ...] = (),
     env_resize: tuple[int, ...] = (),
+    noisy: str | None = None,
     look: Callable[..., EnvSpec] = env_spec,
 ) -> Config:
     """Return the config that a name stands for, before any flag changes it.
@@ -286,6 +287,7 @@ def base_config(
         env_kwargs: what the environment is made with, each as ``name=value``.
         env_wrappers: the wrappers around the environment, or their names.
         env_resize: height and width that its images are resized to.
+        noisy: what `model.noisy` is asked to be, if at all; noise explores in place of an entropy bonus.
         look: returns what an environment looks like, as `env_spec` does.
 
     Raises:
@@ -332,6 +334,8 @@ def base_config(
         values |= {"per_worker": ()}
     for path in filter(applies, values):
         config = replace_at(config, path, values[path])
+    if noisy not in (None, "none") and "entropy_coef" in fields and not isinstance(algorithm, Algorithm):
+        config = replace_at(config, "algorithm.entropy_coef", 0.0)
     return config
 
 

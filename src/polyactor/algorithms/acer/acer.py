@@ -93,6 +93,11 @@ class ACER(Algorithm):
         return self.replay_capacity if self.replay_ratio else 0
 
     @property
+    def spans_rollouts(self) -> bool:
+        """Whether a replayed sequence may begin within a rollout and end in the next one."""
+        return self.replay_window is not None
+
+    @property
     def averaging(self) -> float | None:
         """α of the average network, or None for trust regions that do not use one."""
         return None if self.trust_region in ("none", "natural") else self.average_decay

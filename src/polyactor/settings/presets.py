@@ -91,9 +91,18 @@ _ACER: dict[Kind, Values] = {
 }  # fmt: skip
 
 
+_ACKTR: dict[Kind, Values] = {
+    # Wu et al. 2017 and OpenAI Baselines: η 0.25 that ends at 0, κ = 0.001, λ = 0.01. The rest is as for A2C.
+    kind: {path: value for path, value in values.items() if not path.startswith("optimizer")}
+    | {"optimizer": "kfac", "optimizer.lr_end": 0.0}
+    for kind, values in _ACTOR_CRITIC.items()
+}
+
+
 METHODS: dict[str, Method] = {
     "a2c": Method("synchronous advantage actor-critic", "a2c", "sync", _ACTOR_CRITIC),
     "a3c": Method("asynchronous advantage actor-critic: lock-free workers", "a2c", "hogwild", _ACTOR_CRITIC),
+    "acktr": Method("A2C with K-FAC, a natural gradient within a trust region", "a2c", "sync", _ACKTR),
     "ppo": Method("proximal policy optimisation", "ppo", "sync", _PPO),
     "vtrace": Method("V-trace actor-critic in one process", "vtrace", "sync", _VTRACE),
     "a3c-server": Method(

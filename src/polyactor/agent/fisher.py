@@ -11,12 +11,12 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, unfold
+from torch.nn.functional import unfold
 
 from polyactor.agent.rollout_row import row_of
 from polyactor.data import Rollout
 from polyactor.envs import EnvSpec
-from polyactor.equations.kronecker import second_moment
+from polyactor.equations.kronecker import homogeneous_moment, second_moment
 from polyactor.errors import UsageError
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.optim.flat import Layout, State
@@ -26,8 +26,8 @@ from polyactor.shared.changes import Changes
 
 T, B = 2, 3
 """Steps and environments of the zeros that a model is tried on, to see which layers compute row by row."""
-ROWS = 64
-"""Rows whose patches are in memory at once."""
+MOST_IMAGES = 64
+"""Most rows, evenly spread, that the factors of a convolution are estimated from: each has hundreds of places."""
 COMPUTED: tuple[type[nn.Module], ...] = ()
 """Classes of layers that compute their weights from other parameters."""
 LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, *COMPUTED)
@@ -155,7 +155,7 @@ def estimate(
 
 
 def factors(module: nn.Module, a: Tensor, g: Tensor, mask_t: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute A and G of a layer over the real rows.
+    """Compute A and G of a layer over the real rows, or for a convolution over at most `MOST_IMAGES` of them.
 
     Args:
         module: a dense layer or a convolution.
@@ -163,20 +163,16 @@ def factors(module: nn.Module, a: Tensor, g: Tensor, mask_t: Tensor) -> tuple[Te
         g: the gradient of log p by its outputs.
         mask_t: ``[T, B]``, 1 for real rows.
     """
-    real = mask_t.flatten().nonzero().squeeze(1)
-    a_moment, g_moment, places = mask_t.new_zeros(()), mask_t.new_zeros(()), 1
-    for rows in torch.split(real, ROWS):
-        if isinstance(module, nn.Conv2d):
-            sizes = module.kernel_size, module.dilation, cast("tuple[int, ...]", module.padding), module.stride
-            a_n, g_n = unfold(a[rows], *sizes).transpose(1, 2), g[rows].flatten(2).transpose(1, 2)
-        else:
-            a_n, g_n = (x.reshape(mask_t.numel(), -1, x.shape[-1])[rows] for x in (a, g))
-        places = a_n.shape[1]  # a_n is [n, I, inputs], g_n is [n, I, outputs]
-        if module.bias is not None:
-            a_n = pad(a_n, (0, 1), value=1.0)
-        a_moment = a_moment + second_moment(a_n.flatten(0, 1))
-        g_moment = g_moment + second_moment(g_n.flatten(0, 1))
-    return a_moment / len(real), g_moment / (len(real) * places)
+    rows = mask_t.flatten().nonzero().squeeze(1)
+    if isinstance(module, nn.Conv2d):
+        rows = rows[:: -(-len(rows) // MOST_IMAGES)]
+        sizes = module.kernel_size, module.dilation, cast("tuple[int, ...]", module.padding), module.stride
+        a_n, g_n = unfold(a[rows], *sizes).transpose(1, 2), g[rows].flatten(2).transpose(1, 2)
+    else:
+        a_n, g_n = (x.reshape(mask_t.numel(), -1, x.shape[-1])[rows] for x in (a, g))
+    n, places = a_n.shape[:2]  # a_n is [n, I, inputs], g_n is [n, I, outputs]
+    a_moment = (second_moment if module.bias is None else homogeneous_moment)(a_n.flatten(0, 1))
+    return a_moment / n, second_moment(g_n.flatten(0, 1)) / (n * places)
 
 
 def _by_rows(module: nn.Module, shape: tuple[int, ...]) -> bool:

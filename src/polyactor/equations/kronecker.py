@@ -24,6 +24,15 @@ def second_moment(x: Tensor) -> Tensor:
     return x.T @ x
 
 
+def homogeneous_moment(x: Tensor) -> Tensor:
+    """Σ_n x̄_n x̄_nᵀ of rows ``[N, D]`` with a 1 appended, ``[D+1, D+1]``."""
+    moment = x.new_empty((x.shape[1] + 1, x.shape[1] + 1))
+    moment[:-1, :-1] = second_moment(x)
+    moment[-1, :-1] = moment[:-1, -1] = x.sum(0)
+    moment[-1, -1] = len(x)
+    return moment
+
+
 def pi(a: Tensor, g: Tensor) -> Tensor:
     """π = √((tr A / dim A) / (tr G / dim G)), which divides damping between A and G (Martens & Grosse, §6.3)."""
     return (a.trace().clamp(min=SMALLEST) / len(a) * len(g) / g.trace().clamp(min=SMALLEST)).sqrt()
@@ -47,7 +56,8 @@ def _inverse(factor: Tensor, damping: Tensor) -> Tensor:
 
     damped = factor.double().clone()
     damped.diagonal().add_(damping)
-    return cholesky(damped).cholesky_inverse().to(factor.dtype)
+    inverse: Tensor = cholesky(damped).cholesky_inverse()
+    return inverse.to(factor.dtype)
 
 
 def eigen(a: Tensor, g: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ from polyactor.envs.environment import parsed
 from polyactor.envs.resizing import size_of
 from polyactor.errors import UsageError, in_one_line, one_line
 from polyactor.fields import OneOf, converted, fits, kind, replace_at, walk
+from polyactor.settings.registry import name_of
 
 
 def check(config: Config) -> None:
@@ -67,6 +68,8 @@ def check(config: Config) -> None:
         _refuse_unsendable(config)
     scheme.fits(config)
     _refuse_misplaced(config)
+    if config.optimizer.factored:
+        _refuse_unfactored(config)
     memory, alone = config.model.core != "none" and config.model.network is None, scheme.alone(config)
     config.algorithm.fits(scheme.columns(config), memory=memory, alone=alone)
 
@@ -81,6 +84,24 @@ def _refuse_misplaced(config: Config) -> None:
     for name in config.model.own if config.model.network is not None else ():
         if name != "network":
             raise UsageError(f"--model.{name} of your own is not allowed with --model.network, which is in its place")
+
+
+def _refuse_unfactored(config: Config) -> None:
+    """Raise `UsageError` where the optimizer's factors of the Fisher matrix could not be estimated."""
+    flag, algorithm = f"--optimizer {name_of('optimizer', config.optimizer)}", config.algorithm
+    if not config.scheme.single:
+        raise UsageError(
+            f"{flag} is not allowed with --scheme {config.scheme.name}: one process estimates the Fisher matrix of all "
+            "rollouts and steps by its inverse: use --scheme sync, or --optimizer adam"
+        )
+    if algorithm.reuses or algorithm.outputs != ("policy", "value"):
+        raise UsageError(
+            f"{flag} is not allowed with the algorithm {one_line(name_of('algorithm', algorithm))}: the Fisher matrix "
+            "is that of a policy and of V(x), estimated from rollouts that are learned from once: use a2c or vtrace, "
+            "or --optimizer adam"
+        )
+    if config.precision == "bf16":
+        raise UsageError(f"--precision bf16 is not allowed with {flag}, whose factors it would round: use fp32")
 
 
 def _refuse_unsendable(config: Config) -> None:

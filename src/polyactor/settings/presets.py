@@ -97,6 +97,9 @@ _ACKTR: dict[Kind, Values] = {
     | {"optimizer": "kfac", "optimizer.lr_end": 0.0}
     for kind, values in _ACTOR_CRITIC.items()
 }
+_ACKTR["atari"] = {  # a dense layer on images has factors of thousands of rows
+    **_ACKTR["atari"], "envs": 32, "optimizer.factors_every": 10, "optimizer.inverse_every": 50, "optimizer.decay": 0.95,
+}  # fmt: skip
 
 
 METHODS: dict[str, Method] = {
@@ -163,6 +166,13 @@ PRESETS: dict[str, Preset] = {
         {"workers": 2},
         measured="475 after 170k–225k steps (5 seeds)",
     ),
+    "cartpole-acktr": Preset(
+        "balance with natural gradients, one process",
+        "acktr",
+        "CartPole-v1",
+        {"stop_at": 475.0},
+        measured="475, confirmed, after 92k–148k steps (3 seeds)",
+    ),
     "pendulum-a3c": Preset(
         "swing up with a Gaussian policy",
         "a3c",
@@ -184,6 +194,12 @@ PRESETS: dict[str, Preset] = {
             "normalize.reward": False,
         },
         measured="0.996 over 2,000 games; 0.494 without memory (1 seed)",
+    ),
+    "pong-acktr": Preset(
+        "Pong with natural gradients, one process",
+        "acktr",
+        "PongNoFrameskip-v4",
+        {"steps": 2_100_000, "stop_at": 18.0},
     ),
     "pong-acer": Preset(
         "Pong with replay, two workers",

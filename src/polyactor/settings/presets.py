@@ -98,7 +98,8 @@ _ACKTR: dict[Kind, Values] = {
     for kind, values in _ACTOR_CRITIC.items()
 }
 _ACKTR["atari"] = {  # a dense layer on images has factors of thousands of rows
-    **_ACKTR["atari"], "envs": 32, "optimizer.factors_every": 10, "optimizer.inverse_every": 50, "optimizer.decay": 0.95,
+    **_ACKTR["atari"], "envs": 32, "optimizer.factors_every": 10, "optimizer.inverse_every": 50,
+    "optimizer.decay": 0.95,
 }  # fmt: skip
 
 

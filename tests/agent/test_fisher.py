@@ -1,9 +1,9 @@
-"""Estimates of the Fisher matrix: against gradients of single rows, whatever fake rows hold, for every kind of action."""
+"""Estimates of the Fisher matrix, against gradients of single rows, for every kind of action and layer."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim.kfac import Layer
 from polyactor.settings.presets import base_config
-from polyactor.shared.counters import SharedCounters
 from tests.helpers.fresh import fresh
 from tests.helpers.toys import Everything
 
@@ -75,11 +74,9 @@ def test_of_a_batch_of_one_it_is_the_outer_product_of_the_gradient(name: str, ma
             np.testing.assert_allclose(fisher, torch.outer(g, g), rtol=1e-4, atol=1e-6)
         else:
             np.testing.assert_allclose(found[f"diagonal.{layer.name}"], gradients[layer.name] ** 2, rtol=1e-4)
-    assert names(layers, factored=True) == {
-        "trunk.torso.1",
-        "policy.mean" if "free" in str(layers) else "policy",
-        "value",
-    } or (names(layers, factored=False) == ({"policy.log_std"} if name in ("numbers", "both") else set()))
+    free = name in ("numbers", "both")
+    assert names(layers, factored=True) == {"trunk.torso.1", "policy.mean" if free else "policy", "value"}
+    assert names(layers, factored=False) == ({"policy.log_std"} if free else set())
 
 
 def test_fake_rows_count_for_nothing(make_rollout: MakeRollout) -> None:
@@ -95,7 +92,7 @@ def test_fake_rows_count_for_nothing(make_rollout: MakeRollout) -> None:
     ones = torch.cat([x, torch.ones(len(x), 1)], 1)
     np.testing.assert_allclose(before["inputs.trunk.torso.1"], ones.T @ ones / rollout.steps, rtol=1e-4, atol=1e-6)
     for name, factor in before.items():
-        torch.testing.assert_close(after[name], factor)
+        np.testing.assert_allclose(after[name], factor, rtol=1e-4, atol=1e-6)
 
 
 def test_without_a_real_row_there_is_no_estimate(make_rollout: MakeRollout) -> None:
@@ -149,8 +146,8 @@ def test_a_dense_layer_may_have_several_places_of_a_row() -> None:
     x, g = torch.randn(2, 3, 4, 3), torch.randn(2, 3, 4, 2)
     a, b = factors(dense, x, g, torch.ones(2, 3))
     as_conv = factors(nn.Conv2d(3, 2, 1), *(each.flatten(0, 1).mT.unsqueeze(-1) for each in (x, g)), torch.ones(2, 3))
-    torch.testing.assert_close(a, as_conv[0])
-    torch.testing.assert_close(b, as_conv[1])
+    np.testing.assert_allclose(a, as_conv[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(b, as_conv[1], rtol=1e-5, atol=1e-6)
 
 
 class Odd(nn.Module):
@@ -194,7 +191,7 @@ def test_an_activation_in_place_changes_nothing(make_rollout: MakeRollout) -> No
     rollout = make_rollout(4, 3, actions=TWO, dtype=torch.float32)
     one, other = (estimate(*made(torso=torso), rollout, seeded()) for torso in (Apart, InPlace))
     for name, factor in one.items():
-        torch.testing.assert_close(other[name], factor)
+        np.testing.assert_allclose(other[name], factor, rtol=1e-4, atol=1e-6)
 
 
 def test_a_recurrent_core_is_diagonal(make_rollout: MakeRollout) -> None:
@@ -228,13 +225,11 @@ def test_what_was_remembered_while_acting_changes_nothing() -> None:
     without = estimate(replica.model, layers, rollout.replace(memo=None), seeded())
     assert any(len(layer.weight.shape) == 4 for layer in layers)
     for name, factor in without.items():
-        torch.testing.assert_close(with_memo[name], factor, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(with_memo[name], factor, rtol=1e-4, atol=1e-5)
     actor.close()
 
 
 def _small(config: Config) -> Config:
-    from dataclasses import replace
-
     return replace(config, envs=2, rollout=3, steps=24)
 
 
@@ -251,5 +246,3 @@ def test_an_environment_with_everything_can_be_estimated() -> None:
     parts.updater(0).apply(gradients)
     assert parts.state.statistics[0]["estimates"] == 1
     actor.close()
-    assert math.isfinite(float(parts.state.vector.sum()))
-    assert isinstance(parts.counters, SharedCounters)

@@ -132,7 +132,15 @@ def same(ours: Path, theirs: Path) -> None:
     assert len(resumed) == len(straight) + 1
 
 
-SLOW = ("ppo, continuous", "acer, continuous", "acer, recurrent", "ppo, everything", "acer, everything", "a2c, Atari")
+SLOW = (
+    "acktr, recurrent, everything",
+    "ppo, continuous",
+    "acer, continuous",
+    "acer, recurrent",
+    "ppo, everything",
+    "acer, everything",
+    "a2c, Atari",
+)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RUNS])

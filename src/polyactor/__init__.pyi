@@ -19,6 +19,7 @@ from .evaluation.evaluate import Evaluation as Evaluation
 from .evaluation.policy import Policy as Policy
 from .evaluation.policy import load as load
 from .models.spec import ModelSpec as ModelSpec
+from .optim import KFAC as KFAC
 from .optim import SGD as SGD
 from .optim import Adam as Adam
 from .optim import RMSprop as RMSprop

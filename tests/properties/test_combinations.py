@@ -167,6 +167,11 @@ REFUSED = {
     f"a3c {TRAIN} --device cuda": "--device cuda is not allowed with --scheme hogwild",
     f"a3c {TRAIN} --transport ray": "invalid choice 'ray' for argument '--transport'",
     f"a3c {TRAIN} --transport inline --scheme.workers-as thread": "--scheme.workers-as thread is not allowed with",
+    f"acktr {TRAIN} --scheme actor-learner": "--optimizer kfac is not allowed with --scheme actor-learner: one process",
+    f"acktr {TRAIN} --scheme hogwild": "use --scheme sync, or --optimizer adam",
+    f"ppo {TRAIN} --optimizer kfac": "--optimizer kfac is not allowed with the algorithm ppo: the Fisher matrix",
+    f"acer {TRAIN} --scheme sync --optimizer kfac": "use a2c or vtrace, or --optimizer adam",
+    f"acktr {TRAIN} --precision bf16": "--precision bf16 is not allowed with --optimizer kfac, whose factors it would",
     f"ppo {TRAIN} --model.core lstm --envs 2": "--algorithm.minibatches 4 is not allowed: with memory",
 }
 

@@ -31,6 +31,15 @@ RUNS: dict[str, dict[str, Any]] = {
         "preset": "a2c", "env": "polyactor/TMaze-v0", "envs": 4, "rollout": 7, "steps": 2_400,
         "model": {"core": "lstm", "core_size": 8, "hidden": (8,)}, "normalize": {"observation": True, "reward": True},
     },
+    "acktr": {
+        "preset": "acktr", "env": "CartPole-v1", "envs": 4, "rollout": 7, "steps": 2_000,
+        "model": {"hidden": (8,)}, "optimizer": {"factors_every": 3, "inverse_every": 5},
+    },
+    "acktr, recurrent, everything": {
+        "preset": "acktr", "env": Everything, "scheme": pa.Sync(threads=1), "envs": 2, "rollout": 5, "steps": 1_000,
+        "model": {"core": "gru", "core_size": 8, "hidden": (8,)}, "normalize": {"observation": True},
+        "optimizer": {"factors_every": 2, "inverse": "eigen", "cold_updates": 3},
+    },
     "ppo, continuous": {
         "preset": "ppo", "env": "Pendulum-v1", "envs": 2, "rollout": 16, "steps": 1_600,
         "model": {"hidden": (8,)}, "normalize": {"observation": True, "reward": True},
@@ -150,6 +159,7 @@ def same(ours: Path, theirs: Path) -> None:
 
 SLOW = (
     *("ppo, continuous", "acer, continuous", "acer, recurrent", "ppo, everything", "acer, everything", "a2c, Atari"),
+    "acktr, recurrent, everything",
     *(
         "acer, beta",
         "ppo, squashed",

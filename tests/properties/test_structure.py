@@ -159,7 +159,7 @@ def test_an_import_that_goes_up_is_found(tmp_path: Path, file: str, wrong: str) 
 
 
 PUBLIC = [
-    "A2C", "ACER", "PPO", "VTrace", "ActorLearner", "Hogwild", "ParamServer", "Sync", "SGD", "Adam", "RMSprop",
+    "A2C", "ACER", "PPO", "VTrace", "ActorLearner", "Hogwild", "ParamServer", "Sync", "KFAC", "SGD", "Adam", "RMSprop",
     "ModelSpec", "Normalize", "AtariOptions", "Config", "Algorithm", "Batch", "Rollout", "EnvSpec", "Evaluation",
     "Callback", "Policy", "PolyactorError", "Run", "curve", "load", "make_envs", "resume", "train", "losses", "returns",
     "types",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from polyactor.agent.compiled import compiled
+from polyactor.agent.fisher import Observer
 from polyactor.agent.replay_buffer import ReplayBuffer
 from polyactor.agent.replica import Replica
 from polyactor.agent.reward_scaling import RewardScaling
@@ -32,6 +33,7 @@ class Learner:
         generator: the random stream of the algorithm, on the device of the replica.
         replay: the replay buffer, for algorithms that replay.
         compile: whether gradients are computed by code that torch.compile makes when the first batch comes.
+        observer: estimates the factors of the Fisher matrix, for optimizers that want them.
         spend: called with `Part.DIFFERENTIATE` and the seconds each gradient took.
     """
 
@@ -45,9 +47,10 @@ class Learner:
         generator: torch.Generator,
         replay: ReplayBuffer | None = None,
         compile: bool = False,
+        observer: Observer | None = None,
         spend: Callable[[Part, float], None] = unwatched,
     ) -> None:
-        self.algorithm, self.replica, self.spend = algorithm, replica, spend
+        self.algorithm, self.replica, self.spend, self.observer = algorithm, replica, spend, observer
         self.total_steps, self.generator, self.replay = total_steps, generator, replay
         self.scaled = RewardScaling(replica.model.return_moments, clip_reward)
         vector = replica.vector
@@ -90,7 +93,10 @@ class Learner:
             if model.noise is not None:
                 metrics[MEAN_SIGMA] = model.noise.mean_sigma()
             metrics["policy_lag"] = replica.version - batch.rollout.version.double().mean()
-            gradients = Gradients(self.gradient.cpu(), metrics, replica.version, steps, moments, self._joined(step))
+            own = {} if self.observer is None else self.observer(batch.rollout, self.generator, replica.version)
+            gradients = Gradients(
+                self.gradient.cpu(), metrics, replica.version, steps, moments, self._joined(step), own
+            )
             watch.lap(Part.DIFFERENTIATE)
             self.uncounted = 0
             yield gradients

@@ -12,6 +12,7 @@ from typing import Self, TypeVar
 import torch
 
 from polyactor.agent.actor import Actor
+from polyactor.agent.fisher import Observer, layers_of
 from polyactor.agent.learner import Learner
 from polyactor.agent.replay_buffer import ReplayBuffer
 from polyactor.agent.replica import Replica
@@ -48,8 +49,8 @@ def precision(config: Config, *, images: bool) -> Precision:
         config: the config of the run.
         images: whether observations are images.
     """
-    fp32 = config.algorithm.moves or config.model.torso_noise or config.model.own.keys() & {"torso", "network"}
-    if not images or fp32:
+    rounded = config.algorithm.moves or config.optimizer.factored or config.model.torso_noise
+    if not images or rounded or config.model.own.keys() & {"torso", "network"}:
         return "fp32"
     if config.precision == "auto":
         return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
@@ -96,7 +97,8 @@ def make_state(config: Config, spec: EnvSpec) -> State:
         memory, alone = bool(model.initial_state(1)), config.scheme.alone(config)
         config.algorithm.fits(config.scheme.columns(config), memory=memory, alone=alone)
     _refuse_small_disk(config, spec, model)
-    state = State.of(model, config.optimizer, config.workers)
+    layers = layers_of(model, spec) if config.optimizer.factored else ()
+    state = State.of(model, config.optimizer, config.workers, layers)
     if config.compile and state.layout.convolutional:
         raise UsageError("--compile is not allowed with a CNN: convolutions would be no faster; it is for vectors")
     return state
@@ -195,6 +197,7 @@ class Parts:
             generator=self._streams(worker, replica.device).learn,
             replay=self.replay(worker, replica.model) if config.algorithm.remembers else None,
             compile=config.compile,
+            observer=Observer.of(replica.model, self.state, config.optimizer, self.counters.changes),
             spend=partial(self.counters.spend, worker),
         )
 

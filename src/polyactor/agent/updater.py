@@ -68,6 +68,7 @@ class Updater:
             norm = float(torch.linalg.vector_norm(dtheta, dtype=torch.float64))
         finite = math.isfinite(norm) and all(map(can_merge, gradients.moments.values()))
         finite = finite and (gradients.step is None or bool(gradients.step.isfinite().all()))
+        finite = finite and all(bool(factor.isfinite().all()) for factor in gradients.factors.values())
         self.rule = self.counters.changes.into("optimizer", self.rule)
         lr = self.rule.lr_at(self.counters.steps / self.total_steps)
         with self.applying:
@@ -75,6 +76,8 @@ class Updater:
             if finite:
                 if self.rule.max_grad_norm is not None:
                     dtheta.mul_(min(1.0, self.rule.max_grad_norm / (norm + 1e-6)))
+                if gradients.factors:
+                    self.rule.observe(self.statistics, gradients.factors)
                 self.rule.step(self.state.theta, dtheta, self.statistics, lr)
                 hit("update.inside")
                 if gradients.step is not None:

@@ -28,6 +28,7 @@ class Gradients:
         steps: environment steps that the update consumes; 0 for a second or later batch of the same rollout.
         moments: new samples of the running statistics, to be merged when the gradient is applied.
         step: ``[θ]`` a change of θ that is added without the optimizer, or None.
+        factors: an estimate of the factors of the Fisher matrix, by the names of K-FAC's statistics; mostly empty.
     """
 
     vector: Tensor
@@ -36,6 +37,7 @@ class Gradients:
     steps: int
     moments: Mapping[str, Moments] = field(default_factory=dict)
     step: Tensor | None = None
+    factors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

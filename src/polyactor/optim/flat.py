@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from polyactor.optim.kfac import Layer
 from polyactor.optim.rules import Rule, Statistics
 
 ALIGNMENT, WORD = 64, 4
@@ -124,20 +125,21 @@ class State:
     statistics: tuple[Statistics, ...] = field(default_factory=tuple)
 
     @classmethod
-    def of(cls, model: nn.Module, rule: Rule, workers: int) -> State:
+    def of(cls, model: nn.Module, rule: Rule, workers: int, layers: Sequence[Layer] = ()) -> State:
         """Make the state of a model, whose parameters and buffers become views of it.
 
         Args:
             model: the model.
             rule: the optimizer, which decides on the statistics.
             workers: the number of workers, for statistics per worker.
+            layers: the layers of the model, for rules that are `factored`.
         """
         layout = Layout.of(model)
         dtype = next(model.parameters()).dtype
         vector = torch.zeros(layout.size, dtype=dtype)
         bind(model, vector)
         sets = 1 if rule.shared else workers
-        return cls(layout, vector, tuple(rule.statistics(vector[: layout.theta]) for _ in range(sets)))
+        return cls(layout, vector, tuple(rule.statistics(vector[: layout.theta], layers) for _ in range(sets)))
 
     @property
     def theta(self) -> Tensor:

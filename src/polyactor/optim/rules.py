@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from polyactor.equations.schedules import anneal
 from polyactor.fields import Allowed
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from polyactor.optim.kfac import Layer
 
 Statistics = dict[str, "Tensor"]
 """The statistics of a rule by name, such as Adam's moments; allocated once, then only changed in place."""
@@ -19,6 +22,9 @@ Statistics = dict[str, "Tensor"]
 @dataclass(frozen=True)
 class Rule:
     """The base of update rules: a learning rate that may be annealed, gradient clipping, and statistics."""
+
+    factored: ClassVar[bool] = False
+    """Whether the statistics include factors of the Fisher matrix, which are estimated from rollouts."""
 
     lr: Annotated[float, Allowed(0)] = 7e-4
     """Learning rate η at the start of the run."""
@@ -33,9 +39,22 @@ class Rule:
         """Return η at this progress of the run in [0, 1]."""
         return anneal(self.lr, self.lr_end, progress)
 
-    def statistics(self, theta: Tensor) -> Statistics:
-        """Allocate the statistics for a vector of parameters ``[θ]``."""
+    def statistics(self, theta: Tensor, layers: Sequence[Layer] = ()) -> Statistics:
+        """Allocate the statistics for a vector of parameters ``[θ]``.
+
+        Args:
+            theta: the parameters.
+            layers: the layers that they belong to, for rules that are `factored`.
+        """
         return {}
+
+    def estimates_at(self, update: int) -> bool:
+        """Return whether the factors are estimated at this update, counted from 0."""
+        return False
+
+    def observe(self, statistics: Statistics, estimate: Mapping[str, Tensor]) -> None:
+        """Average an estimate of the factors, by the names of the statistics, into the statistics in place."""
+        raise NotImplementedError
 
     def step(self, theta: Tensor, grad: Tensor, statistics: Statistics, lr: float) -> None:
         """Update θ ``[θ]`` and the statistics in place by one gradient.
@@ -75,7 +94,7 @@ class RMSprop(Rule):
     square_avg_start: Annotated[float, Allowed(0)] = 1.0
     """g before the first update."""
 
-    def statistics(self, theta: Tensor) -> Statistics:
+    def statistics(self, theta: Tensor, layers: Sequence[Layer] = ()) -> Statistics:
         """Allocate g, ``[θ]``."""
         return {"square_avg": theta.new_full(theta.shape, self.square_avg_start)}
 
@@ -102,7 +121,7 @@ class Adam(Rule):
     amsgrad: bool = False
     """Divide by the largest second moment so far (Reddi et al. 2018)."""
 
-    def statistics(self, theta: Tensor) -> Statistics:
+    def statistics(self, theta: Tensor, layers: Sequence[Layer] = ()) -> Statistics:
         """Allocate m and v ``[θ]``, the step count, and the largest v so far for AMSGrad."""
         statistics = {
             "step": theta.new_zeros(()).double(),
@@ -133,7 +152,3 @@ class Adam(Rule):
             eps=self.eps / math.sqrt(1 - self.beta2**t) if self.eps_hat else self.eps,  # √v + ε̂ = √(1−β₂ᵗ) (√v̂ + ε)
             maximize=False,
         )
-
-
-RULES: dict[str, type[Rule]] = {"sgd": SGD, "rmsprop": RMSprop, "adam": Adam}
-"""The update rules by their names in ``--optimizer``."""

@@ -14,6 +14,7 @@ from polyactor.envs.environment import parsed
 from polyactor.envs.resizing import size_of
 from polyactor.errors import UsageError, in_one_line, one_line
 from polyactor.fields import OneOf, converted, fits, kind, replace_at, walk
+from polyactor.settings.registry import name_of
 
 
 def check(config: Config) -> None:
@@ -69,6 +70,8 @@ def check(config: Config) -> None:
     _refuse_misplaced(config)
     if config.model.noisy != "none":
         _refuse_noise(config)
+    if config.optimizer.factored:
+        _refuse_unfactored(config)
     memory, alone = config.model.core != "none" and config.model.network is None, scheme.alone(config)
     config.algorithm.fits(scheme.columns(config), memory=memory, alone=alone)
 
@@ -115,6 +118,29 @@ def _refuse_noise(config: Config) -> None:
             "--model.noisy-kind independent is not allowed where a batch joins rollouts of several actors or from "
             "replay, each with noise of its own: use factorised"
         )
+
+
+def _refuse_unfactored(config: Config) -> None:
+    """Raise `UsageError` where the optimizer's factors of the Fisher matrix could not be estimated."""
+    flag, algorithm = f"--optimizer {name_of('optimizer', config.optimizer)}", config.algorithm
+    if not config.scheme.single:
+        raise UsageError(
+            f"{flag} is not allowed with --scheme {config.scheme.name}: one process estimates the Fisher matrix of all "
+            "rollouts and steps by its inverse: use --scheme sync, or --optimizer adam"
+        )
+    if algorithm.reuses or algorithm.outputs != ("policy", "value"):
+        raise UsageError(
+            f"{flag} is not allowed with the algorithm {one_line(name_of('algorithm', algorithm))}: the Fisher matrix "
+            "is that of a policy and of V(x), estimated from rollouts that are learned from once: use a2c or vtrace, "
+            "or --optimizer adam"
+        )
+    if config.precision == "bf16":
+        raise UsageError(f"--precision bf16 is not allowed with {flag}, whose factors it would round: use fp32")
+    for setting, value in (("noisy", config.model.noisy), ("norm", config.model.norm)):
+        if value in ("heads", "dense", "weight"):
+            raise UsageError(
+                f"--model.{setting} {value} is not allowed with {flag}, whose factors are of plain layers: use none"
+            )
 
 
 def _refuse_unsendable(config: Config) -> None:

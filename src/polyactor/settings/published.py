@@ -465,6 +465,25 @@ IK_A2C: dict[str, Preset] = {
     }.items()
 }
 
+# Both sources add λ to the product of the factors, by eigenvalues.
+_ACKTR_32x20: Values = {
+    **SIGN, "optimizer": "kfac", "optimizer.inverse": "eigen", "steps": 10_000_000, "envs": 32, "rollout": 20,
+    "atari.life_loss": True,
+}
+
+IK_ACKTR: dict[str, Preset] = {
+    f"{game.lower()}-acktr": Preset(
+        "ACKTR, 32 environments of 20 steps",
+        "acktr",
+        f"{game}NoFrameskip-v4",
+        {**_ACKTR_32x20, "optimizer.cold_updates": 0, "model.torso": "nature-cnn-32"},
+        f"{score} after 10M steps",
+    )
+    for game, score in {
+        "Breakout": "420–470", "Qbert": "17,000", "Seaquest": "1,680", "BeamRider": "4,700",
+    }.items()
+}
+
 # --- openai/baselines -------------------------------------------------------------------------------------------------
 
 OB_ACER: dict[str, Preset] = {
@@ -500,6 +519,20 @@ OB: dict[str, Preset] = {
     }.items()
 }
 
+OB_ACKTR: dict[str, Preset] = {
+    f"{game.lower()}-acktr-baselines": Preset(
+        "ACKTR with a learning rate that ends at 0, 32 environments of 20 steps",
+        "acktr",
+        f"{game}NoFrameskip-v4",
+        {**_ACKTR_32x20, "optimizer.lr_end": 0.0, "model.torso": "nature-cnn"},
+        f"{score} after 10M steps (the end of the mean curve of 6 runs)",
+    )
+    for game, score in {
+        "Enduro": "0", "SpaceInvaders": "850", "Qbert": "14,763", "Seaquest": "1,716", "Pong": "19.9",
+        "BeamRider": "6,111", "Breakout": "441",
+    }.items()
+}
+
 
 def _of(source: str, rows: Mapping[str, Preset]) -> dict[str, Preset]:
     """Return the presets with their source filled in."""
@@ -519,6 +552,6 @@ PUBLISHED: dict[str, Preset] = {
     **_of("ikostrikov/pytorch-a3c", IK_A3C),
     **_of("dgriff777/rl_a3c_pytorch", DG),
     **_of("dgriff777/a3c_continuous", DC),
-    **_of("ikostrikov/pytorch-a2c-ppo-acktr-gail", IK_A2C),
-    **_of("openai/baselines", OB | OB_ACER),
+    **_of("ikostrikov/pytorch-a2c-ppo-acktr-gail", IK_A2C | IK_ACKTR),
+    **_of("openai/baselines", OB | OB_ACER | OB_ACKTR),
 }

@@ -11,7 +11,7 @@ from polyactor.algorithms import ALGORITHMS
 from polyactor.algorithms.base import Algorithm
 from polyactor.errors import UsageError, one_line, suggestion
 from polyactor.files import code
-from polyactor.optim.rules import RULES
+from polyactor.optim import RULES
 from polyactor.schemes import SCHEMES
 
 PARTS: dict[str, Mapping[str, type[Any]]] = {"algorithm": ALGORITHMS, "scheme": SCHEMES, "optimizer": RULES}

@@ -19,6 +19,8 @@ from polyactor.envs import EnvSpec
 from polyactor.equations.kronecker import homogeneous_moment, second_moment
 from polyactor.errors import UsageError
 from polyactor.models.actor_critic import ActorCritic
+from polyactor.models.noisy import NoisyLinear
+from polyactor.models.norms import WeightNormConv2d, WeightNormLinear
 from polyactor.optim.flat import Layout, State
 from polyactor.optim.kfac import Factors, Layer
 from polyactor.optim.rules import Rule
@@ -28,7 +30,7 @@ T, B = 2, 3
 """Steps and environments of the zeros that a model is tried on, to see which layers compute row by row."""
 MOST_IMAGES = 64
 """Most rows, evenly spread, that the factors of a convolution are estimated from: each has hundreds of places."""
-COMPUTED: tuple[type[nn.Module], ...] = ()
+COMPUTED: tuple[type[nn.Module], ...] = (NoisyLinear, WeightNormLinear, WeightNormConv2d)
 """Classes of layers that compute their weights from other parameters."""
 LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, *COMPUTED)
 """Classes of layers that have weights."""

@@ -136,11 +136,6 @@ def _refuse_unfactored(config: Config) -> None:
         )
     if config.precision == "bf16":
         raise UsageError(f"--precision bf16 is not allowed with {flag}, whose factors it would round: use fp32")
-    for setting, value in (("noisy", config.model.noisy), ("norm", config.model.norm)):
-        if value in ("heads", "dense", "weight"):
-            raise UsageError(
-                f"--model.{setting} {value} is not allowed with {flag}, whose factors are of plain layers: use none"
-            )
 
 
 def _refuse_unsendable(config: Config) -> None:

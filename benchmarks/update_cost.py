@@ -1,4 +1,4 @@
-"""Seconds of one update of ACKTR beside one of A2C, on Pong with the same network and the same T · B.
+"""CPU seconds of one update of ACKTR beside one of A2C, on Pong with the same network and the same T · B.
 
 An update differentiates a rollout and applies the gradient. Both learn again and again from one rollout each, in turns,
 so that whatever else the machine does slows both. ACKTR's blocks have as many updates as lie between two inverses.
@@ -38,13 +38,13 @@ class Side:
     rollout: Rollout
 
     def seconds(self, updates: int) -> float:
-        """Return the mean seconds of so many updates."""
-        start = time.perf_counter()
+        """Return the mean CPU seconds of so many updates, which other processes change little."""
+        start = time.process_time()
         for _ in range(updates):
             self.learner.replica.version = self.updater.counters.version  # θ' stays, and so does the memo of it
             for gradients in self.learner.gradients(self.rollout):
                 self.updater.apply(gradients)
-        return (time.perf_counter() - start) / updates
+        return (time.process_time() - start) / updates
 
 
 def side(method: str, torso: str, envs: int, every: int) -> Side:

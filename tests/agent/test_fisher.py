@@ -80,8 +80,8 @@ def test_of_a_batch_of_one_it_is_the_outer_product_of_the_gradient(name: str, ma
 
 
 def test_fake_rows_count_for_nothing(make_rollout: MakeRollout) -> None:
-    model, layers = made(actions=spaces.Discrete(4))
-    rollout = make_rollout(8, 4, dtype=torch.float32, end=0.4)
+    model, layers = made()
+    rollout = make_rollout(8, 4, actions=TWO, dtype=torch.float32, end=0.4)
     assert 0 < rollout.steps < 32
     before = estimate(model, layers, rollout, seeded())
     seen = rollout.observation.clone()
@@ -93,6 +93,9 @@ def test_fake_rows_count_for_nothing(make_rollout: MakeRollout) -> None:
     np.testing.assert_allclose(before["inputs.trunk.torso.1"], ones.T @ ones / rollout.steps, rtol=1e-4, atol=1e-6)
     for name, factor in before.items():
         np.testing.assert_allclose(after[name], factor, rtol=1e-4, atol=1e-6)
+    noise = torch.empty(8, 4, 2).normal_(generator=seeded())[~rollout.is_first[1:]]
+    scores = (noise**2 - 1).sum(0)  # Σ ∂ log π/∂ log σ over real rows
+    np.testing.assert_allclose(before["diagonal.policy.log_std"], scores**2 / rollout.steps, rtol=1e-4)
 
 
 def test_without_a_real_row_there_is_no_estimate(make_rollout: MakeRollout) -> None:

@@ -18,6 +18,7 @@ from polyactor import transport
 from polyactor.agent.learner import Learner
 from polyactor.algorithms import ACER
 from polyactor.algorithms.acer.acer import Region
+from polyactor.algorithms.acer.critics import with_noise
 from polyactor.envs import make_envs
 from polyactor.errors import UsageError
 from polyactor.evaluation.evaluate import play
@@ -87,7 +88,7 @@ def test_learning_and_replaying_say_of_actions_what_acting_said(kind: str, acted
         again = model.distribution(model.unroll(x).policy[:-1]).log_prob(x.action)
         torch.testing.assert_close(again, x.behavior_log_prob, rtol=0, atol=1e-5)
         assert x.behavior_params is not None
-    batch = ACER().with_noise(model, x, torch.Generator())
+    batch = with_noise(model, x, ACER().dueling_samples, torch.Generator())
     pi = model.distribution(x.behavior_params)
     assert batch.targets["noise"].shape == (6, *x.reward.shape, pi.noise)  # type: ignore[attr-defined]
     actor.close()

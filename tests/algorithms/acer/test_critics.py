@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from polyactor.algorithms import ACER
-from polyactor.algorithms.acer.critics import Retrace
+from polyactor.algorithms.acer.critics import Retrace, with_noise
 from polyactor.algorithms.acer.trust_regions import by_statistics
 from polyactor.data import Batch, Distribution, Outputs, Rollout
 from polyactor.models.action_space import action_spec
@@ -116,7 +116,9 @@ def test_actions_far_from_the_policy_stay_finite(make_rollout: MakeRollout, far:
     x = x.replace(observation=torch.zeros(x.observation.shape), behavior_params=mu, action=x.action.float() + far)
     x = x.replace(reward=x.reward.float())
     acer = ACER()
-    loss, metrics = acer.loss(model, acer.with_noise(model, x, torch.Generator().manual_seed(0)), model.average)
+    loss, metrics = acer.loss(
+        model, with_noise(model, x, acer.dueling_samples, torch.Generator().manual_seed(0)), model.average
+    )
     gradients = torch.autograd.grad(loss, tuple(model.parameters()), allow_unused=True)
     assert loss.isfinite()
     assert all(value.isfinite() for value in metrics.values())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from polyactor import transport
 from polyactor.algorithms import ACER
+from polyactor.algorithms.acer.critics import with_noise
 from polyactor.config import Config
 from polyactor.data import Batch, Rollout
 from polyactor.equations import trust_region
@@ -72,7 +73,7 @@ def test_a_step_stays_in_its_region_and_the_rest_is_the_critics(
     x, model = made(make_rollout, space, **({"core": "lstm", "core_size": 8} if kind == "lstm" else {}))
     acer = ACER(trust_region=region, delta=0.02, entropy_coef=0.01)
     theta, generator = tuple(model.parameters()), torch.Generator().manual_seed(0)
-    batch, average = acer.with_noise(model, x, generator), model.average
+    batch, average = with_noise(model, x, acer.dueling_samples, generator), model.average
     assert average is not None
     old = model.distribution(model.unroll(x).policy[:-1].detach())
     near = old if region == "natural" else average.distribution(average.unroll(x).policy[:-1].detach())

@@ -6,16 +6,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from polyactor.algorithms.acer import trust_regions
-from polyactor.algorithms.acer.critics import (
-    Critic,
-    DiscreteCritic,
-    DuelingCritic,
-    Estimate,
-    Policy,
-    Retrace,
-    WithNumbers,
-)
+from polyactor.algorithms.acer import critics, trust_regions
+from polyactor.algorithms.acer.critics import Critic, DiscreteCritic, DuelingCritic, Estimate, Policy, Retrace
 from polyactor.algorithms.base import Algorithm, Differentiate, Model, Replay
 from polyactor.data import Batch, Direction, Metrics, Outputs, Rollout
 from polyactor.equations import losses, trust_region
@@ -164,7 +156,7 @@ class ACER(Algorithm):
         """Yield the fresh rollout, then n ~ Poisson(replay ratio) batches that are sampled from the replay buffer."""
         columns = rollout.reward.shape[1]
         if self.on_policy:
-            yield self.with_noise(model, rollout, generator)
+            yield critics.with_noise(model, rollout, self.dueling_samples, generator)
         if replay is None or replay.steps < max(1, columns * (self.replay_window or 0)):
             return
         if replay.steps < self.replay_start and not replay.full:
@@ -172,17 +164,7 @@ class ACER(Algorithm):
         rate = rollout.reward.new_tensor(self.replay_ratio)
         for _ in range(int(_poisson(rate, generator))):
             replayed = replay.sample(self.replay_batch or columns, generator, self.replay_window)
-            yield self.with_noise(model, replayed, generator)
-
-    def with_noise(self, model: Model, rollout: Rollout, generator: torch.Generator) -> Batch:
-        """Make a batch of a rollout; for a Box of actions draw the noise of a'_t and of n actions u_t for every row."""
-        if not rollout.action.is_floating_point():
-            return Batch(rollout)
-        assert rollout.behavior_params is not None
-        mu_t = model.distribution(rollout.behavior_params)
-        assert isinstance(mu_t, WithNumbers)
-        shape = (1 + self.dueling_samples, *rollout.reward.shape, mu_t.noise)
-        return Batch(rollout, {"noise": rollout.action.new_empty(shape).normal_(generator=generator)})
+            yield critics.with_noise(model, replayed, self.dueling_samples, generator)
 
     def critic(self, out: Outputs) -> Critic:
         """Return the critic for these outputs: Q of each discrete action, or a dueling network for a Box."""

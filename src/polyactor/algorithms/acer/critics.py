@@ -13,6 +13,7 @@ from polyactor.equations.bounded import Beta
 from polyactor.equations.distributions import Categorical, Gaussian, Mixed, MultiCategorical, Probabilities
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Policy = Distribution | Probabilities
@@ -112,6 +113,17 @@ class DiscreteCritic:
             pi.log_p[:-1], log_rho_t, a_t, q[:-1], q_ret_t, v[:-1], self.retrace.truncation
         )
         return Estimate(rho_t, 0.5 * losses.squared_error(q_taken_t, q_ret_t), weight_t, _log_probs)
+
+
+def with_noise(model: Model, rollout: Rollout, samples: int, generator: torch.Generator) -> Batch:
+    """Make a batch of a rollout; where actions have numbers, draw the noise of a'_t and of `samples` actions u_t."""
+    if not rollout.action.is_floating_point():
+        return Batch(rollout)
+    assert rollout.behavior_params is not None
+    mu_t = model.distribution(rollout.behavior_params)
+    assert isinstance(mu_t, WithNumbers)
+    shape = (1 + samples, *rollout.reward.shape, mu_t.noise)
+    return Batch(rollout, {"noise": rollout.action.new_empty(shape).normal_(generator=generator)})
 
 
 @dataclass(frozen=True)

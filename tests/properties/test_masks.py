@@ -324,7 +324,6 @@ def test_a_policy_takes_a_mask_in_every_form(form: Any) -> None:
         for deterministic in (True, False):
             mask = form([int(each == legal) for each in range(5)])
             assert policy.act(x, deterministic=deterministic, action_mask=mask) == legal
-    policy.act(x)
 
 
 @pytest.mark.parametrize(

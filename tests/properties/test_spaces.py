@@ -164,7 +164,9 @@ def rendered(results: Sequence[Result]) -> str:
     run = "All" if len(results) == len(ALL) else f"{len(results)} of the"
     by_space = {acted: [least(acted=acted, observed=observed) for observed in OBSERVATIONS] for acted in ACTIONS}
     by_core = {core: [least(core=core, algorithm=algorithm) for algorithm in ALGORITHMS] for core in CORES}
-    lines = [f"{run} {len(ALL)} combinations were run, each once.", *rows("actions", list(OBSERVATIONS), by_space)]
+    below = ", ".join(f"`{name_of(each.cell)}`" for each in results if each.share < ENOUGH)
+    said = f"{run} {len(ALL)} combinations were run, each once." + f" Below {ENOUGH} stayed {below}." * bool(below)
+    lines = [said, *rows("actions", list(OBSERVATIONS), by_space)]
     return "\n".join([*lines, *rows("core", list(ALGORITHMS), by_core)]) + "\n"
 
 

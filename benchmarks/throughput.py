@@ -22,6 +22,7 @@ from pathlib import Path
 
 from polyactor.algorithms import ALGORITHMS
 from polyactor.config import Config
+from polyactor.envs import env_spec
 from polyactor.report.speed import environments_alone, training_rate
 from polyactor.schemes import SCHEMES
 from polyactor.settings.check import check
@@ -55,7 +56,7 @@ def main() -> None:
             config = config_of(*cell)
             if i % len(SCHEMES) == 0:  # it takes longest to start
                 emulator = environments_alone(config, WORKERS, options.seconds)
-            rate = training_rate(config, options.seconds).rate
+            rate = training_rate(config, env_spec(config.environment, atari=config.atari), options.seconds).rate
             rates[cell].append(rate)
             ratios[cell].append(rate / emulator)
             print(f"round {number + 1}  {' '.join(cell):<48}{rate:>8,.0f} steps/s", file=sys.stderr, flush=True)

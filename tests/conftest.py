@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,17 @@ def _other_sums(request: pytest.FixtureRequest) -> Iterator[None]:
             disturb()
             disturb_workers(monkeypatch)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """No test leaves a signal to another handler: whether Ctrl-C raises is what later tests depend on."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    left = {number: signal.getsignal(number) for number in before}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert left == before
 
 
 @pytest.fixture(scope="session")

@@ -542,13 +542,22 @@ def test_a_path_of_this_user_and_a_preset_as_a_path(tmp_path: Path, monkeypatch:
     assert api.configured(Path("a2c"), "polyactor/Chain-v0", {}, {}, Specs()) == config  # type: ignore[arg-type]
 
 
-def test_idle_threads_of_torch_sleep_as_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_threads_of_torch_sleep_in_a_run_and_the_environment_is_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """They are told so before torch is loaded, which reads it only once."""
-    for before, after in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        monkeypatch.setenv("OMP_WAIT_POLICY", "")  # put back at the end
-        monkeypatch.delenv("OMP_WAIT_POLICY")
-        if before:
-            monkeypatch.setenv("OMP_WAIT_POLICY", before)
-        with pytest.raises(UsageError, match="did you mean"):
-            pa.train("a3d", env="CartPole-v1")
-        assert os.environ["OMP_WAIT_POLICY"] == after
+    seen: list[str | None] = []
+
+    def refuse(*_: object) -> Config:
+        seen.append(os.environ.get("OMP_WAIT_POLICY"))
+        raise UsageError("seen")
+
+    monkeypatch.setattr(api, "configured", refuse)
+    for before, inside in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.setenv("OMP_WAIT_POLICY", before or "")  # put back at the end
+        if before is None:
+            monkeypatch.delenv("OMP_WAIT_POLICY")
+        with pytest.raises(UsageError, match="seen"):
+            pa.train("a2c", env="CartPole-v1")
+        assert seen.pop() == inside
+        assert os.environ.get("OMP_WAIT_POLICY") == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from polyactor.settings.serialize import SECTIONS, refuse_unwritable
 from polyactor.storage.run_directory import run_directory
 from polyactor.system.descriptors import require_descriptors
 from polyactor.system.forkserver import start_forkserver
-from polyactor.system.process_state import kept_streams, kept_switches
+from polyactor.system.process_state import kept_streams, kept_switches, sleeping_threads
 from polyactor.system.script import refuse_run
 from polyactor.system.streams import occupy_descriptors
 from polyactor.training.callbacks import made, names
@@ -43,6 +42,7 @@ NAMED = {"model": "torso"}
 """Sections of one class for which a name may stand, and the field that the name sets."""
 
 
+@sleeping_threads()
 @kept_streams()
 def train(
     preset: str | Config = "a3c",
@@ -93,7 +93,6 @@ def train(
         PolyactorError: any other error that kept the run from starting, or stopped it.
     """
     refuse_run()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; once torch is loaded it is too late
     look = Specs(seconds) if isinstance(seconds := values.get("env_timeout"), float | int) and seconds > 0 else Specs()
     auto = [name for name in AUTO if isinstance(values.get(name), str) and values[name] == "auto"]
     values = {name: value for name, value in values.items() if name not in auto}

@@ -28,6 +28,22 @@ GUARDED = tuple(
 """Signals by which a run is stopped, its workers are ended and its environments interrupted."""
 
 
+@contextmanager
+def sleeping_threads() -> Iterator[None]:
+    """Let idle threads of torch sleep where it is imported inside, here and in new processes, unless told otherwise.
+
+    A thread that spins for the next pass has the core that an emulator needs.
+    """
+    name = "OMP_WAIT_POLICY"
+    given = name in os.environ
+    os.environ.setdefault(name, "PASSIVE")
+    try:
+        yield
+    finally:
+        if not given:
+            os.environ.pop(name, None)
+
+
 class Handlers:
     """The handlers of `GUARDED` as they are now, which `put_back` installs again.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,6 +70,55 @@ def likeness(space: spaces.Space[Any], action: Any, target: Any) -> float:
         else:
             shares += np.ravel(np.asarray(a) == np.asarray(x)).astype(float).tolist()
     return float(np.mean(shares))
+
+
+IDENTITIES: dict[str, spaces.Space[Any]] = {
+    "discrete": spaces.Discrete(5, start=-1),
+    "multidiscrete": spaces.MultiDiscrete([3, 4], start=[1, 2]),
+    "multibinary": spaces.MultiBinary(3),
+    "box": spaces.Box(-1, 1, (1,), np.float32),
+    "wide": spaces.Box(-3, 5, (2,), np.float64),
+    "dict": spaces.Dict(
+        {
+            "one": spaces.Discrete(3),
+            "two": spaces.MultiDiscrete([2, 3]),
+            "three": spaces.MultiBinary(2),
+            "four": spaces.Box(-1, 1, (1,), np.float32),
+        }
+    ),
+}
+"""Spaces of `Identity`, by name."""
+
+
+class Identity(gymnasium.Env[Any, Any]):
+    """Each step shows a value of a space, drawn evenly, and asks for the same value as the action.
+
+    Where actions are choices alone a step pays 1 for all of them right and nothing otherwise; where they have numbers
+    it pays `likeness`. The best return is `length`.
+
+    Args:
+        kind: name of the space in `IDENTITIES`.
+    """
+
+    length = 32
+
+    def __init__(self, kind: str) -> None:
+        self.observation_space = self.action_space = copy.deepcopy(IDENTITIES[kind])
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.action_space.seed(seed)
+        self.steps, self.shown = 0, self.action_space.sample()
+        return self.shown, {}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action), repr(action)
+        alike = likeness(self.action_space, action, self.shown)
+        numbers = any(isinstance(part, spaces.Box) for part, _ in parts(self.action_space, action))
+        reward = alike if numbers else float(alike == 1)
+        self.steps, self.shown = self.steps + 1, self.action_space.sample()
+        return self.shown, reward, self.steps == self.length, False, {}
 
 
 class Matching(gymnasium.Env[Any, Any]):

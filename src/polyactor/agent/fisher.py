@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import unfold
+from torch.nn.functional import pad
 
 from polyactor.agent.rollout_row import row_of
 from polyactor.data import Rollout
@@ -168,13 +168,24 @@ def factors(module: nn.Module, a: Tensor, g: Tensor, mask_t: Tensor) -> tuple[Te
     rows = mask_t.flatten().nonzero().squeeze(1)
     if isinstance(module, nn.Conv2d):
         rows = rows[:: -(-len(rows) // MOST_IMAGES)]
-        sizes = module.kernel_size, module.dilation, cast("tuple[int, ...]", module.padding), module.stride
-        a_n, g_n = unfold(a[rows], *sizes).transpose(1, 2), g[rows].flatten(2).transpose(1, 2)
+        a_n, g_n = _patches(module, a[rows]), g[rows].flatten(2).transpose(1, 2)
     else:
         a_n, g_n = (x.reshape(mask_t.numel(), -1, x.shape[-1])[rows] for x in (a, g))
     n, places = a_n.shape[:2]  # a_n is [n, I, inputs], g_n is [n, I, outputs]
     a_moment = (second_moment if module.bias is None else homogeneous_moment)(a_n.flatten(0, 1))
-    return a_moment / n, second_moment(g_n.flatten(0, 1)) / (n * places)
+    return a_moment.div_(n), second_moment(g_n.flatten(0, 1)).div_(n * places)
+
+
+def _patches(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Return what a convolution reads at each of the I places of images ``[N, C, H, W]``, ``[N, I, inputs]``.
+
+    So each place is copied in one piece, where `unfold` of torch.nn.functional puts the places last.
+    """
+    height, width = cast("tuple[int, int]", conv.padding)
+    x = pad(x, (width, width, height, height))
+    for axis, size, apart, stride in zip((2, 3), conv.kernel_size, conv.dilation, conv.stride, strict=True):
+        x = x.unfold(axis, apart * (size - 1) + 1, stride)[..., ::apart]
+    return x.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 
 
 def _by_rows(module: nn.Module, shape: tuple[int, ...]) -> bool:

@@ -30,6 +30,8 @@ T, B = 2, 3
 """Steps and environments of the zeros that a model is tried on, to see which layers compute row by row."""
 MOST_IMAGES = 64
 """Most rows, evenly spread, that the factors of a convolution are estimated from: each has hundreds of places."""
+MOST_ROWS = 320
+"""Most rows of images, in columns evenly spread, that an estimate is made from: sampled targets vary it more."""
 COMPUTED: tuple[type[nn.Module], ...] = (NoisyLinear, WeightNormLinear, WeightNormConv2d)
 """Classes of layers that compute their weights from other parameters."""
 LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, *COMPUTED)
@@ -109,7 +111,7 @@ class Observer:
 def estimate(
     model: ActorCritic, layers: Sequence[Layer], rollout: Rollout, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Estimate the Fisher matrix of p(a, v|x) = π(a|x) N(v; V(x), 1) over the real rows of a rollout.
+    """Estimate the Fisher matrix of p(a, v|x) = π(a|x) N(v; V(x), 1) over the real rows of a rollout, or part of it.
 
     Targets are sampled from the model (Wu et al. 2017, §3.1); actions that an older policy chose would be none of its.
 
@@ -124,6 +126,8 @@ def estimate(
         applied at (Grosse & Martens 2016, §3), or 1. For each other parameter (Σ ∂ log p)²/N over the N real rows:
         the terms are independent with mean 0, so the expectation is that of ⟨(∂ log p)²⟩. Nothing where no row is real.
     """
+    if model.image:
+        rollout = rollout.columns(slice(None, None, -(-rollout.reward.numel() // MOST_ROWS)))
     mask_t = rollout.mask
     n = mask_t.sum()
     if not n:

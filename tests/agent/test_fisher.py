@@ -144,6 +144,20 @@ def test_many_images_are_thinned_out_evenly() -> None:
     assert a.tolist() == [[1.0, 1.0], [1.0, 1.0]]
 
 
+def test_of_many_rows_of_images_columns_are_taken_evenly(
+    make_rollout: MakeRollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polyactor.agent.fisher.MOST_ROWS", 6)
+    images = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+    model, layers = made(images, ACTIONS["choice"], torso="a3c-cnn")
+    pixels = torch.randint(256, (4, 4, *images.shape), dtype=torch.uint8, generator=seeded())
+    rollout = make_rollout(3, 4, dtype=torch.float32).replace(observation=pixels)
+    found, half = (estimate(model, layers, each, seeded()) for each in (rollout, rollout.columns(slice(0, None, 2))))
+    assert all(torch.equal(found[name], half[name]) for name in found)
+    monkeypatch.undo()
+    assert not torch.equal(estimate(model, layers, rollout, seeded())["inputs.value"], found["inputs.value"])
+
+
 def test_a_dense_layer_may_have_several_places_of_a_row() -> None:
     dense = nn.Linear(3, 2)
     x, g = torch.randn(2, 3, 4, 3), torch.randn(2, 3, 4, 2)

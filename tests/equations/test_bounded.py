@@ -246,17 +246,6 @@ def test_float32_loses_no_digits_of_sharp_policies() -> None:
 
 
 @pytest.mark.parametrize("kind", ["beta", "squashed"])
-def test_sampling_takes_its_generator_and_never_the_global_one(kind: Any) -> None:
-    pi = action_spec(spaces.Box(-1, 1, (3,)), kind=kind).distribution(torch.randn(5, 6, 6, generator=generator()))
-    before = torch.get_rng_state()
-    stream = generator(1)
-    first, second = pi.sample(stream), pi.sample(stream)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(pi.sample(generator(1)), first)
-    assert not torch.equal(first, second)
-
-
-@pytest.mark.parametrize("kind", ["beta", "squashed"])
 def test_choices_beside_numbers(kind: Any) -> None:
     """What is independent adds up; tanh is of numbers alone, and the critic sees what is sent."""
     box = spaces.Box(-1, 1, (2,))

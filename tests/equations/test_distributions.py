@@ -14,7 +14,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from polyactor.equations.distributions import Categorical, Gaussian, MultiCategorical
-from polyactor.models.action_space import action_spec
+from polyactor.models.action_space import ActionSpec, action_spec
 
 
 def double(x: Any) -> Tensor:
@@ -70,11 +70,13 @@ def test_gaussian_extremes_are_finite(log_std: float) -> None:
 
 
 SPACES = [spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.Box(-1, 1, (3,))]
+SPECS = {type(space).__name__: action_spec(space) for space in SPACES} | {
+    kind: action_spec(spaces.Box(-1, 1, (3,)), kind=kind) for kind in ("beta", "squashed")
+}
 
 
-@pytest.mark.parametrize("space", SPACES, ids=type)
-def test_sampling_takes_its_generator_and_never_the_global_one(space: spaces.Space[Any]) -> None:
-    spec = action_spec(space)
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_sampling_takes_its_generator_and_never_the_global_one(spec: ActionSpec) -> None:
     pi = spec.distribution(torch.randn(5, 6, spec.params, generator=generator()))
     before = torch.get_rng_state()
     stream = generator(1)
@@ -85,11 +87,10 @@ def test_sampling_takes_its_generator_and_never_the_global_one(space: spaces.Spa
     assert not torch.equal(pi.sample(generator(2)), first)
 
 
-@pytest.mark.parametrize("space", SPACES, ids=type)
-def test_shapes(space: spaces.Space[Any]) -> None:
-    spec = action_spec(space)
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_shapes(spec: ActionSpec) -> None:
     for lead in [(), (7,), (5, 2)]:
-        if not lead and not isinstance(space, spaces.Box):
+        if not lead and not spec.dims:
             continue  # an actor always has a batch
         pi = spec.distribution(torch.zeros(*lead, spec.params))
         action = pi.sample(generator())

@@ -171,6 +171,8 @@ REFUSED = {
     f"acktr {TRAIN} --scheme hogwild": "use --scheme sync, or --optimizer adam",
     f"ppo {TRAIN} --optimizer kfac": "--optimizer kfac is not allowed with the algorithm ppo: the Fisher matrix",
     f"acer {TRAIN} --scheme sync --optimizer kfac": "use a2c or vtrace, or --optimizer adam",
+    f"acktr {TRAIN} --model.noisy heads": "--model.noisy heads is not allowed with --optimizer kfac: the Fisher matrix",
+    f"acktr {TRAIN} --model.norm weight": "--model.norm weight is not allowed with --optimizer kfac: the Fisher matrix",
     f"acktr {TRAIN} --precision bf16": "--precision bf16 is not allowed with --optimizer kfac, whose factors it would",
     f"ppo {TRAIN} --model.core lstm --envs 2": "--algorithm.minibatches 4 is not allowed: with memory",
 }

@@ -101,8 +101,12 @@ def name_of(cell: Cell) -> str:
 def test_an_update_changes_theta_and_keeps_it_finite(cell: Cell) -> None:
     kind = list(SCHEMES.values())[FEW.index(cell) % len(SCHEMES)]
     scheme = kind(threads=1) if kind.single else kind()  # else all cores, for images
-    config = replace(cell.config(scheme=scheme, workers=1, steps=3 * LENGTH * 4), envs=4)
-    parts = fresh(config)
+    updates(cell.config(scheme=scheme, workers=1, steps=3 * LENGTH * 4))
+
+
+def updates(config: Config) -> None:
+    """Assert that a run changes θ and keeps it finite; the environment asserts that each action is one of its space."""
+    parts = fresh(replace(config, envs=4))
     before = parts.state.vector.clone()
     for _ in transport.run(parts):
         pass

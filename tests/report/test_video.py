@@ -110,6 +110,25 @@ def test_a_picture_has_a_deadline(tmp_path: Path) -> None:
         record(config, dict(policy.model.state_dict()), tmp_path / "film.mp4", seed=0)
 
 
+class Fatal(Painted):
+    def render(self) -> Any:
+        if self.steps:  # the first only fails, as MuJoCo's does without a display
+            os.abort()
+        raise RuntimeError("no display")
+
+
+@pytest.mark.fault("S1")
+def test_a_picture_that_ends_its_process_costs_the_film_and_not_the_run(tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    run = train(tmp_path / "run", env=Fatal, steps=100)
+    assert run.status == "done"
+    (skipped,) = events(run.path, "video_skipped")
+    assert skipped["reason"].startswith("Fatal cannot draw itself: its first picture ends the ")
+    assert "by SIGABRT; " in skipped["reason"]
+    assert "MUJOCO_GL=egl" in skipped["reason"]
+    assert not (run.path / "replay.mp4").exists()
+
+
 class Endlessly(Endless):
     """A continuing task that draws itself."""
 

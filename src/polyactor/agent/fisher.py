@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import unfold
+from torch.nn.functional import pad
 
 from polyactor.agent.rollout_row import row_of
 from polyactor.data import Rollout
@@ -30,6 +30,8 @@ T, B = 2, 3
 """Steps and environments of the zeros that a model is tried on, to see which layers compute row by row."""
 MOST_IMAGES = 64
 """Most rows, evenly spread, that the factors of a convolution are estimated from: each has hundreds of places."""
+MOST_ROWS = 320
+"""Most rows of images, in columns evenly spread, that an estimate is made from: sampled targets vary it more."""
 COMPUTED: tuple[type[nn.Module], ...] = (NoisyLinear, WeightNormLinear, WeightNormConv2d)
 """Classes of layers that compute their weights from other parameters."""
 LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, *COMPUTED)
@@ -109,7 +111,7 @@ class Observer:
 def estimate(
     model: ActorCritic, layers: Sequence[Layer], rollout: Rollout, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Estimate the Fisher matrix of p(a, v|x) = π(a|x) N(v; V(x), 1) over the real rows of a rollout.
+    """Estimate the Fisher matrix of p(a, v|x) = π(a|x) N(v; V(x), 1) over the real rows of a rollout, or part of it.
 
     Targets are sampled from the model (Wu et al. 2017, §3.1); actions that an older policy chose would be none of its.
 
@@ -124,6 +126,8 @@ def estimate(
         applied at (Grosse & Martens 2016, §3), or 1. For each other parameter (Σ ∂ log p)²/N over the N real rows:
         the terms are independent with mean 0, so the expectation is that of ⟨(∂ log p)²⟩. Nothing where no row is real.
     """
+    if model.image:
+        rollout = rollout.columns(slice(None, None, -(-rollout.reward.numel() // MOST_ROWS)))
     mask_t = rollout.mask
     n = mask_t.sum()
     if not n:
@@ -168,13 +172,24 @@ def factors(module: nn.Module, a: Tensor, g: Tensor, mask_t: Tensor) -> tuple[Te
     rows = mask_t.flatten().nonzero().squeeze(1)
     if isinstance(module, nn.Conv2d):
         rows = rows[:: -(-len(rows) // MOST_IMAGES)]
-        sizes = module.kernel_size, module.dilation, cast("tuple[int, ...]", module.padding), module.stride
-        a_n, g_n = unfold(a[rows], *sizes).transpose(1, 2), g[rows].flatten(2).transpose(1, 2)
+        a_n, g_n = _patches(module, a[rows]), g[rows].flatten(2).transpose(1, 2)
     else:
         a_n, g_n = (x.reshape(mask_t.numel(), -1, x.shape[-1])[rows] for x in (a, g))
     n, places = a_n.shape[:2]  # a_n is [n, I, inputs], g_n is [n, I, outputs]
     a_moment = (second_moment if module.bias is None else homogeneous_moment)(a_n.flatten(0, 1))
-    return a_moment / n, second_moment(g_n.flatten(0, 1)) / (n * places)
+    return a_moment.div_(n), second_moment(g_n.flatten(0, 1)).div_(n * places)
+
+
+def _patches(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Return what a convolution reads at each of the I places of images ``[N, C, H, W]``, ``[N, I, inputs]``.
+
+    So each place is copied in one piece, where `unfold` of torch.nn.functional puts the places last.
+    """
+    height, width = cast("tuple[int, int]", conv.padding)
+    x = pad(x, (width, width, height, height))
+    for axis, size, apart, stride in zip((2, 3), conv.kernel_size, conv.dilation, conv.stride, strict=True):
+        x = x.unfold(axis, apart * (size - 1) + 1, stride)[..., ::apart]
+    return x.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 
 
 def _by_rows(module: nn.Module, shape: tuple[int, ...]) -> bool:

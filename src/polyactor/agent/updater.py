@@ -68,7 +68,7 @@ class Updater:
             norm = float(torch.linalg.vector_norm(dtheta, dtype=torch.float64))
         finite = math.isfinite(norm) and all(map(can_merge, gradients.moments.values()))
         finite = finite and (gradients.step is None or bool(gradients.step.isfinite().all()))
-        finite = finite and all(bool(factor.isfinite().all()) for factor in gradients.factors.values())
+        finite = finite and all(math.isfinite(factor.sum()) for factor in gradients.factors.values())
         self.rule = self.counters.changes.into("optimizer", self.rule)
         lr = self.rule.lr_at(self.counters.steps / self.total_steps)
         with self.applying:

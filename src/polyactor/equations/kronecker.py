@@ -17,19 +17,30 @@ if TYPE_CHECKING:
 
 SMALLEST = 1e-12
 """Traces are taken to be at least this, so that a layer that no gradient reaches has a finite π."""
+BLOCK = 256
+"""Columns of the blocks that products of a matrix with itself are computed in."""
 
 
 def second_moment(x: Tensor) -> Tensor:
     """Σ_n x_n x_nᵀ of rows ``[N, D]``, ``[D, D]``."""
-    return x.T @ x
+    return _write_moment(x, x.new_empty((x.shape[1], x.shape[1])))
 
 
 def homogeneous_moment(x: Tensor) -> Tensor:
     """Σ_n x̄_n x̄_nᵀ of rows ``[N, D]`` with a 1 appended, ``[D+1, D+1]``."""
     moment = x.new_empty((x.shape[1] + 1, x.shape[1] + 1))
-    moment[:-1, :-1] = second_moment(x)
+    _write_moment(x, moment[:-1, :-1])
     moment[-1, :-1] = moment[:-1, -1] = x.sum(0)
     moment[-1, -1] = len(x)
+    return moment
+
+
+def _write_moment(x: Tensor, moment: Tensor) -> Tensor:
+    """Write Σ_n x_n x_nᵀ to a matrix: the blocks from the diagonal to the right; those below are their transposes."""
+    for i in range(0, len(moment), BLOCK):
+        j = i + BLOCK
+        moment[i:j, i:] = x[:, i:j].T @ x[:, i:]
+        moment[j:, i:j] = moment[i:j, j:].T
     return moment
 
 
@@ -51,13 +62,13 @@ def damped_inverses(a: Tensor, g: Tensor, damping: float) -> tuple[Tensor, Tenso
 
 
 def _inverse(factor: Tensor, damping: Tensor) -> Tensor:
-    """(factor + damping I)⁻¹ by Cholesky's decomposition in float64."""
+    """(factor + damping I)⁻¹ by Cholesky's decomposition in float64, which needs less of a damping than float32."""
     from torch.linalg import cholesky
 
     damped = factor.double().clone()
     damped.diagonal().add_(damping)
-    inverse: Tensor = cholesky(damped).cholesky_inverse()
-    return inverse.to(factor.dtype)
+    inverse: Tensor = cholesky(damped).to(factor.dtype).cholesky_inverse()
+    return inverse
 
 
 def eigen(a: Tensor, g: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:

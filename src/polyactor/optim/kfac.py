@@ -172,7 +172,7 @@ class KFAC(Rule):
                 v = kronecker.by_eigen(v, *self._inverses(layer, statistics))
             else:
                 inverse_a, inverse_g = self._inverses(layer, statistics)
-                v = (inverse_a @ (inverse_g @ v).T).T  # for widths that are odd, faster than from the right
+                v = (inverse_a @ v.T @ inverse_g).T  # for widths that are odd, faster than from the right
             layer.put(v, natural)
         return natural
 

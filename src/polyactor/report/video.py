@@ -21,7 +21,7 @@ from torch import Tensor
 from polyactor.agent.streams import EVALUATION_STREAM, Streams
 from polyactor.config import Config
 from polyactor.data import leaves, map_tree
-from polyactor.envs import EnvSpec, name_of
+from polyactor.envs import EnvSpec, is_atari, make_envs, name_of
 from polyactor.envs.answers import FAILURES
 from polyactor.errors import EnvironmentUnsupported, one_line
 from polyactor.evaluation.evaluate import fresh_envs, limits
@@ -33,6 +33,7 @@ from polyactor.system.deadline import Unanswered
 from polyactor.system.machine import torch_threads
 from polyactor.system.notices import Doing, Say, unsaid
 from polyactor.system.process_state import environment_variables
+from polyactor.system.trial import fate
 
 MIN_SIZE, MAX_SIZE = 320, 4096
 """Least height of a video, and most width of an enlarged one, in pixels; small frames are enlarged by a whole factor,
@@ -42,6 +43,8 @@ BLANK_STEPS = 10
 FILM_WITHIN, ENDLESS_WITHIN = 20.0, 5.0
 """Seconds after which the film of a finished run ends, whether or not its game has: the latter if no game of it has."""
 
+TRIED_WITHIN = 5.0
+"""Seconds that an environment may draw its first picture for in a process of its own."""
 MOST_PIXELS = 2048**2
 """Most pixels of a picture that is encoded whole; of a larger one every second row and column is, or every third, …"""
 ENCODED_WITHIN = 20.0
@@ -165,7 +168,8 @@ def record(
         stopped: called before every frame; returns True to end without a video.
 
     Raises:
-        EnvironmentUnsupported: the environment has no pictures or fails again and again, or no encoder is installed.
+        EnvironmentUnsupported: the environment has no pictures, ends the process that draws one, or fails again and
+            again; or no encoder is installed.
         OSError: the encoder failed, as on a full disk.
         RuntimeError: `stopped` returned True, or there is no encoder that runs.
     """
@@ -175,6 +179,8 @@ def record(
     temporary = out.with_name(f".{out.stem}.part{out.suffix}")
     most, timeout = limits(config), config.evaluate.timeout if timeout is None else timeout
     doing = Doing("film: making an environment")
+    with environment_variables(SDL_VIDEODRIVER=driver):
+        _refuse_fatal_drawing(config, seed, stopped)
     with (
         environment_variables(SDL_VIDEODRIVER=driver),
         torch_threads(1),
@@ -238,6 +244,32 @@ def record(
             with suppress(*FAILURES):  # what it has written is removed, and an error before this one is raised
                 encoder.close()
             temporary.unlink(missing_ok=True)
+
+
+def _refuse_fatal_drawing(config: Config, seed: int, stopped: Callable[[], bool]) -> None:
+    """Refuse an environment whose first picture ends the process that it is drawn in, as a graphics library may.
+
+    Raises:
+        EnvironmentUnsupported: it does.
+    """
+
+    def draw() -> None:
+        envs = make_envs(config.environment, 1, max_episode_steps=config.max_episode_steps, render=True)
+        envs.reset(seed)
+        envs.action_space.seed(seed)
+        for _ in range(BLANK_STEPS + 1):  # as a film does
+            with suppress(EnvironmentUnsupported):
+                if envs.render() is not None:
+                    break
+            envs.step(np.asarray(envs.action_space.sample())[None])
+        envs.close()
+
+    how = "" if is_atari(config.environment) else fate(draw, min(TRIED_WITHIN, config.env_timeout), stopped)
+    if how:
+        raise EnvironmentUnsupported(
+            f"{name_of(config.env)} cannot draw itself: its first picture ends the process by {how}; for MuJoCo on a "
+            "machine without a display set MUJOCO_GL=egl or MUJOCO_GL=osmesa, for other environments use xvfb-run"
+        )
 
 
 def keepsakes(

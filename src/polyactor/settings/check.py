@@ -134,6 +134,12 @@ def _refuse_unfactored(config: Config) -> None:
             "is that of a policy and of V(x), estimated from rollouts that are learned from once: use a2c or vtrace, "
             "or --optimizer adam"
         )
+    own = {"noisy": config.model.noisy != "none", "norm": config.model.norm == "weight"}
+    for name in (name for name, computed in own.items() if computed):
+        raise UsageError(
+            f"--model.{name} {getattr(config.model, name)} is not allowed with {flag}: the Fisher matrix is that of "
+            "weights, which these layers compute from other parameters: use none, or --optimizer adam"
+        )
     if config.precision == "bf16":
         raise UsageError(f"--precision bf16 is not allowed with {flag}, whose factors it would round: use fp32")
 

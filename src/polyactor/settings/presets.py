@@ -48,8 +48,8 @@ _ACTOR_CRITIC: dict[Kind, Values] = {
         "algorithm.gae_lambda": 0.95, "algorithm.entropy_coef": 0.0, "normalize.reward": True,
     },
     # 8 steps, λ = 0.9, a step size that falls to 0 and a σ below 1 are those of RL Baselines3 Zoo's A2C for continuous
-    # control (its σ is smaller still; with −0.5 Pendulum more often ends in swings to one side). γ = 0.95 looks 20 steps
-    # ahead: with 0.99 noise hides what a single action of a Gaussian is worth. What pays late wants 0.99: docs/presets.md.
+    # control (its σ is smaller still; with −0.5 Pendulum more often ends in swings to one side). γ = 0.95 looks 20
+    # steps ahead: with 0.99 noise hides what a single action of a Gaussian is worth, but what pays late wants it.
     "continuous": {
         "optimizer": "adam", "optimizer.lr": 2e-3, "optimizer.lr_end": 0.0, "rollout": 8, "envs": 8, "steps": 1_000_000,
         "model.log_std_start": -0.3, "algorithm.gamma": 0.95, "algorithm.gae_lambda": 0.9,
@@ -93,10 +93,10 @@ _ACER: dict[Kind, Values] = {
     # As published there is no entropy bonus. T and the step size are those of discrete actions, γ that of the other
     # methods above. σ is learned: with the published 0.3 a policy learns slowly, and a larger one stays inexact.
     "continuous": {
-        "optimizer": "adam", "optimizer.lr": 1e-3, "rollout": 20, "envs": 8, "steps": 1_000_000,
-        "algorithm.gamma": 0.95, "model.log_std_start": -0.5, "algorithm.truncation": 5.0,
-        "algorithm.average_decay": 0.995, "algorithm.entropy_coef": 0.0, "algorithm.replay_capacity": 80_000,
-        "normalize.observation": True, "normalize.reward": True,
+        "optimizer": "adam", "optimizer.lr": 1e-3, "optimizer.lr_end": 0.0, "rollout": 20, "envs": 8,
+        "steps": 1_000_000, "model.log_std_start": -0.9, "algorithm.gamma": 0.95, "algorithm.trace_lambda": 0.8,
+        "algorithm.truncation": 5.0, "algorithm.average_decay": 0.995, "algorithm.entropy_coef": 0.0,
+        "algorithm.replay_capacity": 80_000, "normalize.observation": True, "normalize.reward": True,
     },
 }  # fmt: skip
 
@@ -253,6 +253,7 @@ PRESETS: dict[str, Preset] = {
             "rollout": 10,
             "algorithm.gamma": 0.9,
             "optimizer.lr": 1e-3,
+            **_CONSTANT,
             "model.log_std": "fixed",  # as published: a σ of 0.3 for actions in [−1, 1]
             "model.log_std_start": -1.2,
         },

@@ -65,7 +65,7 @@ _PPO: dict[Kind, Values] = {
     "discrete": {**_ACTOR_CRITIC["discrete"], "rollout": 32, "algorithm.entropy_coef": 0.0},
     # Few rows are learned by heart where rewards are noisy: 1,024 of them, in minibatches of 128.
     "continuous": {
-        **_ACTOR_CRITIC["continuous"], "rollout": 128, "algorithm.minibatches": 8, "model.log_std_start": -0.5,
+        **_ACTOR_CRITIC["continuous"], "rollout": 128, "algorithm.minibatches": 8, "model.log_std_start": -0.7,
     },
 }  # fmt: skip
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from polyactor.agent.parts import Parts
+    from polyactor.agent.sharing import Sharing
     from polyactor.shared.slot_queue import WakeUp
 
 
@@ -88,8 +89,13 @@ class Scheme:
         """Return B, the number of environments in one batch."""
         return config.envs
 
-    def roles(self, parts: Parts) -> AbstractContextManager[Roles]:
-        """Return a context manager that gives the roles, and releases what they share when it exits."""
+    def roles(self, parts: Parts, sharing: Sharing) -> AbstractContextManager[Roles]:
+        """Return a context manager that gives the roles, and releases what they share when it exits.
+
+        Args:
+            parts: the parts of the run.
+            sharing: makes what the roles share.
+        """
         raise NotImplementedError
 
 

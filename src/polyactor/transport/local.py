@@ -11,6 +11,7 @@ from typing import Any
 import cloudpickle
 
 from polyactor.agent.parts import Parts
+from polyactor.agent.sharing import Sharing
 from polyactor.optim.flat import State
 from polyactor.shared.counters import Counter, SharedCounters, nothing
 from polyactor.shared.timing import Part, Watch
@@ -38,7 +39,7 @@ def run_roles(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
     config, state, counters = parts.config, parts.state, parts.counters
     with ExitStack() as stack:
         with shared_memory():
-            roles = stack.enter_context(config.scheme.roles(parts))
+            roles = stack.enter_context(config.scheme.roles(parts, Sharing(parts, across=True)))
             state.share_()
             counters.share_()
         for worker in range(roles.workers):

@@ -27,7 +27,7 @@ from polyactor.errors import OutOfResources, UsageError
 from polyactor.models.actor_critic import ActorCritic, Precision
 from polyactor.models.noisy import MEAN_SIGMA
 from polyactor.models.whole_network import WholeNetwork
-from polyactor.optim.flat import State
+from polyactor.optim.flat import Layout, State
 from polyactor.shared.counters import SharedCounters, never
 from polyactor.shared.heartbeat import ALL, Call
 from polyactor.shared.locks import Reading, once
@@ -127,8 +127,21 @@ class Parts:
         Raises:
             UsageError, OutOfResources: as `make_state` does.
         """
-        metrics = (*config.algorithm.metrics, *[MEAN_SIGMA] * (config.model.noisy != "none"))
-        return cls(config, spec, make_state(config, spec), SharedCounters(config.workers, metrics))
+        return cls(config, spec, make_state(config, spec), SharedCounters(config.workers, _metrics(config)))
+
+    @classmethod
+    def of_worker(cls, config: Config, spec: EnvSpec) -> Self:
+        """Return the parts of a worker on another machine: a state and counters of its own, with nothing in them.
+
+        The optimizer's statistics are those of the process that applies, so there are none.
+        """
+        layout = Layout.of(make_model(config, spec))
+        return cls(
+            config,
+            spec,
+            State(layout, torch.zeros(layout.size), ({},)),
+            SharedCounters(config.workers, _metrics(config)),
+        )
 
     def actor(self, worker: int, *, threads: int = 1, reading: Reading = once) -> tuple[Replica, Actor]:
         """Make a worker's environments and return the replica and the actor that acts in them with it.
@@ -225,6 +238,11 @@ class Parts:
     def _streams(self, worker: int, device: str = "cpu") -> Streams:
         counters = self.counters
         return Streams.of(self.config.seed, worker, counters.version, again=counters.starts(worker), device=device)
+
+
+def _metrics(config: Config) -> tuple[str, ...]:
+    """Return the names of the metrics that a run has besides those of every run."""
+    return (*config.algorithm.metrics, *[MEAN_SIGMA] * (config.model.noisy != "none"))
 
 
 def _replay_layout(config: Config, spec: EnvSpec, model: ActorCritic) -> tuple[Rollout, int, int]:

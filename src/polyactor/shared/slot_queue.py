@@ -119,6 +119,25 @@ class SlotQueue:
         """Return the slot of a worker's queue that is filled next, even while the queue is full or closed."""
         return int(self._filled[worker]) % self.slots
 
+    def filled(self, worker: int) -> int:
+        """Return how many slots of a worker have been filled since the run began."""
+        return int(self._filled[worker])
+
+    def left(self, worker: int) -> bool:
+        """Return whether a worker will fill no more slots."""
+        return bool(self._left[worker])
+
+    def grant(self, worker: int, number: int | None) -> None:
+        """Let a worker of another machine, which has a queue of its own, fill one more slot, or none.
+
+        Args:
+            worker: the number of the worker.
+            number: how many slots of the run's queue have been filled before this one; None: it is to wait.
+        """
+        self._away[worker] = number is None
+        if number is not None:
+            self._filled[worker] = self._freed[worker] = number
+
     def waiting(self, worker: int) -> int:
         """Return the number of a worker's slots that are filled and not yet freed."""
         return int(self._filled[worker]) - int(self._freed[worker])

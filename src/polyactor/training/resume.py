@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from polyactor.config import Config
 from polyactor.envs import check_exact, env_spec
 from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError, one_line
 from polyactor.evaluation.policy import model_tensors, refuse_misfit, refuse_not_finite
-from polyactor.fields import expect
+from polyactor.fields import expect, replace_at
 from polyactor.settings.changing import changed
-from polyactor.settings.check import check
+from polyactor.settings.check import check, check_values
 from polyactor.settings.registry import name_of
 from polyactor.settings.serialize import StandIn, algorithm_from, from_json
 from polyactor.settings.trust import handed_over, refuse_untrusted, vouched_for
@@ -101,7 +102,14 @@ def changes_of(config: Config, found: Checkpoint) -> dict[str, float | None]:
 
 
 def going_on(
-    config: Config, found: Checkpoint, *, steps: int | None, restart: bool, quiet: bool, out: Path
+    config: Config,
+    found: Checkpoint,
+    *,
+    steps: int | None,
+    restart: bool,
+    quiet: bool,
+    out: Path,
+    placing: Mapping[str, Any] | None = None,
 ) -> tuple[Config, list[str]]:
     """Return the config that a run goes on with, and sentences: what callbacks changed, and which schedules jump.
 
@@ -112,10 +120,16 @@ def going_on(
         restart: turn ``exact_resume`` off.
         quiet: print nothing.
         out: the run directory.
+        placing: new values of `transport` and of settings of the section `ray`, by dotted name.
 
     Raises:
-        UsageError: an argument has a wrong type, or all the steps are done already.
+        UsageError: an argument has a wrong type or value, or all the steps are done already.
     """
+    for name, value in (placing or {}).items():
+        if name != "transport" and not name.startswith("ray."):
+            raise UsageError(f"placing {one_line(name, most=80)} is not allowed: it must be transport or ray.…")
+        config = replace_at(config, name, value)
+    check_values(config)
     restart, steps = expect("restart", restart, bool), expect("--steps", steps, int | None)
     total, done = config.steps, found.meta.get("agent_steps")
     made = changes_of(config, found)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants, services
+from ray._private import ray_constants, services, worker
 from ray._raylet import AuthenticationTokenLoader, Config
 
 from polyactor.config import RayOptions
@@ -108,6 +108,8 @@ def joined(options: RayOptions, workers: int, room: int) -> Iterator[Cluster]:
                 ray.init(log_to_driver=False, configure_logging=False, logging_level="ERROR", **arguments)
         except Exception as error:  # of many classes
             raise ClusterFailed(f"--ray.address {options.address} is not reached: {one_line(error)}") from None
+        stack.callback(setattr, worker, "print_to_stdstream", worker.print_to_stdstream)
+        worker.print_to_stdstream = _unsaid
         stack.callback(_leave)
         cluster = Cluster(ray.get_runtime_context().gcs_address)
         stack.callback(cluster.over.set)
@@ -190,6 +192,10 @@ def _tested(address: str) -> str:
             "start it with RAY_AUTH_MODE=token (docs/ray.md)"
         )
     return place
+
+
+def _unsaid(*_: object, **__: object) -> None:
+    """Print nothing of what Ray has to say of workers that are lost, which the run's events tell."""
 
 
 def _leave() -> None:

@@ -99,9 +99,9 @@ def _resume(args: list[str]) -> int:
     from polyactor.training.trainer import resume
 
     path, callbacks = the_run(options), options.pop("callback", None)
-    placing = {name: options.pop(name) for name in PLACING if name in options}
+    ray = {name.removeprefix("ray."): options.pop(name) for name in PLACING if name in options and "." in name}
     given = {name.replace("-", "_"): value for name, value in options.items() if name in kinds}
-    return _exit_code(resume(path, callbacks=callbacks, placing=placing, **given))
+    return _exit_code(resume(path, callbacks=callbacks, ray=ray, **given))
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {"train": _train, "resume": _resume, **LOOKING}

@@ -15,7 +15,7 @@ from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError
 from polyactor.evaluation.policy import model_tensors, refuse_misfit, refuse_not_finite
 from polyactor.fields import expect, replace_at
 from polyactor.settings.changing import changed
-from polyactor.settings.check import check, check_values
+from polyactor.settings.check import check, settled
 from polyactor.settings.registry import name_of
 from polyactor.settings.serialize import StandIn, algorithm_from, from_json
 from polyactor.settings.trust import handed_over, refuse_untrusted, vouched_for
@@ -101,15 +101,25 @@ def changes_of(config: Config, found: Checkpoint) -> dict[str, float | None]:
     return dict(made)
 
 
+def placed(config: Config, transport: str | None, ray: Mapping[str, Any]) -> Config:
+    """Return a config with its workers elsewhere.
+
+    Args:
+        config: the config of the checkpoint.
+        transport: the new transport; None leaves it.
+        ray: new values of settings of the section `ray`.
+
+    Raises:
+        UsageError: there is no such setting, or a value is not allowed.
+    """
+    new = {f"ray.{name}": value for name, value in ray.items()}
+    for path, value in (new if transport is None else new | {"transport": transport}).items():
+        config = replace_at(config, path, value)
+    return settled(config)
+
+
 def going_on(
-    config: Config,
-    found: Checkpoint,
-    *,
-    steps: int | None,
-    restart: bool,
-    quiet: bool,
-    out: Path,
-    placing: Mapping[str, Any] | None = None,
+    config: Config, found: Checkpoint, *, steps: int | None, restart: bool, quiet: bool, out: Path
 ) -> tuple[Config, list[str]]:
     """Return the config that a run goes on with, and sentences: what callbacks changed, and which schedules jump.
 
@@ -120,16 +130,10 @@ def going_on(
         restart: turn ``exact_resume`` off.
         quiet: print nothing.
         out: the run directory.
-        placing: new values of `transport` and of settings of the section `ray`, by dotted name.
 
     Raises:
-        UsageError: an argument has a wrong type or value, or all the steps are done already.
+        UsageError: an argument has a wrong type, or all the steps are done already.
     """
-    for name, value in (placing or {}).items():
-        if name != "transport" and not name.startswith("ray."):
-            raise UsageError(f"placing {one_line(name, most=80)} is not allowed: it must be transport or ray.…")
-        config = replace_at(config, name, value)
-    check_values(config)
     restart, steps = expect("restart", restart, bool), expect("--steps", steps, int | None)
     total, done = config.steps, found.meta.get("agent_steps")
     made = changes_of(config, found)

@@ -20,7 +20,7 @@ from ray._raylet import AuthenticationTokenLoader, Config
 
 from polyactor.config import RayOptions
 from polyactor.errors import ClusterFailed, one_line
-from polyactor.system.cluster_token import VARIABLE, off_this_machine, token_path
+from polyactor.system.cluster_token import VARIABLE, off_this_machine, refuse_without_token, token_path
 from polyactor.system.guardian import guarded
 from polyactor.system.process_state import kept_switches
 from polyactor.transport.ray import probe
@@ -167,6 +167,7 @@ def _tested(address: str) -> str:
 
     Raises:
         ClusterFailed: there is none, or it accepts other tokens or everybody.
+        UsageError: it can be reached from other machines, and there is no token.
     """
     try:
         place: str = services.canonicalize_bootstrap_address_or_die(address)
@@ -174,6 +175,7 @@ def _tested(address: str) -> str:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
     except (OSError, ValueError) as error:  # a ConnectionError where no cluster runs here
         raise ClusterFailed(f"--ray.address {address}: nothing answers there: {one_line(error)}") from None
+    refuse_without_token(place)
     if not off_this_machine(place) and not token_path().is_file():
         os.environ["RAY_AUTH_MODE"] = "disabled"
         _heed_variables()

@@ -70,19 +70,7 @@ def listening(pids: list[int]) -> set[str]:
 @contextmanager
 def training(folder: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
     """A run over a cluster of its own, both of whose workers have begun."""
-    standard = [
-        "--env",
-        "CartPole-v1",
-        "--transport",
-        "ray",
-        "--workers",
-        "2",
-        "--envs",
-        "2",
-        "--steps",
-        "100000000",
-        "--quiet",
-    ]
+    flags = (*FLAGS.split(), "--out", str(folder), *flags)
     os.environ["POLYACTOR_TEST"] = str(folder)
     try:
         with program("-m", "polyactor", "train", "a3c-server", *flags) as process:

@@ -37,8 +37,8 @@ SHUT_WITHIN = 5.0
 PATIENCE = 3.0
 """Seconds in which the head must accept a connection."""
 LOOPBACK, NICENESS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_worker_niceness"
-"""Variables of Ray. With 0 the first makes all of a cluster listen on 127.0.0.1 alone, whatever its name says, and the
-second gives workers the priority of other processes, and not the lowest."""
+"""Variables of Ray. With 0 the first makes it use 127.0.0.1 alone, whatever its name says, and the second gives workers
+the priority of other processes, and not the lowest."""
 PASSED_ON = ("OMP_WAIT_POLICY", "POLYACTOR_FAIL")
 """Environment variables of the run that its workers have, too."""
 
@@ -102,6 +102,8 @@ def joined(options: RayOptions, workers: int, room: int) -> Iterator[Cluster]:
             arguments = _begun(stack, math.ceil(workers * options.cpus), room)
         else:
             arguments = {"address": _tested(options.address)}
+            if not off_this_machine(arguments["address"]):
+                _on_loopback(stack)
         arguments["runtime_env"] = {"env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}}
         try:
             with kept_switches():  # Ray handles SIGTERM
@@ -148,11 +150,10 @@ def _begun(stack: ExitStack, cpus: int, room: int) -> dict[str, Any]:
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_hex(32))
     stack.enter_context(guarded(VARIABLE, str(token), str(folder)))
-    os.environ |= {VARIABLE: str(token), LOOPBACK: "0", NICENESS: "0"}
+    os.environ |= {VARIABLE: str(token), NICENESS: "0"}
     os.environ.pop("RAY_AUTH_TOKEN", None)  # it would go before the file
     AuthenticationTokenLoader.instance().reset_cache()
-    stack.callback(setattr, ray_constants, "ENABLE_RAY_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER)
-    ray_constants.ENABLE_RAY_CLUSTER = False  # this process has read the variable already
+    _on_loopback(stack)
     return {
         "address": "local",
         "num_cpus": cpus,
@@ -160,6 +161,13 @@ def _begun(stack: ExitStack, cpus: int, room: int) -> dict[str, Any]:
         "object_store_memory": max(LEAST_STORE, room),
         "_temp_dir": str(folder),
     }
+
+
+def _on_loopback(stack: ExitStack) -> None:
+    """Let Ray use 127.0.0.1 for this machine, until the stack is closed, and no address that others can reach."""
+    os.environ[LOOPBACK] = "0"
+    stack.callback(setattr, ray_constants, "ENABLE_RAY_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER)
+    ray_constants.ENABLE_RAY_CLUSTER = False  # this process has read the variable already
 
 
 def _tested(address: str) -> str:
@@ -170,7 +178,7 @@ def _tested(address: str) -> str:
         UsageError: it can be reached from other machines, and there is no token.
     """
     try:
-        place: str = services.canonicalize_bootstrap_address_or_die(address)
+        place: str = services.canonicalize_bootstrap_address_or_die("auto") if address == "auto" else address
         host, _, port = place.rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
     except (OSError, ValueError) as error:  # a ConnectionError where no cluster runs here

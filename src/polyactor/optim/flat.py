@@ -152,6 +152,15 @@ class State:
         start = self.layout.average
         return self.vector[start : start + self.layout.theta] if start < self.layout.size else None
 
+    def published(self) -> dict[str, Tensor]:
+        """Return θ, the running statistics and the parameters of the average network, as views of the vector by name.
+
+        What a model has none of is left out.
+        """
+        theta, average = self.layout.theta, self.layout.average
+        parts = {"theta": slice(theta), "statistics": slice(theta, average), "average": slice(average, None)}
+        return {name: part for name, place in parts.items() if len(part := self.vector[place])}
+
     def share_(self) -> None:
         """Move all tensors to shared memory, in place."""
         self.vector.share_memory_()  # type: ignore[no-untyped-call]

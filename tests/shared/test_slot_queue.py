@@ -17,7 +17,7 @@ from polyactor.shared.slot_queue import SlotQueue, WakeUp
 @given(st.integers(1, 4), st.lists(st.sampled_from(["put", "release"]), max_size=40))
 @pytest.mark.fault("D5")
 def test_its_slots_are_a_bounded_queue(slots: int, actions: list[str]) -> None:
-    ours, theirs, number, stored = SlotQueue(1, slots), deque[int](), 0, [-1] * slots
+    ours, theirs, number, stored = SlotQueue(1, slots, [WakeUp()]), deque[int](), 0, [-1] * slots
     for action in actions:
         free = ours.free(0)
         assert (free is None) == (len(theirs) == slots)
@@ -33,7 +33,7 @@ def test_its_slots_are_a_bounded_queue(slots: int, actions: list[str]) -> None:
 
 
 def test_who_left_something_behind_still_plays() -> None:
-    slots = SlotQueue(2, 2)
+    slots = SlotQueue(2, 2, [WakeUp(), WakeUp()])
     slots.put(0)
     slots.leave(0)
     assert slots.playing(0)

@@ -93,6 +93,17 @@ class GradientSlot:
         return Gradients(self.vector, known, version, steps, self.moments)
 
 
+@dataclass(frozen=True)
+class GradientSlots:
+    """The gradient slots of each worker, by the slots of its queue."""
+
+    slots: Mapping[int, Sequence[GradientSlot]]
+
+    def place(self, worker: int, slot: int) -> GradientSlot:
+        """Return one slot of a worker."""
+        return self.slots[worker][slot]
+
+
 def mean(several: Sequence[Gradients]) -> Gradients:
     """Return the mean of several gradients, in the memory of the first; their steps and moments are joined."""
     first, *others = several

@@ -2,8 +2,10 @@
 
 * `local`: starts each worker in a process (or thread) and runs the scheme's main role in this process.
 * `inline`: runs all roles in this process, taking turns.
+* `ray`: starts each worker on a node of a Ray cluster; the only package that imports ray.
 * `processes`, `threads`: the pools of workers that `local` starts.
 * `supervisor`: replaces workers that die or hang.
+* `last_words`: the error of a worker on its way to the run.
 * `watchdog`: interrupts environments of this process that hang.
 * `pause`: context managers inside which all workers wait.
 """
@@ -17,7 +19,14 @@ from polyactor.transport import inline, local
 from polyactor.transport.pause import paused, still
 from polyactor.transport.watchdog import Tell, untold
 
-RUNNERS = {"local": local.run_roles, "inline": inline.run_roles}
+
+def _over_ray(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
+    from polyactor.transport.ray import run_roles  # imports ray
+
+    return run_roles(parts, tell)
+
+
+RUNNERS = {"local": local.run_roles, "inline": inline.run_roles, "ray": _over_ray}
 """The function of each transport that runs the roles; `polyactor.config.TRANSPORTS` says what each transport can do."""
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import cloudpickle
 
 from polyactor.agent.parts import Parts
+from polyactor.agent.sharing import Sharing
+from polyactor.config import Roles
 from polyactor.optim.flat import State
 from polyactor.shared.counters import Counter, SharedCounters, nothing
 from polyactor.shared.timing import Part, Watch
@@ -38,7 +40,7 @@ def run_roles(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
     config, state, counters = parts.config, parts.state, parts.counters
     with ExitStack() as stack:
         with shared_memory():
-            roles = stack.enter_context(config.scheme.roles(parts))
+            roles = stack.enter_context(config.scheme.roles(parts, Sharing(parts, across=True)))
             state.share_()
             counters.share_()
         for worker in range(roles.workers):
@@ -51,7 +53,13 @@ def run_roles(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
         stack.callback(pool.stop)
         stack.enter_context(stopping_too(lambda: map(pool.pid, range(roles.workers))))
         stack.callback(counters.stop)
-        supervisor = Supervisor(pool, config, counters, roles, tell)
+        yield from supervised(roles, Supervisor(pool, config, counters, roles, tell))
+
+
+def supervised(roles: Roles, supervisor: Supervisor) -> Generator[None, None, None]:
+    """Run the main role of a scheme in this process, if there is one, while a supervisor looks after the workers."""
+    counters = supervisor.counters
+    with ExitStack() as stack:
         stack.callback(setattr, counters, "meanwhile", nothing)
         counters.meanwhile = partial(supervisor.supervise, 0.0)
         if roles.main is None:

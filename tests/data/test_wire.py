@@ -127,7 +127,7 @@ def test_a_gradient_comes_back_with_its_statistics_as_they_were(wire: Wire) -> N
 def test_what_a_run_publishes_is_its_whole_vector(algorithm: str) -> None:
     config = replace(base_config(algorithm, env="CartPole-v1"), workers=1)
     state = Parts.fresh(config, env_spec(config.env, atari=config.atari)).state
-    published = state.published()
+    published = state.layout.split(state.vector)
     assert torch.equal(torch.cat(list(published.values())), state.vector)
     assert ("average" in published) == (algorithm == "acer")
     before = state.vector.clone()

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 EVALUATING = {"evaluate.envs": int, "evaluate.max-steps": int, "evaluate.stuck-after": int, "evaluate.timeout": float}
 """Flags of ``train`` that hold for the games of other verbs, too, and the type of each."""
 
+PLACING = {"transport": str, "ray.address": str, "ray.cpus": float, "ray.lease": float, "ray.wire": str}
+"""Flags of ``train`` that say where workers are, and the type of each; a run may be resumed elsewhere."""
+
 TRUSTING = {"trust-code": bool, "trust-env": bool}
 """Flags that allow the import of code which a run's config names; the second is older, of environments alone."""
 

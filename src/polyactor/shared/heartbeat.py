@@ -100,7 +100,7 @@ class Heartbeats:
 
     def ages(self, worker: int) -> np.ndarray:
         """Return a copy of a worker's row with ages for times, since another machine's clock has another zero."""
-        row = self.tensor.numpy()[worker].copy()
+        row: np.ndarray = self.tensor.numpy()[worker].copy()
         row[TIMES] = np.where(row[TIMES] > 0, monotonic() - row[TIMES], np.nan)
         return row
 

@@ -43,11 +43,13 @@ def run_roles(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
     with ExitStack() as stack:
         wake_up = WakeUp()
         roles = stack.enter_context(config.scheme.roles(parts, Sharing(parts, wake_up=wake_up)))
-        cluster = stack.enter_context(joined(config.ray, roles.workers, _room(parts, roles.shared)))
+        exchange = roles.shared
+        assert isinstance(exchange, Exchange), "a scheme whose workers may be elsewhere exchanges what fills slots"
+        cluster = stack.enter_context(joined(config.ray, roles.workers, _room(parts, exchange)))
         for worker in range(roles.workers):
             counters.heartbeats.begin(worker)
             counters.leave(worker)  # a worker elsewhere changes no state here, so no pause waits for it
-        post = Post(parts, roles.shared, wake_up, cluster.lost)
+        post = Post(parts, exchange, wake_up, cluster.lost)
         stack.callback(post.stop)
         stack.callback(counters.stop)
         yield from supervised(roles, Supervisor(post, config, counters, roles, tell))

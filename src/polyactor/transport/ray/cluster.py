@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants, services
+from ray._private import ray_constants, services, worker
 from ray._raylet import AuthenticationTokenLoader, Config
 
 from polyactor.config import RayOptions
 from polyactor.errors import ClusterFailed, one_line
-from polyactor.system.cluster_token import VARIABLE, off_this_machine, token_path
+from polyactor.system.cluster_token import VARIABLE, off_this_machine, refuse_without_token, token_path
 from polyactor.system.guardian import guarded
 from polyactor.system.process_state import kept_switches
 from polyactor.transport.ray import probe
@@ -108,6 +108,8 @@ def joined(options: RayOptions, workers: int, room: int) -> Iterator[Cluster]:
                 ray.init(log_to_driver=False, configure_logging=False, logging_level="ERROR", **arguments)
         except Exception as error:  # of many classes
             raise ClusterFailed(f"--ray.address {options.address} is not reached: {one_line(error)}") from None
+        stack.callback(setattr, worker, "print_to_stdstream", worker.print_to_stdstream)
+        worker.print_to_stdstream = _unsaid
         stack.callback(_leave)
         cluster = Cluster(ray.get_runtime_context().gcs_address)
         stack.callback(cluster.over.set)
@@ -165,6 +167,7 @@ def _tested(address: str) -> str:
 
     Raises:
         ClusterFailed: there is none, or it accepts other tokens or everybody.
+        UsageError: it can be reached from other machines, and there is no token.
     """
     try:
         place: str = services.canonicalize_bootstrap_address_or_die(address)
@@ -172,6 +175,7 @@ def _tested(address: str) -> str:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
     except (OSError, ValueError) as error:  # a ConnectionError where no cluster runs here
         raise ClusterFailed(f"--ray.address {address}: nothing answers there: {one_line(error)}") from None
+    refuse_without_token(place)
     if not off_this_machine(place) and not token_path().is_file():
         os.environ["RAY_AUTH_MODE"] = "disabled"
         _heed_variables()
@@ -190,6 +194,10 @@ def _tested(address: str) -> str:
             "start it with RAY_AUTH_MODE=token (docs/ray.md)"
         )
     return place
+
+
+def _unsaid(*_: object, **__: object) -> None:
+    """Print nothing of what Ray has to say of workers that are lost, which the run's events tell."""
 
 
 def _leave() -> None:

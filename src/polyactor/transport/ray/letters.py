@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import ray
@@ -15,6 +15,9 @@ from polyactor.system.host import versions
 
 BY_VALUE = 100_000
 """Bytes up to which θ travels with each call: an object in the store costs 1 to 2 ms of CPU whatever its size."""
+
+Versions = dict[str, str | None]
+"""The version of each package by name; None if it is not installed."""
 
 
 class Greeting(NamedTuple):
@@ -57,7 +60,7 @@ class Publisher:
 
     def __init__(self, state: State, counters: SharedCounters, lock: SequenceLock, wire: Wire) -> None:
         self.state, self.counters, self.lock, self.wire = state, counters, lock, wire
-        self.version, self.published = -1, None
+        self.version, self.published = -1, cast("Any", None)
 
     def order(self, worker: int, known: int) -> tuple[Order, Any]:
         """Return what a worker is told now, and θ, or None if the worker knows it.
@@ -77,13 +80,12 @@ class Publisher:
         return order, self.published
 
 
-def differing(theirs: dict[str, str | None]) -> str:
-    """Return what differs between the versions of a node and those of this process, in words; empty if nothing."""
-    ours = own_versions()
-    names = [name for name in ours if ours[name] != theirs.get(name)]
-    return ", ".join(f"{name} {theirs.get(name)}, and the run has {ours[name]}" for name in names)
+def differing(node: Versions, run: Versions) -> str:
+    """Return what differs between the versions of a node and those of the run, in words; empty if nothing does."""
+    names = [name for name in run if run[name] != node.get(name)]
+    return ", ".join(f"{name} {node.get(name)} (the run has {run[name]})" for name in names)
 
 
-def own_versions() -> dict[str, str | None]:
+def own_versions() -> Versions:
     """Return the versions that must be the same on all nodes; Ray itself compares its own and Python's."""
     return versions() | {"numpy": np.__version__}

@@ -28,7 +28,7 @@ from polyactor.system import failpoints
 from polyactor.system.child_processes import end_worker
 from polyactor.system.machine import settle
 from polyactor.transport.last_words import LastWords
-from polyactor.transport.ray.letters import Greeting, Letter, differing
+from polyactor.transport.ray.letters import Greeting, Letter, Versions, differing, own_versions
 
 LOOK_EVERY = 0.5
 """Seconds between two looks at whether the node's own process still lives."""
@@ -47,7 +47,7 @@ class Remote:
         threading.Thread(target=_die_with_node, args=(os.getppid(),), name="die-with-node", daemon=True).start()
         self.worker, self.exits = worker, ExitStack()
 
-    def greet(self, versions: dict[str, str | None], given: bytes, order: Order) -> Greeting | LastWords:
+    def greet(self, versions: Versions, given: bytes, order: Order) -> Greeting | LastWords:
         """Make all that the worker needs but its environments, which the first turn makes.
 
         Args:
@@ -57,7 +57,7 @@ class Remote:
         """
         try:
             node = os.uname().nodename
-            if words := differing(versions):
+            if words := differing(own_versions(), versions):
                 raise ClusterFailed(f"node {node} has {words}: install the same everywhere")
             self._prepare(given, order)
             return Greeting(node, os.getpid())
@@ -124,12 +124,12 @@ class Remote:
                 return False
         return True
 
-    @ray.method(concurrency_group="control")
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def pulse(self) -> Any:
         """Return the age of the last sign of life, and what the worker waits for, as `Heartbeats.ages` does."""
         return self.parts.counters.heartbeats.ages(self.worker)
 
-    @ray.method(concurrency_group="control")
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def stop(self) -> None:
         """Ask the worker to end its turn between two steps of an environment."""
         self.parts.counters.stop()

@@ -95,7 +95,7 @@ def main() -> None:
         config = configured(name, values)
         for wire, found in costs(config, options.letters).items():
             one, ten, run = found.by_link(1), found.by_link(10), found.by_run
-    X
+            first = "the link" if ten < run else "the link at 1 Gbit/s, the run at 10" if one < run else "the run"
             up, down = found.up / found.steps, found.down / found.steps
             lines.append(
                 f"| {label} | {wire} | {found.steps:,} | {up:,.0f} | {down:,.0f} "

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -35,6 +36,7 @@ PORT = 6379
 STORE = 200 << 20
 """Bytes of each node's object store."""
 INSIDE = """
+hostname "$0"
 ip link set lo up
 mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray
 echo ready
@@ -52,18 +54,18 @@ class Node:
     """A machine.
 
     Attributes:
+        name: its host name, and the name of its interface's other end, at the bridge.
         address: its IP address.
         first: the first process in it, by which everything in it ends.
         init: the number of that process on this machine.
-        veth: the name of its interface's other end, at the bridge.
         hub: the namespaces of the bridge.
         secret: a file with the token of the cluster.
     """
 
+    name: str
     address: str
     first: subprocess.Popen[str]
     init: int
-    veth: str
     hub: int
     secret: Path
     ray: subprocess.Popen[str] | None = None
@@ -79,7 +81,7 @@ class Node:
             "OMP_NUM_THREADS": "1",
         }
         return subprocess.Popen(
-            _inside(self.init, args, "--pid", "--mount"), env=values | dict(env or {}), text=True, **options
+            _inside(self.init, args, "--pid", "--mount", "--uts"), env=values | dict(env or {}), text=True, **options
         )
 
     def run(self, *args: str, timeout: float = 120, **options: Any) -> str:
@@ -125,6 +127,12 @@ class Node:
                     found[int(place.name)] = (place / "cmdline").read_text().replace("\0", " ")
         return found
 
+    def outside(self, pid: int) -> int:
+        """Return the number on this machine of a process that has this number in the node."""
+        numbers = {each: Path(f"/proc/{each}/status").read_text() for each in self.processes()}
+        (found,) = [each for each, status in numbers.items() if re.search(rf"^NSpid:.*\s{pid}$", status, re.MULTILINE)]
+        return found
+
     def raylet(self) -> int:
         """Return the number of the process of Ray that starts all others in the node."""
         (found,) = [pid for pid, command in self.processes().items() if "/raylet/raylet " in command]
@@ -137,11 +145,11 @@ class Node:
 
     def link(self, up: bool) -> None:
         """Plug the node's cable in, or pull it out; nothing is told to those at its ends."""
-        _ip(self.hub, "link", "set", self.veth, "up" if up else "down")
+        _ip(self.hub, "link", "set", self.name, "up" if up else "down")
 
     def rate(self, mbit: float | None) -> None:
         """Let so many Mbit/s through the node's cable each way, or as many as can be."""
-        for pid, device in ((self.hub, self.veth), (self.init, "eth0")):
+        for pid, device in ((self.hub, self.name), (self.init, "eth0")):
             subprocess.run(_inside(pid, ("tc", "qdisc", "del", "dev", device, "root")), capture_output=True)
             if mbit is not None:
                 shaped = f"tc qdisc add dev {device} root tbf rate {mbit}mbit burst 32kbit latency 400ms"
@@ -177,12 +185,12 @@ class Network:
     def node(self) -> Node:
         """Add a machine."""
         n = len(self.nodes) + 1
-        first, init = _namespaces(self.closing, INSIDE)
-        node = Node(f"10.77.0.{n}", first, init, f"node{n}", self.hub, self.secret)
+        first, init = _namespaces(self.closing, f"node{n}")
+        node = Node(f"node{n}", f"10.77.0.{n}", first, init, self.hub, self.secret)
         self.nodes.append(node)
         self.closing.callback(node.close)
-        _ip(self.hub, "link", "add", node.veth, "type", "veth", "peer", "name", "eth0", "netns", str(init))
-        _ip(self.hub, "link", "set", node.veth, "master", "bridge", "up")
+        _ip(self.hub, "link", "add", node.name, "type", "veth", "peer", "name", "eth0", "netns", str(init))
+        _ip(self.hub, "link", "set", node.name, "master", "bridge", "up")
         _ip(init, "address", "add", f"{node.address}/24", "dev", "eth0")
         _ip(init, "link", "set", "eth0", "up")
         return node
@@ -202,7 +210,7 @@ def network(folder: Path) -> Iterator[Network]:
     secret.touch(0o600)
     secret.write_text(secrets.token_hex(32))
     with ExitStack() as closing:
-        _, hub = _namespaces(closing, INSIDE)
+        _, hub = _namespaces(closing, "hub")
         _ip(hub, "link", "add", "bridge", "type", "bridge")
         _ip(hub, "link", "set", "bridge", "up")
         yield Network(hub, secret, closing)
@@ -215,18 +223,18 @@ def missing() -> str | None:
     lacking = [tool for tool in ("unshare", "nsenter", "ip", "tc", "bash", "mount") if shutil.which(tool) is None]
     if lacking:
         return f"{', '.join(lacking)} not found"
-    tried = subprocess.run(_unshare("true"), capture_output=True, text=True)
+    tried = subprocess.run(_unshare("true", ""), capture_output=True, text=True)
     return None if tried.returncode == 0 else f"no namespaces here: {tried.stderr.strip()}"
 
 
-def _unshare(script: str) -> list[str]:
-    new = ("--net", "--pid", "--mount", "--fork", "--kill-child=SIGKILL", "--mount-proc")
-    return ["unshare", *new, "bash", "-c", script]
+def _unshare(script: str, name: str) -> list[str]:
+    new = ("--net", "--pid", "--mount", "--uts", "--fork", "--kill-child=SIGKILL", "--mount-proc")
+    return ["unshare", *new, "bash", "-c", script, name]
 
 
-def _namespaces(closing: ExitStack, script: str) -> tuple[subprocess.Popen[str], int]:
+def _namespaces(closing: ExitStack, name: str) -> tuple[subprocess.Popen[str], int]:
     """Start the first process of new namespaces, and return it and its number on this machine."""
-    first = subprocess.Popen(_unshare(script), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen(_unshare(INSIDE, name), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     closing.callback(_end, first)
     assert first.stdout is not None
     assert first.stdout.readline() == "ready\n"

@@ -19,6 +19,9 @@ class Place(Protocol):
     def tensors(self) -> Iterator[Tensor]:
         """Yield every tensor of the place."""
 
+    def named(self) -> dict[str, Tensor]:
+        """Return every tensor of the place by name."""
+
 
 class Places(Protocol):
     """The memory of all slots."""

@@ -50,9 +50,12 @@ class GradientSlot:
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield every tensor of the slot."""
-        yield from (self.vector, self.metrics, self.numbers)
-        for moments in self.moments.values():
-            yield from moments
+        yield from self.named().values()
+
+    def named(self) -> dict[str, Tensor]:
+        """Return every tensor of the slot by name."""
+        moments = {f"{name}.{part}": x for name, each in self.moments.items() for part, x in each._asdict().items()}
+        return {"vector": self.vector, "metrics": self.metrics, "numbers": self.numbers, **moments}
 
     def put(self, gradients: Gradients) -> None:
         """Write the first gradient of a sum, over the previous content of the slot."""

@@ -6,19 +6,16 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import ray
-from numpy.typing import NDArray
 
-from polyactor.config import RayOptions
+from polyactor.data.wire import Arrays, Wire, encode, size
 from polyactor.optim.flat import State
 from polyactor.shared.counters import Order, Report, SharedCounters
-from polyactor.shared.exchange import Place
 from polyactor.shared.locks import SequenceLock
 from polyactor.system.host import versions
 
 BY_VALUE = 100_000
 """Bytes up to which θ travels with each call: an object in the store costs 1 to 2 ms of CPU whatever its size."""
 
-Arrays = list[NDArray[Any]]
 Versions = dict[str, str | None]
 """The version of each package by name; None if it is not installed."""
 
@@ -51,17 +48,6 @@ class Letter(NamedTuple):
     done: bool
 
 
-def encode(place: Place, options: RayOptions) -> Arrays:
-    """Return the content of a slot as it travels."""
-    return [tensor.numpy() for tensor in place.tensors()]
-
-
-def decode(arrays: Arrays, place: Place, options: RayOptions) -> None:
-    """Write what has arrived, which may be read-only, into a slot."""
-    for tensor, array in zip(place.tensors(), arrays, strict=True):
-        np.copyto(tensor.numpy(), array)
-
-
 class Publisher:
     """Publishes each version of θ that a worker is about to be given, once.
 
@@ -69,11 +55,12 @@ class Publisher:
         state: the state of the run.
         counters: the counters of the run.
         lock: held while θ is written.
+        wire: what θ travels in.
     """
 
-    def __init__(self, state: State, counters: SharedCounters, lock: SequenceLock) -> None:
-        self.state, self.counters, self.lock = state, counters, lock
-        self.version, self.vector = -1, cast("Any", None)
+    def __init__(self, state: State, counters: SharedCounters, lock: SequenceLock, wire: Wire) -> None:
+        self.state, self.counters, self.lock, self.wire = state, counters, lock, wire
+        self.version, self.published = -1, cast("Any", None)
 
     def order(self, worker: int, known: int) -> tuple[Order, Any]:
         """Return what a worker is told now, and θ, or None if the worker knows it.
@@ -84,12 +71,13 @@ class Publisher:
         """
         for _ in self.lock.reading():
             order = self.counters.order(worker)
-            copy = None if order.version in (known, self.version) else self.state.vector.numpy().copy()
+            copy = None if order.version in (known, self.version) else self.state.vector.clone()
         if order.version == known:
             return order, None
         if copy is not None:
-            self.version, self.vector = order.version, copy if copy.nbytes < BY_VALUE else ray.put(copy)
-        return order, self.vector
+            arrays: Any = encode(self.state.layout.split(copy), self.wire)
+            self.version, self.published = order.version, arrays if size(arrays) < BY_VALUE else ray.put(arrays)
+        return order, self.published
 
 
 def differing(node: Versions, run: Versions) -> str:

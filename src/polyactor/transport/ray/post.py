@@ -16,12 +16,13 @@ import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayError
 
 from polyactor.agent.parts import Parts
+from polyactor.data.wire import decode
 from polyactor.envs.registrations import registrations
 from polyactor.errors import ClusterFailed, WorkerExit, WorkerFailed, in_brief
 from polyactor.shared.exchange import Exchange
 from polyactor.shared.slot_queue import WakeUp
 from polyactor.transport.last_words import LastWords
-from polyactor.transport.ray.letters import Letter, Publisher, decode, own_versions
+from polyactor.transport.ray.letters import Letter, Publisher, own_versions
 from polyactor.transport.ray.remote import Remote
 
 TICK = 0.25
@@ -88,7 +89,7 @@ class Post:
         config = parts.config
         self.options, self.counters, self.exchange, self.lost = config.ray, parts.counters, exchange, lost
         self.workers, self.slots, self.wake_up = config.workers, exchange.slots, wake_up
-        self.publisher = Publisher(parts.state, parts.counters, exchange.lock)
+        self.publisher = Publisher(parts.state, parts.counters, exchange.lock, config.ray.wire)
         self.given = cloudpickle.dumps((config, parts.spec, registrations()))
         self.make = ray.remote(
             num_cpus=self.options.cpus,
@@ -230,7 +231,7 @@ class Post:
         self.counters.take(i, letter.report)
         if letter.arrays is not None:
             assert number == self.slots.filled(i), "letters come in the order of the slots, each once"
-            decode(letter.arrays, self.exchange.places.place(i, self.slots.latest(i)), self.options)
+            decode(letter.arrays, self.exchange.places.place(i, self.slots.latest(i)).named())
             self.slots.put(i)
         elif not letter.done:
             seat.arrived = True

@@ -13,12 +13,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import cloudpickle
-import numpy as np
 import ray
 
 from polyactor.agent.parts import Parts
 from polyactor.agent.sharing import Sharing
 from polyactor.config import Role
+from polyactor.data.wire import Arrays, decode, encode
 from polyactor.envs.registrations import register
 from polyactor.errors import ClusterFailed, one_line
 from polyactor.shared.counters import Counter, Order
@@ -28,7 +28,7 @@ from polyactor.system import failpoints
 from polyactor.system.child_processes import end_worker
 from polyactor.system.machine import settle
 from polyactor.transport.last_words import LastWords
-from polyactor.transport.ray.letters import Arrays, Greeting, Letter, Versions, differing, encode, own_versions
+from polyactor.transport.ray.letters import Greeting, Letter, Versions, differing, own_versions
 
 LOOK_EVERY = 0.5
 """Seconds between two looks at whether the node's own process still lives."""
@@ -98,14 +98,15 @@ class Remote:
             self.idle.lap(Part.WAIT)
             parts.counters.obey(worker, order)
             if vector is not None:
-                np.copyto(parts.state.vector.numpy(), vector)
+                decode(vector, parts.state.layout.split(parts.state.vector))
             slots.grant(worker, number)
             before = slots.filled(worker)
             done = self._play(before)
             self.scratch.cleanup()  # what is mapped of it stays until this process ends
             arrays = None
             if slots.filled(worker) != before:
-                arrays = encode(self.places.place(worker, before % slots.slots), parts.config.ray)
+                place = self.places.place(worker, before % slots.slots)
+                arrays = encode(place.named(), parts.config.ray.wire)
             self.idle = Watch(self.idle.spend)
             return Letter(arrays, parts.counters.report(worker), slots.left(worker), done)
         except BaseException as error:

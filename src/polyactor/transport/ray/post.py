@@ -213,11 +213,11 @@ class Post:
         return self.slots.waiting(i) + len(seat.turns) < self.slots.slots
 
     def _ask_turn(self, i: int, seat: Seat) -> None:
-        order, vector = self.publisher.order(i, seat.version)
+        order, published = self.publisher.order(i, seat.version)
         number = None if self.slots.away(i) else self.slots.filled(i) + len(seat.turns)
         if not seat.turns:
             seat.since = time.monotonic()
-        seat.turns.append((number, self._asked(seat.remote.turn.remote(order, number, vector))))
+        seat.turns.append((number, self._asked(seat.remote.turn.remote(order, number, published))))
         seat.version = order.version
 
     def _take(self, i: int, seat: Seat) -> None:

@@ -29,6 +29,8 @@ TICK = 0.25
 """Seconds after which the thread looks at its workers, even if nothing has come."""
 PULSE_EVERY = 1.0
 """Seconds that a worker computes before it is asked for a sign of life, and between two such questions."""
+UNKNOWN_AFTER = 3.0
+"""Seconds without an answer after which what a worker was waiting for no longer counts."""
 PLACED_WITHIN = 10.0
 """Seconds after which a worker that no node has room for counts as away, so that it is not waited for."""
 STOPPED = 2.0
@@ -153,12 +155,15 @@ class Post:
         """Ask all workers to close their environments, and kill them when they have or `grace` seconds are over."""
         self.over.set()
         self.wake_up.wake()
+        if self.lost():  # nothing that a lost cluster is asked for need ever return
+            return
         self.thread.join(grace)
-        seats = [seat for seat in self.seats.values() if seat.here]
-        if not self.lost():
-            for seat in seats:
-                seat.remote.stop.remote()
-            ray.wait([seat.remote.close.remote() for seat in seats], num_returns=len(seats), timeout=grace)
+        closing = []
+        for seat in [seat for seat in self.seats.values() if seat.here]:
+            seat.remote.stop.remote()
+            closing.append(seat.remote.close.remote())
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=grace)
         for seat in self.seats.values():
             _kill(seat.remote)
 
@@ -251,7 +256,9 @@ class Post:
             self.counters.heartbeats.beat(i)
         elif seat.pulse is None and now > seat.since + PULSE_EVERY:
             seat.pulse = self._asked(seat.remote.pulse.remote())
-        elif seat.pulse is not None and now > seat.since + self.options.lease:
+        elif seat.pulse is not None and now > seat.since + UNKNOWN_AFTER:
+            self.counters.heartbeats.begin(i)  # whether its environments answer is not known
+        if seat.pulse is not None and now > seat.since + self.options.lease:
             reason = f"gave no answer for {self.options.lease:g} s (--ray.lease)"
             raise _Lost(WorkerExit(i, WorkerFailed(f"worker {i} {reason}"), reason))
 

@@ -4,6 +4,7 @@
 * `post`: the pool of workers, and the thread that sends orders and takes letters in.
 * `letters`: what travels.
 * `remote`: the worker on its node.
+* `nodes`: what the nodes are good for, for ``polyactor check``.
 
 No other package imports ray.
 """

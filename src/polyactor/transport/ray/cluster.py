@@ -55,6 +55,8 @@ class Cluster:
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         self.address, self.place = address, (host.strip("[]"), int(port))
+        self.asks = os.environ.get("RAY_AUTH_MODE") == "token"
+        """Whether it asks for a token."""
         self.over, self.why = threading.Event(), ""
         threading.Thread(target=self._look, name="polyactor-cluster", daemon=True).start()
 

@@ -4,6 +4,7 @@
 * `inline`: runs all roles in this process, taking turns.
 * `ray`: starts each worker on a node of a Ray cluster; the only package that imports ray.
 * `processes`, `threads`: the pools of workers that `local` starts.
+* `main_role`: runs the main role of a scheme while a supervisor looks after the workers.
 * `supervisor`: replaces workers that die or hang.
 * `last_words`: the error of a worker on its way to the run.
 * `watchdog`: interrupts environments of this process that hang.

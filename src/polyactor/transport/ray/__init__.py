@@ -19,7 +19,7 @@ from polyactor.agent.parts import Parts, precision
 from polyactor.agent.sharing import Sharing
 from polyactor.shared.exchange import Exchange
 from polyactor.shared.slot_queue import WakeUp
-from polyactor.transport.local import supervised
+from polyactor.transport.main_role import supervised
 from polyactor.transport.ray.cluster import joined
 from polyactor.transport.ray.post import Post
 from polyactor.transport.supervisor import Supervisor

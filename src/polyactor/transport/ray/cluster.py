@@ -10,12 +10,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants, services, worker
+from ray._private import ray_constants, services
+from ray._private import worker as driver
 from ray._raylet import AuthenticationTokenLoader, Config
 
 from polyactor.config import RayOptions
@@ -43,10 +44,10 @@ PASSED_ON = ("OMP_WAIT_POLICY", "POLYACTOR_FAIL")
 """Environment variables of the run that its workers have, too."""
 
 
-class Cluster:
+class Cluster(AbstractContextManager["Cluster"]):
     """The cluster that this process has joined.
 
-    A thread looks at the head node again and again.
+    A thread looks at the head node again and again, until the context is left.
 
     Args:
         address: host:port of the head node.
@@ -58,7 +59,12 @@ class Cluster:
         self.asks = os.environ.get("RAY_AUTH_MODE") == "token"
         """Whether it asks for a token."""
         self.over, self.why = threading.Event(), ""
-        threading.Thread(target=self._look, name="polyactor-cluster", daemon=True).start()
+        self.thread = threading.Thread(target=self._look, name="polyactor-cluster", daemon=True)
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join(2 * LOOK_EVERY)
 
     def lost(self) -> str:
         """Return why the cluster is lost, or an empty string while it is not."""
@@ -92,11 +98,8 @@ def joined(options: RayOptions, workers: int, room: int) -> Iterator[Cluster]:
         ClusterFailed: there is no cluster, it does not accept the token, or it accepts everybody.
     """
     if ray.is_initialized():
-        cluster = Cluster(ray.get_runtime_context().gcs_address)
-        try:
+        with Cluster(ray.get_runtime_context().gcs_address) as cluster:
             yield cluster
-        finally:
-            cluster.over.set()
         return
     with ExitStack() as stack:
         stack.enter_context(_own_variables())
@@ -112,12 +115,10 @@ def joined(options: RayOptions, workers: int, room: int) -> Iterator[Cluster]:
                 ray.init(log_to_driver=False, configure_logging=False, logging_level="ERROR", **arguments)
         except Exception as error:  # of many classes
             raise ClusterFailed(f"--ray.address {options.address} is not reached: {one_line(error)}") from None
-        stack.callback(setattr, worker, "print_to_stdstream", worker.print_to_stdstream)
-        worker.print_to_stdstream = _unsaid
+        stack.callback(setattr, driver, "print_to_stdstream", driver.print_to_stdstream)
+        driver.print_to_stdstream = _unsaid
         stack.callback(_leave)
-        cluster = Cluster(ray.get_runtime_context().gcs_address)
-        stack.callback(cluster.over.set)
-        yield cluster
+        yield stack.enter_context(Cluster(ray.get_runtime_context().gcs_address))
 
 
 @contextmanager
@@ -125,6 +126,7 @@ def _own_variables() -> Iterator[None]:
     """Set the variables of Ray for a run inside the with block, and put back all of the caller's after it."""
     before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ.pop("RAY_AUTH_TOKEN", None)  # it would go before the file
     _heed_variables()
     try:
         yield
@@ -153,7 +155,6 @@ def _begun(stack: ExitStack, cpus: int, room: int) -> dict[str, Any]:
         file.write(secrets.token_hex(32))
     stack.enter_context(guarded(VARIABLE, str(token), str(folder)))
     os.environ |= {VARIABLE: str(token), NICENESS: "0"}
-    os.environ.pop("RAY_AUTH_TOKEN", None)  # it would go before the file
     AuthenticationTokenLoader.instance().reset_cache()
     _on_loopback(stack)
     return {

@@ -24,6 +24,7 @@ from polyactor.shared.slot_queue import WakeUp
 from polyactor.transport.last_words import LastWords
 from polyactor.transport.ray.letters import Letter, Publisher, own_versions
 from polyactor.transport.ray.remote import Remote
+from polyactor.transport.watchdog import Tell
 
 TICK = 0.25
 """Seconds after which the thread looks at its workers, even if nothing has come."""
@@ -56,6 +57,7 @@ class Seat:
         greeting: its first answer.
         since: when it was started, or when it last answered; seconds of the monotonic clock.
         here: whether it has greeted.
+        unplaced: whether it has been said that it waits for a node.
         arrived: whether it waits to be let in.
         version: the version of θ that it has.
         turns: the turns that it has been asked for, with the number of the slot that each fills.
@@ -66,6 +68,7 @@ class Seat:
     greeting: Future[Any]
     since: float
     here: bool = False
+    unplaced: bool = False
     arrived: bool = False
     version: int = NEVER
     turns: deque[tuple[int | None, Future[Any]]] = field(default_factory=deque)
@@ -85,11 +88,13 @@ class Post:
         exchange: the run's own queues and places.
         wake_up: wakes the thread; the queues wake it when a slot is free.
         lost: returns why the cluster is lost, or nothing while it is not.
+        tell: called when a worker waits for a node that has room.
     """
 
-    def __init__(self, parts: Parts, exchange: Exchange, wake_up: WakeUp, lost: Callable[[], str]) -> None:
+    def __init__(self, parts: Parts, exchange: Exchange, wake_up: WakeUp, lost: Callable[[], str], tell: Tell) -> None:
         config = parts.config
         self.options, self.counters, self.exchange, self.lost = config.ray, parts.counters, exchange, lost
+        self.tell, self.unplaced = tell, deque[int]()
         self.workers, self.slots, self.wake_up = config.workers, exchange.slots, wake_up
         self.publisher = Publisher(parts.state, parts.counters, exchange.lock, config.ray.wire)
         self.given = cloudpickle.dumps((config, parts.spec, registrations()))
@@ -140,10 +145,10 @@ class Post:
             raise self.failure
         if why := self.lost():
             raise ClusterFailed(f"the cluster is lost: {why}")
-        exits = []
-        while self.exits:
-            exits.append(self.exits.popleft())
-        return exits
+        while self.unplaced:
+            i, cores = self.unplaced.popleft(), f"{self.options.cpus:g} free cores (--ray.cpus)"
+            self.tell("worker_waits", f"worker {i} waits for a node with {cores}", worker=i)
+        return [self.exits.popleft() for _ in range(len(self.exits))]
 
     def ask(self, i: int, *, kill: bool) -> None:
         """Kill worker i, which a worker on another machine is not asked for; the thread then finds that it is gone."""
@@ -208,7 +213,9 @@ class Post:
                 raise _Lost(words.of_worker(i))
             seat.here, seat.since = True, time.monotonic()
             self.new.append((i, {"node": words.node, "pid": words.pid}))
-        elif time.monotonic() > seat.since + PLACED_WITHIN and not self.slots.away(i):
+        elif time.monotonic() > seat.since + PLACED_WITHIN and not seat.unplaced:
+            seat.unplaced = True
+            self.unplaced.append(i)
             self.slots.lost(i, False)
 
     def _wants(self, i: int, seat: Seat) -> bool:

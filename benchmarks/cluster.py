@@ -32,7 +32,7 @@ from polyactor.shared.counters import Counter
 from polyactor.storage.metrics_log import read_rows
 from polyactor.system.host import cpu_name, resident_mb, versions
 
-TURNS = 100
+TURNS = 5
 """Rollouts after which a worker's memory is measured."""
 
 
@@ -46,8 +46,8 @@ def main() -> None:
     from polyactor.transport.ray.cluster import joined
 
     with joined(RayOptions(), workers=1, room=0):
-        letters, size = letters_per_second(options.seconds)
-        print(f"{letters:,.0f} letters/s of {size / 1e3:.0f} kB")
+        letters, cpu, size = letters_per_second(options.seconds)
+        print(f"{letters:,.0f} letters/s of {size / 1e3:.0f} kB, each {1e3 * cpu:.2f} ms of the run's CPU")
         few, many = (memory_mb(workers) for workers in (2, 64))
         print(f"a worker of 2 has {few:.0f} MiB, one of 64 has {many:.0f} MiB")
 
@@ -76,14 +76,19 @@ def config_of(scheme: Any, **values: Any) -> Config:
     return replace(standard, **values)
 
 
-def letters_per_second(seconds: float) -> tuple[float, int]:
-    """Return the letters that a run takes in per second from one worker, and the bytes of one."""
-    config = config_of(ParamServer(), workers=1, envs=1, rollout=1, model=ModelSpec(hidden=(52, 52)))
+def letters_per_second(seconds: float) -> tuple[float, float, int]:
+    """Return the letters that a run takes in per second from one worker, the seconds of its CPU, and the bytes of one.
+
+    The seconds are those of all threads of the run's process, Ray's and the server's included.
+    """
+    config = config_of(ParamServer(), workers=1, envs=1, rollout=1, model=ModelSpec(hidden=(64, 64)))
     with training(config) as (run, parts, _):
         go_on(run, lambda: parts.counters.version > 100)
-        start, before = time.perf_counter(), parts.counters.version
+        start, spent, before = time.perf_counter(), time.process_time(), parts.counters.version
         go_on(run, lambda: time.perf_counter() - start > seconds)
-        return (parts.counters.version - before) / (time.perf_counter() - start), 4 * parts.state.layout.theta
+        count = parts.counters.version - before
+        cpu = (time.process_time() - spent) / count
+        return count / (time.perf_counter() - start), cpu, 4 * parts.state.layout.theta
 
 
 def memory_mb(workers: int) -> float:

@@ -110,15 +110,28 @@ def joined(options: RayOptions, workers: int, room: int) -> Iterator[Cluster]:
             if not off_this_machine(arguments["address"]):
                 _on_loopback(stack)
         arguments["runtime_env"] = {"env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}}
-        try:
-            with kept_switches():  # Ray handles SIGTERM
-                ray.init(log_to_driver=False, configure_logging=False, logging_level="ERROR", **arguments)
-        except Exception as error:  # of many classes
-            raise ClusterFailed(f"--ray.address {options.address} is not reached: {one_line(error)}") from None
+        with kept_switches():  # Ray handles SIGTERM
+            _init(options.address, arguments)
         stack.callback(setattr, driver, "print_to_stdstream", driver.print_to_stdstream)
         driver.print_to_stdstream = _unsaid
         stack.callback(_leave)
         yield stack.enter_context(Cluster(ray.get_runtime_context().gcs_address))
+
+
+def _init(address: str, arguments: dict[str, Any]) -> None:
+    """Join or begin the cluster at an address; on a busy machine its own may take longer than the 30 s that Ray waits.
+
+    Raises:
+        ClusterFailed: it cannot be joined, or twice not be begun.
+    """
+    for last in (False, True) if address == "local" else (True,):
+        try:
+            ray.init(log_to_driver=False, configure_logging=False, logging_level="ERROR", **arguments)
+            return
+        except Exception as error:  # of many classes
+            ray.shutdown()
+            if last:
+                raise ClusterFailed(f"--ray.address {address} is not reached: {one_line(error)}") from None
 
 
 @contextmanager

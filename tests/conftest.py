@@ -81,6 +81,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> pa.Run:
 
 
 @pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A Ray cluster on this machine, which all runs of the session use."""
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'polyactor[ray]'")
+    from polyactor.config import RayOptions
+    from polyactor.transport.ray.cluster import joined
+
+    with joined(RayOptions(), workers=4, room=0):
+        yield
+
+
+@pytest.fixture(scope="session")
 def make_rollout() -> Callable[..., Rollout]:
     return _make_rollout
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polyactor.algorithms.base import Algorithm
-from polyactor.config import TRANSPORTS, Config, EvaluateOptions, Normalize, Scheme
+from polyactor.config import TRANSPORTS, Config, EvaluateOptions, Normalize, RayOptions, Scheme
 from polyactor.envs import AtariOptions, EnvFactory, EnvSpec, Specs, Wrapper, resolved
 from polyactor.envs.environment import written
 from polyactor.envs.resizing import size_of
@@ -55,6 +55,7 @@ def train(
     normalize: Mapping[str, Any] | Normalize | None = None,
     atari: Mapping[str, Any] | AtariOptions | None = None,
     evaluate: Mapping[str, Any] | EvaluateOptions | None = None,
+    ray: Mapping[str, Any] | RayOptions | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     env_wrappers: str | Wrapper | Sequence[str | Wrapper] | None = None,
     callbacks: Sequence[object] | None = None,
@@ -80,6 +81,7 @@ def train(
         normalize: which of observations and rewards are scaled or clipped.
         atari: preprocessing of Atari frames; other environments ignore it.
         evaluate: when evaluations end, and how many environments they make.
+        ray: the cluster whose nodes have the workers, for ``transport="ray"``.
         env_kwargs: what the environment is made with: arguments of ``gymnasium.make`` or of the callable, by name.
         env_wrappers: callables that are given an environment and return one around it, or names such as
             "gymnasium.wrappers:FlattenObservation" and "file.py:name"; the first is the innermost.
@@ -106,7 +108,7 @@ def train(
         values["env_resize"] = size_of(values["env_resize"])
     sections = {
         "algorithm": algorithm, "scheme": scheme, "optimizer": optimizer,
-        "model": model, "normalize": normalize, "atari": atari, "evaluate": evaluate,
+        "model": model, "normalize": normalize, "atari": atari, "evaluate": evaluate, "ray": ray,
     }  # fmt: skip
     config = configured(
         preset, env, {name: value for name, value in sections.items() if value is not None}, values, look

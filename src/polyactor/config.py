@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 from collections.abc import Callable, Generator
@@ -12,15 +13,17 @@ import gymnasium
 
 from polyactor.algorithms.base import Algorithm
 from polyactor.envs import AtariOptions, Environment
-from polyactor.errors import UsageError
+from polyactor.errors import UsageError, one_line
 from polyactor.fields import Allowed, Group, replace_at
 from polyactor.models.spec import ModelSpec
 from polyactor.optim.rules import Rule
+from polyactor.system.cluster_token import refuse_without_token
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from polyactor.agent.parts import Parts
+    from polyactor.agent.sharing import Sharing
     from polyactor.shared.slot_queue import WakeUp
 
 
@@ -88,8 +91,13 @@ class Scheme:
         """Return B, the number of environments in one batch."""
         return config.envs
 
-    def roles(self, parts: Parts) -> AbstractContextManager[Roles]:
-        """Return a context manager that gives the roles, and releases what they share when it exits."""
+    def roles(self, parts: Parts, sharing: Sharing) -> AbstractContextManager[Roles]:
+        """Return a context manager that gives the roles, and releases what they share when it exits.
+
+        Args:
+            parts: the parts of the run.
+            sharing: makes what the roles share.
+        """
         raise NotImplementedError
 
 
@@ -99,18 +107,39 @@ class Transport:
 
     apart: bool
     """Whether workers run in processes or threads of their own; otherwise all roles take turns in one thread."""
+    elsewhere: bool = False
+    """Whether workers may be on other machines, so that they share no memory with the run's own process."""
+    needs: str | None = None
+    """The package that it needs, which is also the name of the extra that installs it."""
+
+    def sends(self, scheme: Scheme) -> bool:
+        """Return whether workers are other processes, to which environments and algorithms are sent."""
+        return self.apart and not scheme.single and not scheme.in_threads
 
     def forks(self, scheme: Scheme) -> bool:
-        """Return whether this transport starts worker processes, so that a fork server pays."""
-        return self.apart and not scheme.single and not scheme.in_threads
+        """Return whether this transport starts worker processes itself, so that a fork server pays."""
+        return self.sends(scheme) and not self.elsewhere
 
     def fits(self, config: Config) -> None:
         """Refuse a run that this transport cannot place.
 
         Raises:
             UsageError: the scheme wants threads, and this transport runs roles in turn; or it starts processes, and
-                this process may start none.
+                this process may start none; or it has no place for the scheme, or lacks its package.
         """
+        if self.elsewhere and (config.scheme.single or config.scheme.applies_apart):
+            why = "has no workers" if config.scheme.single else "has workers that write into one memory"
+            raise UsageError(
+                f"--scheme {config.scheme.name} is not allowed with --transport {config.transport}: it {why}; "
+                "use --scheme param-server or actor-learner, or --transport local"
+            )
+        if self.elsewhere:
+            config.ray.fits()
+        if self.needs is not None and importlib.util.find_spec(self.needs) is None:
+            raise UsageError(
+                f"--transport {config.transport} is not allowed: {self.needs} is not installed; "
+                f"pip install 'polyactor[{self.needs}]'"
+            )
         if self.forks(config.scheme) and multiprocessing.current_process().daemon:
             raise UsageError(
                 f"--transport {config.transport} is not allowed here: this is a daemonic process, as those of "
@@ -124,7 +153,41 @@ class Transport:
             )
 
 
-TRANSPORTS = {"local": Transport(apart=True), "inline": Transport(apart=False)}
+TRANSPORTS = {
+    "local": Transport(apart=True),
+    "inline": Transport(apart=False),
+    "ray": Transport(apart=True, elsewhere=True, needs="ray"),
+}
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """The cluster whose nodes have the workers of ``--transport ray``."""
+
+    address: str = "local"
+    """The head node as host:port; auto: the cluster that runs on this machine; local: one that begins and ends with
+    the run, on this machine alone."""
+    cpus: Annotated[float, Allowed(0, above=True)] = 1.0
+    """Cores of a node that a worker takes."""
+    lease: Annotated[float, Allowed(1)] = 30.0
+    """Seconds without an answer from a worker's node after which the worker is given up."""
+    wire: Literal["fp32", "bf16"] = "fp32"
+    """What gradients and parameters travel in; statistics always in fp32."""
+
+    def fits(self) -> None:
+        """Refuse an address that is none, or that other machines can reach while there is no token.
+
+        Raises:
+            UsageError: the address is not allowed.
+        """
+        if self.address in ("local", "auto"):
+            return
+        host, _, port = self.address.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
+            raise UsageError(
+                f"--ray.address {one_line(self.address, most=80)} is not allowed: it must be local, auto or host:port"
+            )
+        refuse_without_token(self.address)
 
 
 @dataclass(frozen=True)
@@ -188,8 +251,9 @@ class Config:
     """Stop when the mean of the last 100 games reaches this score and a fresh evaluation of 100 games confirms it."""
     evaluate_every: Annotated[int | None, Allowed(1), RUN] = None
     """Evaluate in a process of its own every so many agent steps, and keep the parameters with the best score."""
-    transport: Annotated[Literal["local", "inline"], SCHEME] = "local"
-    """local: workers are processes; inline: all roles in one process, taking turns (to debug, or in a notebook)."""
+    transport: Annotated[Literal["local", "inline", "ray"], SCHEME] = "local"
+    """local: workers are processes; inline: all roles in one process, taking turns (to debug, or in a notebook); ray:
+    workers are processes on the nodes of a Ray cluster."""
     restarts: Annotated[int | None, Allowed(0), FAULTS] = 20
     """How often a worker that died or whose environment hangs is replaced within an hour; one loss more stops the run.
     none: no worker is replaced, and the run goes on with those that are left."""
@@ -234,6 +298,7 @@ class Config:
     normalize: Annotated[Normalize, ENVIRONMENT] = field(default_factory=Normalize)
     atari: Annotated[AtariOptions, ENVIRONMENT] = field(default_factory=AtariOptions)
     evaluate: Annotated[EvaluateOptions, RUN] = field(default_factory=EvaluateOptions)
+    ray: Annotated[RayOptions, SCHEME] = field(default_factory=RayOptions)
     preset: Annotated[str, RUN] = ""
     """The name that this run is shown under."""
 

@@ -58,6 +58,12 @@ class WorkerFailed(PolyactorError):
     exit_code = 7
 
 
+class ClusterFailed(PolyactorError):
+    """A Ray cluster cannot be joined, was lost, or has a node that cannot play its part (exit code 8)."""
+
+    exit_code = 8
+
+
 class OutOfResources(PolyactorError):
     """There is not enough disk space, shared memory or memory (exit code 9)."""
 
@@ -74,6 +80,7 @@ class WorkerExit:
         reason: the cause in a few words.
         ours: whether the worker raised a `PolyactorError`, which a replacement would raise again.
         raised: whether the worker raised an exception; otherwise its process was killed or ended.
+        memory: whether the system killed it, as it does where memory runs out.
     """
 
     worker: int
@@ -81,6 +88,7 @@ class WorkerExit:
     reason: str
     ours: bool = False
     raised: bool = False
+    memory: bool = False
 
 
 class Command(BaseException):

@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from gymnasium import spaces
 
 from polyactor import transport
@@ -114,6 +115,16 @@ LOCAL = [
     ("actor-learner", "acer", "noisy", "adam"),
 ]
 """Over processes: every scheme with every algorithm and every model at least once; the slow suite has all of them."""
+FAST_OVER_RAY = [
+    ("param-server", "ppo", "lstm", "adam"),
+    ("param-server-mean", "a2c", "mlp", "adam"),
+    ("actor-learner", "vtrace", "cnn", "rmsprop"),
+]
+OVER_RAY = [
+    pytest.param(*cell, marks=() if cell in FAST_OVER_RAY else pytest.mark.slow)
+    for cell in (each.values if isinstance(each, ParameterSet) else each for each in LOCAL)
+    if not cell[0].startswith("hogwild")
+]
 
 
 @dataclass(frozen=True)
@@ -218,6 +229,12 @@ def test_one_worker_in_a_process_is_sync(scheme: str, algorithm: str, model: str
     sync = sync_beside(scheme, model, rule, algorithm)
     assert sync.games
     assert_same(sync, end_under(scheme, "local", model, rule, algorithm))
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(("scheme", "algorithm", "model", "rule"), OVER_RAY)
+def test_one_worker_on_a_node_is_sync(scheme: str, algorithm: str, model: str, rule: str) -> None:
+    assert_same(sync_beside(scheme, model, rule, algorithm), end_under(scheme, "ray", model, rule, algorithm))
 
 
 @pytest.mark.slow

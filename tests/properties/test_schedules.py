@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from polyactor.agent.learner import Learner
 from polyactor.agent.parts import Parts
+from polyactor.agent.sharing import Sharing
 from polyactor.algorithms import A2C, VTrace
 from polyactor.algorithms.base import Algorithm
 from polyactor.config import Config, Roles, Scheme
@@ -221,7 +222,7 @@ def test_everybody_waiting_for_everybody_is_an_error_and_not_a_hang() -> None:
     wake_up = WakeUp()
 
     class Deadlock(Scheme):
-        def roles(self, parts: Parts) -> AbstractContextManager[Roles]:
+        def roles(self, parts: Parts, sharing: Sharing) -> AbstractContextManager[Roles]:
             return nullcontext(Roles(workers=2, work=lambda worker, parts: (wake_up for _ in itertools.count())))
 
     with pytest.raises(RuntimeError, match="every role waits for another"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
-from polyactor.shared.counters import Counter, SharedCounters
+from polyactor.shared.counters import Counter, Report, SharedCounters
+from polyactor.shared.timing import Part
 
 
 def test_a_worker_that_just_woke_is_not_taken_for_one_that_waits() -> None:
@@ -67,3 +68,28 @@ def test_what_utf_8_cannot_say_is_replaced_in_the_failure_of_an_environment() ->
     counters = SharedCounters(1)
     counters.env_error(0, "no file caf\udce9.txt")
     assert counters.new_env_errors() == [(0, "no file caf?.txt")]
+
+
+def test_what_a_worker_elsewhere_reports_is_counted_once() -> None:
+    ours, theirs = SharedCounters(3), SharedCounters(3)
+    ours.count(1, Counter.UPDATES, 7)
+    ours.count(2, Counter.STEPS, 70)
+    ours.count(2, Counter.STARTS, 2)
+    ours.changes.put({"algorithm.entropy_coef": 0.5})
+    theirs.obey(2, ours.order(2))
+    assert (theirs.version, theirs.steps, theirs.starts(2)) == (7, 70, 2)
+    assert theirs.changes.made() == {"algorithm.entropy_coef": 0.5}
+    for scores in ([1.5, 2.5], [3.5]):
+        for score in scores:
+            theirs.game(2, score, 9)
+        theirs.env_error(2, f"it failed at {scores[0]}")
+        theirs.count(2, Counter.TURNS, 4)
+        theirs.spend(2, Part.EMULATE, 0.25)
+        ours.take(2, theirs.report(2))
+        assert theirs.report(2) == Report(0, [], [], {})
+    assert [(game.score, game.length, game.worker) for game in ours.new_games()] == [
+        (1.5, 9, 2), (2.5, 9, 2), (3.5, 9, 2)
+    ]  # fmt: skip
+    assert ours.new_env_errors() == [(2, "it failed at 1.5"), (2, "it failed at 3.5")]
+    assert int(ours.table[2, Counter.TURNS]) == 8
+    assert ours.spent()[Part.EMULATE] == 0.5

@@ -28,13 +28,16 @@ class Played:
         self.done: set[int] = set()
         self.news: list[WorkerExit] = []
         self.started: list[int] = []
+        self.new = [0, 1]
         self.asked: list[tuple[int, bool]] = []
 
     def start(self, i: int) -> None:
         self.started.append(i)
+        self.new.append(i)
 
-    def pid(self, i: int) -> int:
-        return 100 + i
+    def begun(self) -> list[tuple[int, dict[str, object]]]:
+        new, self.new = self.new, []
+        return [(i, {"pid": 100 + i}) for i in new]
 
     def watch(self, timeout: float, wake_up: WakeUp | None = None) -> list[WorkerExit]:
         news, self.news = self.news, []
@@ -220,7 +223,7 @@ def test_three_that_hang_and_are_killed_are_no_lack_of_memory(monkeypatch: pytes
         stage.counters.heartbeats.heartbeat(0).asked(0, np.int64(1))
         for _ in range(9):
             stage.supervise(1.0)
-        stage.pool.news.append(WorkerExit(0, WorkerFailed("it ended"), "was killed by signal 9 (out of memory?)"))
+        stage.pool.news.append(WorkerExit(0, WorkerFailed("it ended"), "was killed", memory=True))
         for _ in range(4):
             stage.supervise(1.0)
 

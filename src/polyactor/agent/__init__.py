@@ -9,6 +9,7 @@
 * `replay_buffer`: past rollouts in memory-mapped files.
 * `compiled`: gradients by torch.compile.
 * `parts`: makes these objects from the config of a run.
+* `sharing`: makes the queues and the memory that the roles of a scheme share.
 * `streams`: the random streams of a worker.
 * `resumables`: the state that a checkpoint adds for an exact resume.
 """

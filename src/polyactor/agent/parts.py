@@ -1,4 +1,4 @@
-"""Makes the actors, learners, updaters, replicas and shared memory of a run from its config."""
+"""Makes the actors, learners, updaters and replicas of a run from its config."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self
 
 import torch
 
@@ -26,16 +26,13 @@ from polyactor.envs import EnvSpec, make_envs
 from polyactor.errors import OutOfResources, UsageError
 from polyactor.models.actor_critic import ActorCritic, Precision
 from polyactor.models.noisy import MEAN_SIGMA
-from polyactor.models.running_stats import blank_moments
 from polyactor.models.whole_network import WholeNetwork
-from polyactor.optim.flat import State
+from polyactor.optim.flat import Layout, State
 from polyactor.shared.counters import SharedCounters, never
-from polyactor.shared.gradient_slots import GradientSlot
 from polyactor.shared.heartbeat import ALL, Call
 from polyactor.shared.locks import Reading, once
 from polyactor.system.process_state import attention, kept_switches
 
-T = TypeVar("T", Rollout, GradientSlot)
 REPLAY = "replay"
 """The folder of a run directory that holds the replay buffers."""
 LEAST_ROLLOUTS = 4
@@ -130,8 +127,21 @@ class Parts:
         Raises:
             UsageError, OutOfResources: as `make_state` does.
         """
-        metrics = (*config.algorithm.metrics, *[MEAN_SIGMA] * (config.model.noisy != "none"))
-        return cls(config, spec, make_state(config, spec), SharedCounters(config.workers, metrics))
+        return cls(config, spec, make_state(config, spec), SharedCounters(config.workers, _metrics(config)))
+
+    @classmethod
+    def of_worker(cls, config: Config, spec: EnvSpec) -> Self:
+        """Return the parts of a worker on another machine: a state and counters of its own, with nothing in them.
+
+        The optimizer's statistics are those of the process that applies, so there are none.
+        """
+        layout = Layout.of(make_model(config, spec))
+        return cls(
+            config,
+            spec,
+            State(layout, torch.zeros(layout.size), ({},)),
+            SharedCounters(config.workers, _metrics(config)),
+        )
 
     def actor(self, worker: int, *, threads: int = 1, reading: Reading = once) -> tuple[Replica, Actor]:
         """Make a worker's environments and return the replica and the actor that acts in them with it.
@@ -225,37 +235,14 @@ class Parts:
         folder = None if self.config.out is None else Path(self.config.out) / REPLAY / f"learner-{worker}"
         return ReplayBuffer(like, rollouts, stack=stack, folder=folder)
 
-    def rounds(self, rounds: int, actors: int) -> list[Rollout]:
-        """Allocate joint rollouts in shared memory, in each of which every actor has columns to write.
-
-        Args:
-            rounds: the number of joint rollouts.
-            actors: rollouts of single actors that make one joint rollout.
-        """
-        config, model = self.config, make_model(self.config, self.spec)
-        row = row_of(self.spec, model, config.algorithm.needs)
-        sizes = {"t": config.rollout, "b": actors * config.envs, "actors": actors}
-        return [_shared(Rollout.blank(row, **sizes)) for _ in range(rounds)]
-
-    def gradient_slots(self, queue: int, accumulate: int) -> list[list[GradientSlot]]:
-        """Allocate shared memory for gradients on their way to a parameter server, indexed by worker and queue slot.
-
-        Args:
-            queue: slots of each worker.
-            accumulate: rollouts whose gradients are summed in one slot.
-        """
-        running = make_model(self.config, self.spec).running
-        shapes = {name: tuple(part.mean.shape) for name, part in running.items()}
-
-        def slot() -> GradientSlot:
-            moments = {name: blank_moments(accumulate, shape) for name, shape in shapes.items()}
-            return _shared(GradientSlot.blank(self.state.layout.theta, self.counters.names, moments))
-
-        return [[slot() for _ in range(queue)] for _ in range(self.config.workers)]
-
     def _streams(self, worker: int, device: str = "cpu") -> Streams:
         counters = self.counters
         return Streams.of(self.config.seed, worker, counters.version, again=counters.starts(worker), device=device)
+
+
+def _metrics(config: Config) -> tuple[str, ...]:
+    """Return the names of the metrics that a run has besides those of every run."""
+    return (*config.algorithm.metrics, *[MEAN_SIGMA] * (config.model.noisy != "none"))
 
 
 def _replay_layout(config: Config, spec: EnvSpec, model: ActorCritic) -> tuple[Rollout, int, int]:
@@ -282,9 +269,3 @@ def _refuse_small_disk(config: Config, spec: EnvSpec, model: ActorCritic) -> Non
             f"--algorithm.replay-capacity {config.algorithm.remembers} needs {needed / 1e9:,.1f} GB on the disk of "
             f"{directory}, where {free / 1e9:,.1f} GB are free"
         )
-
-
-def _shared(memory: T) -> T:
-    for tensor in memory.tensors():
-        tensor.share_memory_()  # type: ignore[no-untyped-call]
-    return memory

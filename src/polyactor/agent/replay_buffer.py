@@ -6,7 +6,6 @@ import math
 import mmap
 import os
 import stat
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polyactor.data import FIELDS, Rollout, Tree, leaves, map_tree
+from polyactor.data import FIELDS, Rollout, Tree, leaves, map_tree, named
+from polyactor.data.frames import write_stacks
 from polyactor.errors import CheckpointError, OutOfResources, RunDirectoryError
 
 ADDED = "added"
@@ -165,15 +165,10 @@ class ReplayBuffer:
         row = (start + np.arange(-older, t + 1)[:, None]) % rows
         frames: NDArray[Any] = self.arrays["observation"][row, column]
         is_first = self.arrays["is_first"][row, column]
-        # The number of episodes begun up to each row: a stack has only frames of its own episode.
-        episode = is_first.cumsum(0)
         stacked = torch.empty(t + 1, *frames.shape[1:], self.stack, dtype=torch.from_numpy(frames[:0]).dtype)
-        array = stacked.numpy()  # frames last, as convolutions want it
-        for age in range(self.stack):
-            past, place = slice(older - age, older - age + t + 1), array[..., self.stack - 1 - age]
-            place[:] = frames[past]
-            place[episode[past] != episode[older:]] = 0
-        return stacked.movedim(-1, 2)
+        stacked = stacked.movedim(-1, 2)  # frames last in memory, as convolutions want it
+        write_stacks(stacked.numpy(), frames, is_first)
+        return stacked
 
 
 def _aligned(array: NDArray[Any]) -> Tensor:
@@ -187,15 +182,6 @@ Shapes = dict[str, tuple[tuple[int, ...], "np.dtype[Any]"]]
 def kept(rollout: Rollout) -> list[str]:
     """Return the names of the rollout fields that a replay buffer stores."""
     return [name for name, own in FIELDS.items() if own.replayed and getattr(rollout, name) is not None]
-
-
-def named(name: str, tree: Tree) -> Tree:
-    """Return the tree with each tensor replaced by the name of its array (and file)."""
-    if isinstance(tree, tuple):
-        return tuple(named(f"{name}_{i}", part) for i, part in enumerate(tree))
-    if isinstance(tree, Mapping):
-        return {key: named(f"{name}_{i}", part) for i, (key, part) in enumerate(tree.items())}
-    return name
 
 
 def _shapes(like: Rollout, rollouts: int, stack: int) -> Shapes:

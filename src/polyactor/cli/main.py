@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from polyactor.cli.flags import KEEPS, env_timeout, read_config, small_flags, take_auto
-from polyactor.cli.verbs import LOOKING, TRUSTING, noticed, the_run
+from polyactor.cli.verbs import LOOKING, PLACING, TRUSTING, noticed, the_run
 from polyactor.errors import PolyactorError, UsageError, WorkerFailed, one_line, suggestion
 from polyactor.system.interpreter import leave
 from polyactor.system.streams import standard_streams
@@ -93,14 +93,15 @@ def _exit_code(run: Any) -> int:
 
 def _resume(args: list[str]) -> int:
     """Resume a run: ``polyactor resume``."""
-    kinds = {"steps": int, "algorithm": str, "callback": list, "restart": bool, "quiet": bool, **TRUSTING}
+    kinds = {"steps": int, "algorithm": str, "callback": list, "restart": bool, "quiet": bool, **TRUSTING, **PLACING}
     usage = "resume RUN [--steps N] [--algorithm FILE:CLASS] [--callback NAME …] [--restart] [--trust-code] [--quiet]"
-    options = small_flags(args, kinds, usage, others=KEEPS)
+    options = small_flags(args, kinds, f"{usage} [{'] ['.join(f'--{flag} X' for flag in PLACING)}]", others=KEEPS)
     from polyactor.training.trainer import resume
 
     path, callbacks = the_run(options), options.pop("callback", None)
+    ray = {name.removeprefix("ray."): options.pop(name) for name in PLACING if name in options and "." in name}
     given = {name.replace("-", "_"): value for name, value in options.items() if name in kinds}
-    return _exit_code(resume(path, callbacks=callbacks, **given))
+    return _exit_code(resume(path, callbacks=callbacks, ray=ray, **given))
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {"train": _train, "resume": _resume, **LOOKING}

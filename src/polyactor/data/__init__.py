@@ -2,9 +2,11 @@
 
 * `rollout`: rollouts, the memo of what was computed of them, and batches.
 * `learning`: what a model says of them, and the gradients that come of it.
+* `frames`: the frames of stacks, each once.
+* `wire`: tensors as they travel between machines.
 
-Nothing here imports torch when it is loaded, and neither do `equations`, `optim.rules` or `algorithms`: they are
-written with tensor methods alone, so that reading flags stays fast.
+Nothing here but `wire` imports torch when it is loaded, and neither do `equations`, `optim.rules` or `algorithms`:
+they are written with tensor methods alone, so that reading flags stays fast.
 """
 
 from polyactor.data.learning import Direction, Distribution, Gradients, Metrics, Outputs
@@ -24,6 +26,7 @@ from polyactor.data.rollout import (
     at,
     leaves,
     map_tree,
+    named,
 )
 
 __all__ = [
@@ -47,4 +50,5 @@ __all__ = [
     "at",
     "leaves",
     "map_tree",
+    "named",
 ]

@@ -44,6 +44,15 @@ def leaves(tree: Tree) -> Iterator[Any]:
             yield from leaves(part)
 
 
+def named(name: str, tree: Tree) -> Tree:
+    """Return the tree with each tensor replaced by a name for it; that of several is followed by their numbers."""
+    if isinstance(tree, tuple):
+        return tuple(named(f"{name}_{i}", part) for i, part in enumerate(tree))
+    if isinstance(tree, Mapping):
+        return {key: named(f"{name}_{i}", part) for i, (key, part) in enumerate(tree.items())}
+    return name
+
+
 def at(tree: Tree, index: Any) -> Tree:
     """Index each tensor or array of a tree; the result shares memory with it where indexing does."""
     return {name: at(each, index) for name, each in tree.items()} if isinstance(tree, Mapping) else tree[index]
@@ -262,9 +271,13 @@ class Rollout:
 
     def tensors(self) -> Iterator[Tensor]:
         """Iterate over the tensors of all fields but the memo."""
-        for name in FIELDS:
-            if (tree := getattr(self, name)) is not None:
-                yield from leaves(tree)
+        yield from self.named().values()
+
+    def named(self) -> dict[str, Tensor]:
+        """Return the tensors of all fields but the memo by name."""
+        trees = {name: tree for name in FIELDS if (tree := getattr(self, name)) is not None}
+        names = [each for name, tree in trees.items() for each in leaves(named(name, tree))]
+        return dict(zip(names, leaves(trees), strict=True))
 
     @property
     def acted(self) -> Rollout:

@@ -81,6 +81,18 @@ class Layout:
         averaged = {f"{AVERAGE}{slot.name}" for slot in self.slots if slot.start < self.theta}
         return next((slot.start for slot in self.slots if slot.name in averaged), self.size)
 
+    def split(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return θ, the running statistics and the parameters of the average network, as views of a vector by name.
+
+        What the model has none of is left out.
+        """
+        parts = {
+            "theta": slice(self.theta),
+            "statistics": slice(self.theta, self.average),
+            "average": slice(self.average, None),
+        }
+        return {name: part for name, place in parts.items() if len(part := vector[place])}
+
 
 def bind(model: nn.Module, vector: Tensor) -> Layout:
     """Copy a model's parameters and buffers to a flat vector ``[layout.size]``, and make them views of it."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from polyactor.config import Config, EvaluateOptions
+from polyactor.config import Config, EvaluateOptions, RayOptions
 from polyactor.errors import UsageError
 from polyactor.system.console import Lasting
 
@@ -27,7 +27,8 @@ FIGURES = {
 """Columns of the table, and the key of ``summary.json`` that each shows."""
 UNLIKE = ("seed", "out", "quiet", "preset")
 """Fields of a config in which the runs of one group may differ."""
-USUAL = {field.name: field.default for field in fields(Config)} | {"evaluate": asdict(EvaluateOptions())}
+SECTIONS = {"evaluate": asdict(EvaluateOptions()), "ray": asdict(RayOptions())}
+USUAL = {field.name: field.default for field in fields(Config)} | SECTIONS
 """Default of each config field. A field at its default is ignored: older runs do not have all fields."""
 
 

@@ -1,8 +1,8 @@
 """Actor-learner: actors send rollouts to a learner, which differentiates and applies; actors pull its parameters.
 
 With the V-trace loss this is IMPALA (Espeholt et al. 2018), with the loss of PPO it is APPO, and with the loss of A2C
-in lockstep it is A2C over several processes. All actors write into one batch ``[T, B]`` in shared memory, each into
-columns of its own, so that rollouts are joined without a copy.
+in lockstep it is A2C over several processes. All actors write into one batch ``[T, B]``, each into columns of its own,
+so that rollouts are joined without a copy.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from polyactor.config import Config, Role, Roles, Scheme
-from polyactor.data import Rollout
 from polyactor.fields import Allowed
 
 if TYPE_CHECKING:
     from polyactor.agent.parts import Parts
+    from polyactor.agent.sharing import Sharing
+    from polyactor.shared.exchange import Rounds
     from polyactor.shared.locks import SequenceLock
     from polyactor.shared.slot_queue import SlotQueue
 
@@ -51,22 +52,14 @@ class ActorLearner(Scheme):
         return int(config.algorithm.corrects_lag) if self.max_lag is None else self.max_lag
 
     @contextmanager
-    def roles(self, parts: Parts) -> Iterator[Roles]:
+    def roles(self, parts: Parts, sharing: Sharing) -> Iterator[Roles]:
         """Give the roles: W actors, and the learner as the main role."""
-        from polyactor.shared.locks import SequenceLock
-        from polyactor.shared.slot_queue import SlotQueue
-
-        workers, lag = parts.config.workers, self.lag(parts.config)
-        slots = SlotQueue(workers, (lag + 1) * self.batch)
-        shared = (slots, parts.rounds(lag + 1, workers * self.batch), SequenceLock())
-        yield Roles(workers, act, shared, main=learn(parts, *shared), lost=slots.lost)
+        shared = sharing.rollouts(self.lag(parts.config) + 1, self.batch)
+        yield Roles(parts.config.workers, act, shared, main=learn(parts, *shared), lost=shared.slots.lost)
 
 
-def act(worker: int, parts: Parts, slots: SlotQueue, rounds: list[Rollout], lock: SequenceLock) -> Role:
+def act(worker: int, parts: Parts, slots: SlotQueue, rounds: Rounds, lock: SequenceLock) -> Role:
     """Run an actor: pull the newest parameters and write a rollout into the batch, whenever a slot is free."""
-    config = parts.config
-    assert isinstance(config.scheme, ActorLearner)
-    batch = config.scheme.batch
     replica, actor = parts.actor(worker, reading=lock.reading)
     with closing(actor):
         slots.arrive(worker)
@@ -74,13 +67,12 @@ def act(worker: int, parts: Parts, slots: SlotQueue, rounds: list[Rollout], lock
             while (slot := slots.free(worker)) is None:
                 yield slots.wake_ups[worker]
             replica.pull()  # θ' ← θ
-            block = worker * batch + slot % batch
-            actor.collect(replica.version, into=rounds[slot // batch].block(block, config.envs))
+            actor.collect(replica.version, into=rounds.place(worker, slot))
             slots.put(worker)
             yield None
 
 
-def learn(parts: Parts, slots: SlotQueue, rounds: list[Rollout], lock: SequenceLock) -> Role:
+def learn(parts: Parts, slots: SlotQueue, rounds: Rounds, lock: SequenceLock) -> Role:
     """Run the learner: wait until all actors have filled their columns of a batch, then learn from it."""
     from polyactor.system.machine import torch_threads
 
@@ -95,7 +87,7 @@ def learn(parts: Parts, slots: SlotQueue, rounds: list[Rollout], lock: SequenceL
             while not ready(parts, slots, rounds, scheme.batch):
                 yield slots.main
             replica.pull()
-            rollout = rounds[slots.next(0) // scheme.batch]
+            rollout = rounds.round(slots.next(0))
             for gradients in learner.gradients(rollout):  # dθ
                 updater.apply(gradients)  # θ ← θ + Δ(dθ)
             for worker in range(config.workers):
@@ -103,19 +95,18 @@ def learn(parts: Parts, slots: SlotQueue, rounds: list[Rollout], lock: SequenceL
             yield None
 
 
-def ready(parts: Parts, slots: SlotQueue, rounds: list[Rollout], batch: int) -> bool:
+def ready(parts: Parts, slots: SlotQueue, rounds: Rounds, batch: int) -> bool:
     """Return whether a batch is complete.
 
     If only lost actors are missing, their columns are filled with blank rollouts, which no loss counts.
     """
-    config = parts.config
+    workers = parts.config.workers
     slots.admit()
-    missing = [worker for worker in range(config.workers) if slots.waiting(worker) < batch]
-    if len(missing) == config.workers or not all(slots.away(worker) for worker in missing):
+    missing = [worker for worker in range(workers) if slots.waiting(worker) < batch]
+    if len(missing) == workers or not all(slots.away(worker) for worker in missing):
         return not missing
     for worker in missing:
         for _ in range(batch - slots.waiting(worker)):
-            slot = slots.latest(worker)
-            rounds[slot // batch].block(worker * batch + slot % batch, config.envs).blank_(parts.counters.version)
+            rounds.place(worker, slots.latest(worker)).blank_(parts.counters.version)
             slots.put(worker)
     return True

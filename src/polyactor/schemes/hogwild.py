@@ -15,6 +15,7 @@ from polyactor.config import Config, Role, Roles, Scheme
 
 if TYPE_CHECKING:
     from polyactor.agent.parts import Parts
+    from polyactor.agent.sharing import Sharing
 
 Lock = Literal["none", "update", "both"]
 
@@ -42,11 +43,9 @@ class Hogwild(Scheme):
         return config.workers == 1
 
     @contextmanager
-    def roles(self, parts: Parts) -> Iterator[Roles]:
+    def roles(self, parts: Parts, sharing: Sharing) -> Iterator[Roles]:
         """Give the roles: W workers and no main role."""
-        from polyactor.shared.locks import lock_file
-
-        with lock_file() as path:
+        with sharing.lock_file() as path:
             yield Roles(parts.config.workers, work, (path,), threads=self.in_threads)
 
 

@@ -18,11 +18,10 @@ from polyactor.fields import Allowed
 
 if TYPE_CHECKING:
     from polyactor.agent.parts import Parts
-    from polyactor.shared.gradient_slots import GradientSlot
+    from polyactor.agent.sharing import Sharing
+    from polyactor.shared.gradient_slots import GradientSlots
     from polyactor.shared.locks import SequenceLock
     from polyactor.shared.slot_queue import SlotQueue
-
-    GradientSlots = list[list[GradientSlot]]  # by worker and slot of its queue
 
 
 @dataclass(frozen=True)
@@ -80,15 +79,10 @@ class ParamServer(Scheme):
         return False
 
     @contextmanager
-    def roles(self, parts: Parts) -> Iterator[Roles]:
+    def roles(self, parts: Parts, sharing: Sharing) -> Iterator[Roles]:
         """Give the roles: W workers, and the server as the main role."""
-        from polyactor.shared.locks import SequenceLock
-        from polyactor.shared.slot_queue import SlotQueue
-
-        workers = parts.config.workers
-        slots = SlotQueue(workers, self.queue)
-        shared = (slots, parts.gradient_slots(self.queue, self.accumulate), SequenceLock())
-        yield Roles(workers, work, shared, main=serve(parts, *shared), lost=slots.lost)
+        shared = sharing.gradients(self.queue, self.accumulate)
+        yield Roles(parts.config.workers, work, shared, main=serve(parts, *shared), lost=shared.slots.lost)
 
 
 def work(worker: int, parts: Parts, slots: SlotQueue, gradient_slots: GradientSlots, lock: SequenceLock) -> Role:
@@ -111,7 +105,7 @@ def work(worker: int, parts: Parts, slots: SlotQueue, gradient_slots: GradientSl
             for gradients in learner.gradients(rollout):  # dθ'
                 slot = slots.free(worker)
                 assert slot is not None, "a worker goes on only when it has a slot"
-                gradient_slot = gradient_slots[worker][slot]
+                gradient_slot = gradient_slots.place(worker, slot)
                 if n % scheme.accumulate == 0:
                     gradient_slot.put(gradients)
                 else:
@@ -142,7 +136,7 @@ def serve(parts: Parts, slots: SlotQueue, gradient_slots: GradientSlots, lock: S
                 if scheme.when_full == "drop" and slots.waiting(i) == scheme.queue:
                     slots.release(i, scheme.queue // 2)
                     counters.count(i, Counter.DROPPED, scheme.queue // 2)
-            arrived = {i: gradient_slots[i][slots.next(i)] for i in workers if slots.waiting(i)}
+            arrived = {i: gradient_slots.place(i, slots.next(i)) for i in workers if slots.waiting(i)}
             absent = [since[i] for i in workers if i not in arrived and slots.playing(i) and not slots.away(i)]
             chosen = choose(
                 {i: gradient_slot.version for i, gradient_slot in arrived.items()}, absent, counters.version, scheme

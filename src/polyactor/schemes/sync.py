@@ -13,6 +13,7 @@ from polyactor.fields import Allowed
 
 if TYPE_CHECKING:
     from polyactor.agent.parts import Parts
+    from polyactor.agent.sharing import Sharing
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Sync(Scheme):
     """Threads of torch and of the emulators; 0 is all cores for images and 1 for vectors."""
 
     @contextmanager
-    def roles(self, parts: Parts) -> Iterator[Roles]:
+    def roles(self, parts: Parts, sharing: Sharing) -> Iterator[Roles]:
         """Give the roles: no workers, and the training loop as the main role."""
         yield Roles(main=learn(parts, self.threads))
 

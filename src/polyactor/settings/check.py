@@ -64,7 +64,7 @@ def check(config: Config) -> None:
     TRANSPORTS[config.transport].fits(config)
     code = (config.env, *config.env_wrappers, *config.model.own.values())
     objects = [each for each in code if not isinstance(each, str)]
-    if objects and TRANSPORTS[config.transport].forks(scheme) and not scheme.in_threads:
+    if objects and TRANSPORTS[config.transport].sends(scheme):
         _refuse_unsendable(config)
     scheme.fits(config)
     _refuse_misplaced(config)

@@ -15,7 +15,7 @@ import gymnasium
 from polyactor import envs
 from polyactor.algorithms import ALGORITHMS
 from polyactor.algorithms.base import Algorithm
-from polyactor.config import OBJECTS, Config, EvaluateOptions, Normalize
+from polyactor.config import OBJECTS, Config, EvaluateOptions, Normalize, RayOptions
 from polyactor.envs import AtariOptions
 from polyactor.errors import CheckpointError, UsageError, in_one_line, one_line
 from polyactor.fields import declared, fits, require, walk
@@ -24,7 +24,7 @@ from polyactor.settings.check import check_values
 from polyactor.settings.registry import PARTS, name_of, part
 
 SECTIONS: dict[str, type[Any]] = {
-    "model": ModelSpec, "normalize": Normalize, "atari": AtariOptions, "evaluate": EvaluateOptions
+    "model": ModelSpec, "normalize": Normalize, "atari": AtariOptions, "evaluate": EvaluateOptions, "ray": RayOptions
 }  # fmt: skip
 """Sections of a config that have one type in each run."""
 
@@ -160,7 +160,7 @@ def _from_json(values: dict[str, Any]) -> Config:
                 f"the config names {kind} {one_line(repr(name))}, which is none of {', '.join(known)}"
             )
         values[kind] = _instance(known[name], options)
-    values.setdefault("evaluate", {})  # older runs have none
+    values = {"evaluate": {}, "ray": {}} | values  # older runs have none
     values["model"] = {"channels": "last-up-to-4"} | dict(values["model"])  # of a run of before it could be set
     for section, cls in SECTIONS.items():
         values[section] = _instance(cls, values[section])

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from polyactor.errors import UsageError
-from polyactor.shared.changes import Changes
+from polyactor.shared.changes import Changes, Value
 from polyactor.shared.heartbeat import Heartbeats
 from polyactor.shared.timing import PARTS, SAMPLING, Part
 
@@ -76,6 +76,38 @@ class Game:
     score: float
     length: int
     worker: int
+
+
+class Report(NamedTuple):
+    """What a worker of another machine has counted since its last report.
+
+    Attributes:
+        turns: turns of its role.
+        games: score and length of each finished game.
+        env_errors: a sentence about each environment that failed.
+        seconds: the seconds spent on each part of its work.
+    """
+
+    turns: int
+    games: list[tuple[float, int]]
+    env_errors: list[str]
+    seconds: dict[Part, float]
+
+
+class Order(NamedTuple):
+    """What a worker of another machine is told of the run.
+
+    Attributes:
+        version: the version of θ.
+        steps: agent steps consumed by the updates of all workers.
+        starts: how often this worker has been replaced.
+        changes: the settings that have been changed since the run began, by dotted name.
+    """
+
+    version: int
+    steps: int
+    starts: int
+    changes: dict[str, Value]
 
 
 class SharedCounters:
@@ -182,7 +214,42 @@ class SharedCounters:
         """Note that a worker no longer changes the shared state, so that a pause does not wait for it."""
         self.table[worker, Counter.PAUSED] = LEFT
 
+    # -- for a worker of another machine, which has counters of its own ---------------------------------------------
+
+    def obey(self, worker: int, order: Order) -> None:
+        """Take over what the run tells a worker; called in a process that runs this worker alone."""
+        columns = [Counter.UPDATES, Counter.STEPS, Counter.STARTS]
+        self.table[worker, columns] = order.version, order.steps, order.starts
+        if order.changes != self.changes.made():
+            self.changes.put(order.changes)
+
+    def report(self, worker: int) -> Report:
+        """Return what a worker has counted since its last report; called in a process that runs this worker alone."""
+        row, seconds = self.table[worker], self._seconds.numpy()[worker]
+        report = Report(
+            int(row[Counter.TURNS]),
+            [(game.score, game.length) for game in self.new_games()],
+            [sentence for _, sentence in self.new_env_errors()],
+            {part: spent for part, spent in zip(PARTS, seconds.tolist(), strict=True) if spent},
+        )
+        row[Counter.TURNS], seconds[:] = 0, 0.0
+        return report
+
     # -- for the run's own process ---------------------------------------------------------------------------------
+
+    def order(self, worker: int) -> Order:
+        """Return what a worker of another machine is told now."""
+        return Order(self.version, self.steps, self.starts(worker), self.changes.made())
+
+    def take(self, worker: int, report: Report) -> None:
+        """Add what a worker of another machine has reported."""
+        for score, length in report.games:
+            self.game(worker, score, length)
+        for sentence in report.env_errors:
+            self.env_error(worker, sentence)
+        self.count(worker, Counter.TURNS, report.turns)
+        for part, seconds in report.seconds.items():
+            self.spend(worker, part, seconds)
 
     @property
     def table(self) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:

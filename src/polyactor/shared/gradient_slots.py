@@ -50,9 +50,12 @@ class GradientSlot:
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield every tensor of the slot."""
-        yield from (self.vector, self.metrics, self.numbers)
-        for moments in self.moments.values():
-            yield from moments
+        yield from self.named().values()
+
+    def named(self) -> dict[str, Tensor]:
+        """Return every tensor of the slot by name."""
+        moments = {f"{name}.{part}": x for name, each in self.moments.items() for part, x in each._asdict().items()}
+        return {"vector": self.vector, "metrics": self.metrics, "numbers": self.numbers, **moments}
 
     def put(self, gradients: Gradients) -> None:
         """Write the first gradient of a sum, over the previous content of the slot."""
@@ -88,6 +91,17 @@ class GradientSlot:
         total, counts = self.metrics
         known = {name: float(total[i] / counts[i]) for i, name in enumerate(self.names) if counts[i]}
         return Gradients(self.vector, known, version, steps, self.moments)
+
+
+@dataclass(frozen=True)
+class GradientSlots:
+    """The gradient slots of each worker, by the slots of its queue."""
+
+    slots: Mapping[int, Sequence[GradientSlot]]
+
+    def place(self, worker: int, slot: int) -> GradientSlot:
+        """Return one slot of a worker."""
+        return self.slots[worker][slot]
 
 
 def mean(several: Sequence[Gradients]) -> Gradients:

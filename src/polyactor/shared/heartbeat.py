@@ -19,6 +19,7 @@ BEAT, SINCE, ENV, STEP, COUNT, ACTION = range(6)
 """Columns of a row: time of the last sign of life, time when an environment was asked for a step (0: no environment is
 being asked), number of that environment, steps answered so far, count of the action's numbers (below 0: a `Call`), and
 from ACTION on those numbers. Times are seconds of the monotonic clock."""
+TIMES = [BEAT, SINCE]
 NUMBERS_KEPT = 16
 """Numbers of an action that are recorded."""
 ALL = -1
@@ -96,6 +97,18 @@ class Heartbeats:
         row = self.tensor.numpy()[worker]
         row[:] = 0.0
         row[BEAT] = monotonic()
+
+    def ages(self, worker: int) -> np.ndarray:
+        """Return a copy of a worker's row with ages for times, since another machine's clock has another zero."""
+        row: np.ndarray = self.tensor.numpy()[worker].copy()
+        row[TIMES] = np.where(row[TIMES] > 0, monotonic() - row[TIMES], np.nan)
+        return row
+
+    def rebase(self, worker: int, ages: np.ndarray) -> None:
+        """Write a worker's row as `ages` returned it on the worker's machine a moment ago."""
+        row = ages.copy()
+        row[TIMES] = np.nan_to_num(monotonic() - row[TIMES], nan=0.0)
+        self.tensor.numpy()[worker] = row
 
     def again(self, worker: int) -> None:
         """Restart the deadline of the step or reset that a worker waits for."""

@@ -18,6 +18,9 @@ Reading = Callable[[], Iterator[None]]
 """A lock for reading: a function that returns a loop, whose body reads the data and is repeated until no write has
 overlapped it."""
 
+BEGUN, ENDED = 0, 1
+"""Places of the numbers of writes that a `SequenceLock` counts."""
+
 
 def once() -> Iterator[None]:
     """Run the body once, without a lock."""
@@ -31,31 +34,33 @@ class SequenceLock(AbstractContextManager[None]):
     the writing process exclude each other.
 
     Args:
-        written: ``[2]`` int64 in shared memory: the number of writes begun, and of writes ended.
+        written: ``[2]`` int64: the number of writes begun, and of writes ended.
     """
 
     def __init__(self, written: Tensor | None = None) -> None:
-        if written is None:
-            written = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        self.written: Tensor = written
-        self._begun, self._ended = self.written.numpy()[:1], self.written.numpy()[1:]
+        self.written = torch.zeros(2, dtype=torch.int64) if written is None else written
         self._threads = Lock()
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the counts of writes, which all processes that use the lock share."""
+        yield self.written
 
     def __enter__(self) -> None:
         self._threads.acquire()
-        self._begun += 1
+        self.written.numpy()[BEGUN] += 1
 
     def __exit__(self, *_: object) -> None:
-        self._ended += 1
+        self.written.numpy()[ENDED] += 1
         self._threads.release()
 
     def reading(self) -> Iterator[None]:
         """Run the body of a loop until no write has overlapped it."""
+        written = self.written.numpy()
         while True:
-            ended = int(self._ended[0])  # first: a write between this line and the next is then noticed
-            if ended == int(self._begun[0]):
+            ended = int(written[ENDED])  # first: a write between this line and the next is then noticed
+            if ended == int(written[BEGUN]):
                 yield
-                if ended == int(self._begun[0]):
+                if ended == int(written[BEGUN]):
                     return
             else:
                 time.sleep(1e-4)

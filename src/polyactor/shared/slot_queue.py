@@ -6,12 +6,13 @@ A queue carries no data: a worker fills slot i of a preallocated buffer, then pu
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 
 import torch
+from torch import Tensor
 
 from polyactor.system.failpoints import hit
 
@@ -48,19 +49,19 @@ class SlotQueue:
     Args:
         workers: W.
         slots: slots of each worker; one that has filled all of them waits.
+        wake_ups: wake each worker when one of its slots is free again, or when it is let in.
     """
 
-    def __init__(self, workers: int, slots: int) -> None:
-        self.workers, self.slots = workers, slots
-        self._filled = torch.zeros(workers, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        self._freed = torch.zeros(workers, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        self._left = torch.zeros(workers, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
-        self._away = torch.zeros(workers, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
-        self._here = torch.zeros(workers, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
+    def __init__(self, workers: int, slots: int, wake_ups: Sequence[WakeUp]) -> None:
+        self.workers, self.slots, self.wake_ups = workers, slots, wake_ups
+        self._filled, self._freed = (torch.zeros(workers, dtype=torch.int64) for _ in range(2))
+        self._left, self._away, self._here = (torch.zeros(workers, dtype=torch.bool) for _ in range(3))
         self.main = WakeUp()
         """Wakes the run's own process when a slot is filled, or when a worker arrives, leaves or is lost."""
-        self.wake_ups = [WakeUp() for _ in range(workers)]
-        """Wake each worker when one of its slots is free again, or when it is let in."""
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield every tensor of the queues, which all processes that use them share."""
+        yield from (self._filled, self._freed, self._left, self._away, self._here)
 
     def free(self, worker: int) -> int | None:
         """Return the slot that a worker fills next, or None while all its slots are full or it is not yet let in."""
@@ -117,6 +118,25 @@ class SlotQueue:
     def latest(self, worker: int) -> int:
         """Return the slot of a worker's queue that is filled next, even while the queue is full or closed."""
         return int(self._filled[worker]) % self.slots
+
+    def filled(self, worker: int) -> int:
+        """Return how many slots of a worker have been filled since the run began."""
+        return int(self._filled[worker])
+
+    def left(self, worker: int) -> bool:
+        """Return whether a worker will fill no more slots."""
+        return bool(self._left[worker])
+
+    def grant(self, worker: int, number: int | None) -> None:
+        """Let a worker of another machine, which has a queue of its own, fill one more slot, or none.
+
+        Args:
+            worker: the number of the worker.
+            number: how many slots of the run's queue have been filled before this one; None: it is to wait.
+        """
+        self._away[worker] = number is None
+        if number is not None:
+            self._filled[worker] = self._freed[worker] = number
 
     def waiting(self, worker: int) -> int:
         """Return the number of a worker's slots that are filled and not yet freed."""

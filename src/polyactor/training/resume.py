@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from polyactor.config import Config
 from polyactor.envs import check_exact, env_spec
 from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError, one_line
 from polyactor.evaluation.policy import model_tensors, refuse_misfit, refuse_not_finite
-from polyactor.fields import expect
+from polyactor.fields import expect, replace_at
 from polyactor.settings.changing import changed
-from polyactor.settings.check import check
+from polyactor.settings.check import check, settled
 from polyactor.settings.registry import name_of
 from polyactor.settings.serialize import StandIn, algorithm_from, from_json
 from polyactor.settings.trust import handed_over, refuse_untrusted, vouched_for
@@ -98,6 +99,23 @@ def changes_of(config: Config, found: Checkpoint) -> dict[str, float | None]:
     except (UsageError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"the checkpoint's changes are not what a run keeps: {one_line(error)}") from None
     return dict(made)
+
+
+def placed(config: Config, transport: str | None, ray: Mapping[str, Any]) -> Config:
+    """Return a config with its workers elsewhere.
+
+    Args:
+        config: the config of the checkpoint.
+        transport: the new transport; None leaves it.
+        ray: new values of settings of the section `ray`.
+
+    Raises:
+        UsageError: there is no such setting, or a value is not allowed.
+    """
+    new = {f"ray.{name}": value for name, value in ray.items()}
+    for path, value in (new if transport is None else new | {"transport": transport}).items():
+        config = replace_at(config, path, value)
+    return settled(config)
 
 
 def going_on(

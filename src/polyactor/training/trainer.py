@@ -13,7 +13,7 @@ from polyactor import transport
 from polyactor.agent.parts import Parts, precision
 from polyactor.config import Config
 from polyactor.envs import EnvSpec, name_of
-from polyactor.errors import PolyactorError, shown
+from polyactor.errors import ClusterFailed, PolyactorError, shown
 from polyactor.evaluation.policy import start_from
 from polyactor.fields import expect
 from polyactor.report.video import keepsakes
@@ -30,7 +30,7 @@ from polyactor.training.callbacks import Callbacks, resumed
 from polyactor.training.checkpointing import Checkpointer, advise
 from polyactor.training.events import Events
 from polyactor.training.progress import Progress, banner, farewell
-from polyactor.training.resume import config_of, going_on, refuse_inexact, restored
+from polyactor.training.resume import config_of, going_on, placed, refuse_inexact, restored
 from polyactor.training.run import Run, RunHandle
 from polyactor.training.signals import stop_signals
 from polyactor.training.stats import Stats
@@ -83,6 +83,8 @@ def resume(
     trust_env: bool = False,
     quiet: bool = False,
     callbacks: Sequence[object] | None = None,
+    transport: str | None = None,
+    ray: Mapping[str, Any] | None = None,
 ) -> Run:
     """Resume a run from a checkpoint: counters, schedules, optimizer and running statistics continue.
 
@@ -99,6 +101,7 @@ def resume(
             checkpoint chose; `trust_env` is the same for the environment and its wrappers alone.
         quiet: print nothing.
         callbacks: names, classes or objects in place of the run's callbacks; needed where one of these was an object.
+        transport, ray: where workers are from now on, as `train` takes them; of `ray` what stays may be left out.
 
     Raises:
         UsageError: the run's config names code that the caller has neither handed over nor trusted.
@@ -113,6 +116,7 @@ def resume(
         found = checkpoint.load(asked)
         handed: dict[str, Any] = {"env": env, "env_wrappers": env_wrappers, "model": model, "callbacks": callbacks}
         config, own = resumed(config_of(found, algorithm, trust_code, trust_env, **handed), callbacks)
+        config = placed(config, transport, ray or {})
         config, said = going_on(config, found, steps=steps, restart=restart, quiet=quiet, out=path)
         callback_state.restore(own, found.meta, found.tensors)
         failpoints.arm()
@@ -169,6 +173,10 @@ class _Training:
             with closing(transport.run(self.parts, self.events.tell)) as scheme:
                 try:
                     status = self._watch(scheme)
+                except ClusterFailed:
+                    if self.stats.moved:  # what has been learned is here, and whole
+                        self._save(final=True)
+                    raise
                 finally:
                     self.stats.ended = time.monotonic()
                 if not config.scheme.single:

@@ -7,10 +7,11 @@ from collections.abc import Generator, Iterable
 from contextlib import ExitStack, closing
 
 from polyactor.agent.parts import Parts
+from polyactor.agent.sharing import Sharing
 from polyactor.agent.streams import GLOBAL_STREAM, Streams
 from polyactor.config import Role
 from polyactor.system.deadline import Halted
-from polyactor.system.machine import computing, shared_memory
+from polyactor.system.machine import computing
 from polyactor.system.process_state import kept_streams
 from polyactor.transport.watchdog import Tell, untold, watched
 
@@ -33,8 +34,7 @@ def run_roles(parts: Parts, tell: Tell = untold, *, order: Iterable[int] | None 
     over: set[int] = set()
     waits = 0
     with ExitStack() as stack:
-        with shared_memory():
-            roles = stack.enter_context(parts.config.scheme.roles(parts))
+        roles = stack.enter_context(parts.config.scheme.roles(parts, Sharing(parts)))
         playing: list[Role] = [roles.work(i, parts, *roles.shared) for i in range(roles.workers)] if roles.work else []
         main = roles.main
         if main is not None:

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing import get_context
@@ -19,12 +18,11 @@ from polyactor.system.child_processes import die_with_run, end_worker, lead_grou
 from polyactor.system.descriptors import few_descriptors, require_descriptors
 from polyactor.system.forkserver import WAYS, one_thread, start_forkserver
 from polyactor.system.script import hidden_script
+from polyactor.transport.last_words import LastWords
 from polyactor.transport.surroundings import Surroundings
 
 DONE = "done"
 """The last message of a worker that succeeded. Exit code 0 is no proof: an environment may end the process with it."""
-LAST_WORDS = 6_000
-"""Most characters of an error message and of its traceback; both fit into an unread pipe (64 KiB)."""
 
 
 def _enter(target: Callable[..., None], pipe: Connection, surroundings: Surroundings, args: tuple[Any, ...]) -> None:
@@ -42,15 +40,8 @@ def _enter(target: Callable[..., None], pipe: Connection, surroundings: Surround
     except BaseException as error:
         if note:
             error.add_note(note)
-        kind = type(error).__name__ if isinstance(error, errors.PolyactorError) else ""
-        pipe.send((kind, _shortened(errors.shown(error)), _shortened(traceback.format_exc().rstrip())))
+        pipe.send(LastWords.of(error))
         os._exit(1)
-
-
-def _shortened(text: str) -> str:
-    """Return the head and tail of a long text: a message too long for the pipe would block the dying worker."""
-    half = LAST_WORDS // 2
-    return text if len(text) <= LAST_WORDS else f"{text[:half]} […] {text[-half:]}"
 
 
 def _started(i: int, target: Callable[..., None], args: tuple[Any, ...]) -> tuple[Any, Connection]:
@@ -89,6 +80,7 @@ class ProcessPool:
         self.target, self.args = target, args
         self.pipes: dict[int, Connection] = {}
         self.processes: dict[int, Any] = {}
+        self.new: list[int] = []
         self.done: set[int] = set()
         """Workers whose function has returned."""
         self.workers = workers
@@ -104,6 +96,12 @@ class ProcessPool:
         """Start a process for worker i, which must have none."""
         with one_thread():
             self.processes[i], self.pipes[i] = _started(i, self.target, self.args)
+        self.new.append(i)
+
+    def begun(self) -> list[tuple[int, dict[str, object]]]:
+        """Return the workers that have begun since the last call, each with where it is: its process id."""
+        new, self.new = self.new, []
+        return [(i, {"pid": self.pid(i)}) for i in new]
 
     def pid(self, i: int) -> int:
         """Return the process id of worker i, or 0 if it does not run."""
@@ -155,20 +153,15 @@ class ProcessPool:
         except (EOFError, OSError):
             killed = f"was killed by signal {-code}" + " (out of memory?)" * (code == -signal.SIGKILL)
             reason = killed if code < 0 else f"ended with code {code}"
-            return errors.WorkerExit(i, errors.WorkerFailed(f"worker {i} {reason} before its work was done"), reason)
+            error = errors.WorkerFailed(f"worker {i} {reason} before its work was done")
+            return errors.WorkerExit(i, error, reason, memory=code == -signal.SIGKILL)
         finally:
             pipe.close()
         if words == DONE:
             self.done.add(i)
             return None
-        kind, sentence, trace = words
-        error_type = getattr(errors, kind, None)
-        if error_type is not None:
-            failure: errors.PolyactorError = error_type(f"worker {i}: {sentence}")
-            failure.add_note(trace)
-            return errors.WorkerExit(i, failure, sentence, ours=True, raised=True)
-        reason = f"raised: {sentence or 'an error'}"
-        return errors.WorkerExit(i, errors.WorkerFailed(f"worker {i} {reason}\n{trace}"), reason, raised=True)
+        exit: errors.WorkerExit = words.of_worker(i)
+        return exit
 
     def stop(self, grace: float = 10.0) -> None:
         """Join all workers, then terminate those left, then kill those left.

@@ -24,12 +24,10 @@ LIFELESS = 600.0
 long, and its compilation longer."""
 SPARED = 10.0
 """Seconds after a silent worker is ended in which no other is: others may have waited for a lock that it held."""
-OUT_OF_MEMORY = "killed by signal 9"
-"""The words in `WorkerExit.reason` that point to the kernel's out-of-memory killer."""
 
 
 class WorkerPool(Protocol):
-    """The interface of `ProcessPool` and `ThreadPool` that a supervisor uses."""
+    """The interface of a pool of workers that a supervisor uses."""
 
     workers: int
     done: set[int]
@@ -37,8 +35,8 @@ class WorkerPool(Protocol):
     def start(self, i: int) -> None:
         """Start a process or thread for worker i."""
 
-    def pid(self, i: int) -> int:
-        """Return the process id of worker i."""
+    def begun(self) -> list[tuple[int, dict[str, object]]]:
+        """Return the workers that have begun since the last call, each with where it is, as fields of an event."""
 
     def watch(self, timeout: float, wake_up: WakeUp | None = None) -> list[WorkerExit]:
         """Wait until a worker ends, `wake_up` is called or `timeout` seconds have passed; return the lost workers."""
@@ -71,9 +69,10 @@ class Supervisor:
         """Workers lost for good."""
         self.hangs: dict[int, tuple[float, str]] = {}
         """By worker asked to end because it hangs, the time of asking and a sentence about the cause."""
+        self.replaced: set[int] = set()
+        """Workers that have been replaced."""
         self.looked, self.trusted, self.spared = now, now, now
-        for i in workers:
-            tell("worker_started", worker=i, pid=pool.pid(i))
+        self._announce()
 
     def supervise(self, timeout: float, wake_up: WakeUp | None = None) -> bool:
         """Wait for workers that end, replace those lost, and return whether all workers are done.
@@ -91,7 +90,12 @@ class Supervisor:
         now = time.monotonic()
         for i in [i for i, when in self.due.items() if when <= now]:
             self._replace(i)
+        self._announce()
         return len(self.pool.done) + len(self.gone) == self.pool.workers
+
+    def _announce(self) -> None:
+        for i, where in self.pool.begun():
+            self.tell("worker_restarted" if i in self.replaced else "worker_started", worker=i, **where)
 
     def _lost(self, loss: WorkerExit) -> None:
         """Report a lost worker and schedule its replacement, or raise its error if the run cannot go on."""
@@ -144,7 +148,7 @@ class Supervisor:
         kind: type[PolyactorError] = EnvironmentUnsupported
         if loss.raised:
             kind = WorkerFailed
-        elif OUT_OF_MEMORY in loss.reason and not hang:
+        elif loss.memory and not hang:
             kind = OutOfResources
         return kind(f"{error}; {FRUITLESS} processes in a row have, none of them having done anything")
 
@@ -153,8 +157,8 @@ class Supervisor:
         self.counters.count(i, Counter.STARTS, 1)
         self.counters.heartbeats.begin(i)
         self.turns[i] = self._turns(i)
+        self.replaced.add(i)
         self.pool.start(i)
-        self.tell("worker_restarted", worker=i, pid=self.pool.pid(i))
 
     def _end_what_hangs(self) -> None:
         """Ask workers that hang or are silent to end, and kill those that do not end within `PATIENCE` seconds."""

@@ -29,6 +29,7 @@ class ThreadPool:
     def __init__(self, target: Callable[..., None], workers: int, args: tuple[Any, ...]) -> None:
         self.target, self.args, self.workers = target, args, workers
         self.raised: dict[int, BaseException] = {}
+        self.new: list[int] = []
         self.done: set[int] = set()
         self.news = threading.Event()
         self.threads: dict[int, threading.Thread] = {}
@@ -51,6 +52,12 @@ class ThreadPool:
 
         self.threads[i] = threading.Thread(target=enter, name=f"polyactor-worker-{i}", daemon=True)
         self.threads[i].start()
+        self.new.append(i)
+
+    def begun(self) -> list[tuple[int, dict[str, object]]]:
+        """Return the workers that have begun since the last call, each with where it is: the id of this process."""
+        new, self.new = self.new, []
+        return [(i, {"pid": self.pid(i)}) for i in new]
 
     def pid(self, i: int) -> int:
         """Return the id of this process, which all workers share."""

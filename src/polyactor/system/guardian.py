@@ -1,0 +1,70 @@
+"""A guardian process: when the process that began it has ended, however it did, it ends what bears a mark.
+
+Those who bear the mark are the processes with a certain environment variable, which each passes on to what it begins.
+They are found in ``/proc``, so that elsewhere than on Linux none is.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+SWEEPS_FOR = 10.0
+"""Seconds for which processes with the mark are looked for; one may begin another while it is being ended."""
+
+
+@contextmanager
+def guarded(name: str, value: str, folder: str) -> Iterator[None]:
+    """At the end of the with block, or of this process, end the processes with a mark and remove a folder.
+
+    Args:
+        name: the name of the environment variable, which this process may set later for what it begins.
+        value: its value.
+        folder: the folder.
+    """
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environ = {key: kept for key, kept in os.environ.items() if (key, kept) != (name, value)}
+    guardian = subprocess.Popen(
+        [sys.executable, "-m", "polyactor.system.guardian", f"{name}={value}", folder],
+        stdin=subprocess.PIPE,  # closed by the kernel when this process ends
+        env=environ | path,
+        start_new_session=True,  # which gets no terminal's signals
+    )
+    try:
+        yield
+    finally:
+        assert guardian.stdin is not None
+        guardian.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            guardian.wait(2 * SWEEPS_FOR)
+
+
+def sweep(mark: str) -> None:
+    """Kill all processes with a mark until there are none left that can be killed, for `SWEEPS_FOR` seconds at most."""
+    end = time.monotonic() + SWEEPS_FOR
+    while (found := _marked(mark.encode())) and time.monotonic() < end:
+        for pid in found:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _marked(mark: bytes) -> list[int]:
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
+        with suppress(OSError), open(f"/proc/{entry}/environ", "rb") as file:  # that of a zombie is empty
+            if mark in file.read().split(b"\0"):
+                found.append(int(entry))
+    return found
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()
+    sweep(sys.argv[1])
+    shutil.rmtree(sys.argv[2], ignore_errors=True)

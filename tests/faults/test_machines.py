@@ -158,12 +158,12 @@ def test_a_short_cut_loses_nothing_and_a_long_one_is_gone_round(machines: Machin
     with machines.training("a3c-server", "--env", ENDLESS, "--workers", "2", *FOREVER, "--ray.lease", "30"):
         machines.begun(2)
         node, pid = machines.place_of(0)
-        for other in {node, machines.place_of(1)[0]}:
+        for other in machines.nodes:
             other.link(False)
         time.sleep(20)
         for other in machines.nodes:
             other.link(True)
-        healed, before = time.time(), machines.steps()
+        before = machines.steps()
         on_again = machines.until(lambda: machines.steps() > before)
         assert not machines.of("worker_lost")
         node.link(False)
@@ -174,7 +174,6 @@ def test_a_short_cut_loses_nothing_and_a_long_one_is_gone_round(machines: Machin
         node.link(True)
         gone = machines.until(lambda: not alive(pid))
     print(f"on again {on_again:.1f} s after 20 s; replaced after {replaced:.1f} s, old process gone after {gone:.1f} s")
-    assert healed
     assert on_again <= 5
     assert replaced <= 40
     assert gone <= 10

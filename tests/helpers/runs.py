@@ -67,7 +67,8 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[str], deadlin
 
 @contextmanager
 def program(*args: str, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
-    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    path = os.pathsep.join(filter(None, (str(SOURCE), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path}
     process = subprocess.Popen(
         [sys.executable, *args],
         cwd=cwd,

@@ -29,6 +29,7 @@ STANDS_FOR = {
     "TOTAL": "9", "N": "9", "S": "9", "ID": "CartPole-v1", "NAME": "pong-fast", "…": "a3c", "RUN…": "RUN",
     "mine.py:Mine": "a2c", **dict.fromkeys(MINE, "CartPole-v1"),
     **dict.fromkeys(("my.py:wrap", "my.py:shaped"), "gymnasium.wrappers:FlattenObservation"),
+    "ray": "local",  # a command is read where there is neither a cluster nor the time to begin one
 }  # fmt: skip
 WRONG, ENVIRONMENT, NO_CHECKPOINT, TAKEN = 2, 3, 4, 5
 """Exit codes."""

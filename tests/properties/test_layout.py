@@ -35,6 +35,7 @@ ELSEWHERE = {
     "storage/atomic.py": "faults/test_saves.py",  # crashes at every call
     "system/interpreter.py": "transport/test_threads.py",  # threads that it keeps apart
     "system/script.py": "transport/test_processes.py",  # what workers import of it
+    "transport/main_role.py": "transport/test_local.py",  # with the workers beside it
     "transport/last_words.py": "transport/test_processes.py",  # what workers say when they raise
     "transport/ray/probe.py": "transport/ray/test_cluster.py",  # what a cluster is asked before it is joined
     "transport/surroundings.py": "transport/test_processes.py",  # what workers take over

@@ -176,6 +176,13 @@ def test_every_public_name_exists_and_is_loaded_when_it_is_used() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
+def test_no_run_on_this_machine_imports_ray() -> None:
+    """Nor does it cost a start anything that it is installed."""
+    modules = "polyactor, polyactor.api, polyactor.cli.main, polyactor.training.trainer, polyactor.transport"
+    script = f"import sys, {modules}; assert not [name for name in sys.modules if name.split('.')[0] == 'ray']"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
 @pytest.mark.parametrize("name", ["losses", "returns", "types", "A2C"])
 def test_a_public_name_is_there_in_a_new_process(name: str) -> None:
     """Whatever else has been imported before must not decide it."""

@@ -125,10 +125,10 @@ def _check(args: list[str]) -> int:
     """Check whether an environment is fit for training, and print what a run would meet: ``polyactor check``."""
     usage = (
         "check --env ID [--env-wrapper NAME…] [--env-kwargs NAME=VALUE…] [--env-resize H W] [--env-timeout SECONDS] "
-        "[--json]"
+        f"[--json] [{'] ['.join(f'--{flag} X' for flag in PLACING)}]"
     )
     several, args = take_several(args)
-    options = small_flags(args, {"env": str, "env-timeout": float, "json": bool}, usage, runs=False)
+    options = small_flags(args, {"env": str, "env-timeout": float, "json": bool, **PLACING}, usage, runs=False)
     if "env" not in options:
         raise UsageError("check needs --env, such as: polyactor check --env CartPole-v1")
     from polyactor.envs import Environment
@@ -137,7 +137,7 @@ def _check(args: list[str]) -> int:
     env = Environment(options["env"], *(several.get(setting, ()) for setting in MADE_OF.values()))
     try:
         report = inspect(env, seconds=options.get("env-timeout", DEADLINE))
-        report.facts |= _network(env, report.spec)
+        report.facts |= _network(env, report.spec) | _machines(env, report.spec, options)
     except PolyactorError as error:
         if options["json"]:
             print(json.dumps({"environment": options["env"], "fit": False, "problems": [str(error)]}))
@@ -159,6 +159,20 @@ def _network(env: Environment, spec: EnvSpec) -> dict[str, str]:
         return network(base_config("a3c", env=env.source, look=lambda *_, **__: spec), spec)
     except UsageError as error:
         raise EnvironmentUnsupported(f"{error}") from None
+
+
+def _machines(env: Environment, spec: EnvSpec, options: dict[str, Any]) -> dict[str, str]:
+    """Return in words what the machines are like that ``--transport`` would place workers of a server on."""
+    if not options.keys() & PLACING.keys():
+        return {}
+    from polyactor.settings.check import settled
+    from polyactor.settings.presets import base_config
+    from polyactor.transport import facts
+
+    config = base_config("a3c-server", env=env.source, look=lambda *_, **__: spec)
+    for flag in PLACING.keys() & options.keys():
+        config = replace_at(config, flag, options[flag])
+    return facts(settled(config), spec)
 
 
 def _bench(args: list[str]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator
 from contextlib import ExitStack, closing, suppress
 from functools import partial
@@ -12,20 +11,18 @@ import cloudpickle
 
 from polyactor.agent.parts import Parts
 from polyactor.agent.sharing import Sharing
-from polyactor.config import Roles
 from polyactor.optim.flat import State
-from polyactor.shared.counters import Counter, SharedCounters, nothing
+from polyactor.shared.counters import Counter, SharedCounters
 from polyactor.shared.timing import Part, Watch
 from polyactor.system import deadline, failpoints
 from polyactor.system.child_processes import stopping_too
-from polyactor.system.machine import computing, shared_memory
+from polyactor.system.machine import shared_memory
+from polyactor.transport.main_role import supervised
 from polyactor.transport.processes import ProcessPool
 from polyactor.transport.supervisor import Supervisor
 from polyactor.transport.threads import ThreadPool
 from polyactor.transport.watchdog import Tell, untold
 
-LOOK_EVERY = 0.05
-"""Seconds between two checks for workers that failed."""
 DEAF = 0.2
 """Seconds after which a worker that waits checks its condition again, even if it was not woken."""
 
@@ -54,27 +51,6 @@ def run_roles(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
         stack.enter_context(stopping_too(lambda: map(pool.pid, range(roles.workers))))
         stack.callback(counters.stop)
         yield from supervised(roles, Supervisor(pool, config, counters, roles, tell))
-
-
-def supervised(roles: Roles, supervisor: Supervisor) -> Generator[None, None, None]:
-    """Run the main role of a scheme in this process, if there is one, while a supervisor looks after the workers."""
-    counters = supervisor.counters
-    with ExitStack() as stack:
-        stack.callback(setattr, counters, "meanwhile", nothing)
-        counters.meanwhile = partial(supervisor.supervise, 0.0)
-        if roles.main is None:
-            while not supervisor.supervise(LOOK_EVERY):
-                yield
-            return
-        looked = time.monotonic()
-        with computing(1), closing(roles.main) as main:
-            for wake_up in main:
-                if wake_up is not None:
-                    supervisor.supervise(LOOK_EVERY, wake_up)
-                elif time.monotonic() - looked > LOOK_EVERY:
-                    supervisor.supervise(0.0)
-                    looked = time.monotonic()
-                yield
 
 
 def run_role(worker: int, part: Any, state: State, counters: SharedCounters, *shared: Any) -> None:

@@ -17,6 +17,8 @@ module = pytest.importorskip(
     "polyactor.transport.ray.post", reason="ray is not installed: pip install 'polyactor[ray]'"
 )
 
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError  # noqa: E402
+
 from polyactor import transport  # noqa: E402
 from polyactor.agent.parts import Parts  # noqa: E402
 from polyactor.config import Config, RayOptions  # noqa: E402
@@ -156,6 +158,20 @@ def test_what_a_worker_raises_is_shown() -> None:
     parts = replace(fresh(config), config=replace(config, env=Refusing, transport="ray"))
     with pytest.raises(EnvironmentUnsupported, match="this cannot be made"):
         list(transport.run(parts))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "memory"),
+    [
+        (ActorDiedError(), "was lost: ActorDiedError: The actor died unexpectedly before finishing this task.", False),
+        (OutOfMemoryError("too much"), "was killed on its node (out of memory?)", True),
+        (ActorUnavailableError("gone", b"x" * 16), "was lost with its node", False),
+    ],
+)
+def test_what_ray_says_of_a_lost_worker_is_said_in_few_words(error: Any, reason: str, memory: bool) -> None:
+    exit = module._exit(3, error)
+    assert (exit.worker, exit.reason, exit.memory, exit.raised) == (3, reason, memory, False)
+    assert str(exit.error) == f"worker 3 {reason}"
 
 
 class Refusing:

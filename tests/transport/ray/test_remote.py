@@ -10,6 +10,7 @@ pytest.importorskip("ray", reason="ray is not installed: pip install 'polyactor[
 
 from polyactor.agent.parts import Parts
 from polyactor.config import Config
+from polyactor.data.wire import Arrays, encode
 from polyactor.shared.counters import Order
 from polyactor.transport.last_words import LastWords
 from polyactor.transport.ray.letters import Greeting, Letter, own_versions
@@ -43,6 +44,10 @@ def test_a_module_that_its_node_lacks_is_named() -> None:
     assert "no_such_module" in words.sentence
 
 
+def published(parts: Parts) -> Arrays:
+    return encode(parts.state.layout.split(parts.state.vector))
+
+
 @pytest.mark.parametrize("name", ["server", "learner"])
 def test_a_turn_fills_one_slot_and_none_before_the_worker_is_let_in(name: str) -> None:
     parts, pickled = given(config_of(SCHEMES[name]))
@@ -50,8 +55,7 @@ def test_a_turn_fills_one_slot_and_none_before_the_worker_is_let_in(name: str) -
     threads = torch.get_num_threads()
     assert isinstance(remote.greet(own_versions(), pickled, FIRST), Greeting)
     torch.set_num_threads(threads)
-    vector = parts.state.vector.numpy()
-    away = remote.turn(FIRST, None, vector)
+    away = remote.turn(FIRST, None, published(parts))
     assert isinstance(away, Letter)
     assert (away.arrays, away.done, away.left) == (None, False, False)
     for number in (3, 4):
@@ -68,6 +72,6 @@ def test_a_worker_under_a_server_leaves_when_all_steps_are_done() -> None:
     threads = torch.get_num_threads()
     remote.greet(own_versions(), pickled, FIRST)
     torch.set_num_threads(threads)
-    letter = remote.turn(Order(5, 100, 0, {}), 0, parts.state.vector.numpy())
+    letter = remote.turn(Order(5, 100, 0, {}), 0, published(parts))
     assert isinstance(letter, Letter)
     assert (letter.arrays, letter.done, letter.left) == (None, True, True)

@@ -4,6 +4,7 @@
 * `post`: the pool of workers, and the thread that sends orders and takes letters in.
 * `letters`: what travels.
 * `remote`: the worker on its node.
+* `nodes`: what the nodes are good for, for ``polyactor check``.
 
 No other package imports ray.
 """
@@ -18,7 +19,7 @@ from polyactor.agent.parts import Parts, precision
 from polyactor.agent.sharing import Sharing
 from polyactor.shared.exchange import Exchange
 from polyactor.shared.slot_queue import WakeUp
-from polyactor.transport.local import supervised
+from polyactor.transport.main_role import supervised
 from polyactor.transport.ray.cluster import joined
 from polyactor.transport.ray.post import Post
 from polyactor.transport.supervisor import Supervisor
@@ -49,7 +50,7 @@ def run_roles(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
         for worker in range(roles.workers):
             counters.heartbeats.begin(worker)
             counters.leave(worker)  # a worker elsewhere changes no state here, so no pause waits for it
-        post = Post(parts, exchange, wake_up, cluster.lost)
+        post = Post(parts, exchange, wake_up, cluster.lost, tell)
         stack.callback(post.stop)
         stack.callback(counters.stop)
         yield from supervised(roles, Supervisor(post, config, counters, roles, tell))

@@ -10,12 +10,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants, services, worker
+from ray._private import ray_constants, services
+from ray._private import worker as driver
 from ray._raylet import AuthenticationTokenLoader, Config
 
 from polyactor.config import RayOptions
@@ -37,16 +38,16 @@ SHUT_WITHIN = 5.0
 PATIENCE = 3.0
 """Seconds in which the head must accept a connection."""
 LOOPBACK, NICENESS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_worker_niceness"
-"""Variables of Ray. With 0 the first makes all of a cluster listen on 127.0.0.1 alone, whatever its name says, and the
-second gives workers the priority of other processes, and not the lowest."""
+"""Variables of Ray. With 0 the first makes it use 127.0.0.1 alone, whatever its name says, and the second gives workers
+the priority of other processes, and not the lowest."""
 PASSED_ON = ("OMP_WAIT_POLICY", "POLYACTOR_FAIL")
 """Environment variables of the run that its workers have, too."""
 
 
-class Cluster:
+class Cluster(AbstractContextManager["Cluster"]):
     """The cluster that this process has joined.
 
-    A thread looks at the head node again and again.
+    A thread looks at the head node again and again, until the context is left.
 
     Args:
         address: host:port of the head node.
@@ -55,8 +56,15 @@ class Cluster:
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         self.address, self.place = address, (host.strip("[]"), int(port))
+        self.asks = os.environ.get("RAY_AUTH_MODE") == "token"
+        """Whether it asks for a token."""
         self.over, self.why = threading.Event(), ""
-        threading.Thread(target=self._look, name="polyactor-cluster", daemon=True).start()
+        self.thread = threading.Thread(target=self._look, name="polyactor-cluster", daemon=True)
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join(2 * LOOK_EVERY)
 
     def lost(self) -> str:
         """Return why the cluster is lost, or an empty string while it is not."""
@@ -90,11 +98,8 @@ def joined(options: RayOptions, workers: int, room: int) -> Iterator[Cluster]:
         ClusterFailed: there is no cluster, it does not accept the token, or it accepts everybody.
     """
     if ray.is_initialized():
-        cluster = Cluster(ray.get_runtime_context().gcs_address)
-        try:
+        with Cluster(ray.get_runtime_context().gcs_address) as cluster:
             yield cluster
-        finally:
-            cluster.over.set()
         return
     with ExitStack() as stack:
         stack.enter_context(_own_variables())
@@ -102,18 +107,31 @@ def joined(options: RayOptions, workers: int, room: int) -> Iterator[Cluster]:
             arguments = _begun(stack, math.ceil(workers * options.cpus), room)
         else:
             arguments = {"address": _tested(options.address)}
+            if not off_this_machine(arguments["address"]):
+                _on_loopback(stack)
         arguments["runtime_env"] = {"env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}}
-        try:
-            with kept_switches():  # Ray handles SIGTERM
-                ray.init(log_to_driver=False, configure_logging=False, logging_level="ERROR", **arguments)
-        except Exception as error:  # of many classes
-            raise ClusterFailed(f"--ray.address {options.address} is not reached: {one_line(error)}") from None
-        stack.callback(setattr, worker, "print_to_stdstream", worker.print_to_stdstream)
-        worker.print_to_stdstream = _unsaid
+        with kept_switches():  # Ray handles SIGTERM
+            _init(options.address, arguments)
+        stack.callback(setattr, driver, "print_to_stdstream", driver.print_to_stdstream)
+        driver.print_to_stdstream = _unsaid
         stack.callback(_leave)
-        cluster = Cluster(ray.get_runtime_context().gcs_address)
-        stack.callback(cluster.over.set)
-        yield cluster
+        yield stack.enter_context(Cluster(ray.get_runtime_context().gcs_address))
+
+
+def _init(address: str, arguments: dict[str, Any]) -> None:
+    """Join or begin the cluster at an address; on a busy machine its own may take longer than the 30 s that Ray waits.
+
+    Raises:
+        ClusterFailed: it cannot be joined, or twice not be begun.
+    """
+    for last in (False, True) if address == "local" else (True,):
+        try:
+            ray.init(log_to_driver=False, configure_logging=False, logging_level="ERROR", **arguments)
+            return
+        except Exception as error:  # of many classes
+            ray.shutdown()
+            if last:
+                raise ClusterFailed(f"--ray.address {address} is not reached: {one_line(error)}") from None
 
 
 @contextmanager
@@ -121,6 +139,7 @@ def _own_variables() -> Iterator[None]:
     """Set the variables of Ray for a run inside the with block, and put back all of the caller's after it."""
     before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ.pop("RAY_AUTH_TOKEN", None)  # it would go before the file
     _heed_variables()
     try:
         yield
@@ -148,11 +167,9 @@ def _begun(stack: ExitStack, cpus: int, room: int) -> dict[str, Any]:
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_hex(32))
     stack.enter_context(guarded(VARIABLE, str(token), str(folder)))
-    os.environ |= {VARIABLE: str(token), LOOPBACK: "0", NICENESS: "0"}
-    os.environ.pop("RAY_AUTH_TOKEN", None)  # it would go before the file
+    os.environ |= {VARIABLE: str(token), NICENESS: "0"}
     AuthenticationTokenLoader.instance().reset_cache()
-    stack.callback(setattr, ray_constants, "ENABLE_RAY_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER)
-    ray_constants.ENABLE_RAY_CLUSTER = False  # this process has read the variable already
+    _on_loopback(stack)
     return {
         "address": "local",
         "num_cpus": cpus,
@@ -160,6 +177,13 @@ def _begun(stack: ExitStack, cpus: int, room: int) -> dict[str, Any]:
         "object_store_memory": max(LEAST_STORE, room),
         "_temp_dir": str(folder),
     }
+
+
+def _on_loopback(stack: ExitStack) -> None:
+    """Let Ray use 127.0.0.1 for this machine, until the stack is closed, and no address that others can reach."""
+    os.environ[LOOPBACK] = "0"
+    stack.callback(setattr, ray_constants, "ENABLE_RAY_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER)
+    ray_constants.ENABLE_RAY_CLUSTER = False  # this process has read the variable already
 
 
 def _tested(address: str) -> str:
@@ -170,7 +194,7 @@ def _tested(address: str) -> str:
         UsageError: it can be reached from other machines, and there is no token.
     """
     try:
-        place: str = services.canonicalize_bootstrap_address_or_die(address)
+        place: str = services.canonicalize_bootstrap_address_or_die("auto") if address == "auto" else address
         host, _, port = place.rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
     except (OSError, ValueError) as error:  # a ConnectionError where no cluster runs here

@@ -24,11 +24,14 @@ from polyactor.shared.slot_queue import WakeUp
 from polyactor.transport.last_words import LastWords
 from polyactor.transport.ray.letters import Letter, Publisher, own_versions
 from polyactor.transport.ray.remote import Remote
+from polyactor.transport.watchdog import Tell
 
 TICK = 0.25
 """Seconds after which the thread looks at its workers, even if nothing has come."""
 PULSE_EVERY = 1.0
 """Seconds that a worker computes before it is asked for a sign of life, and between two such questions."""
+UNKNOWN_AFTER = 3.0
+"""Seconds without an answer after which what a worker was waiting for no longer counts."""
 PLACED_WITHIN = 10.0
 """Seconds after which a worker that no node has room for counts as away, so that it is not waited for."""
 STOPPED = 2.0
@@ -54,6 +57,7 @@ class Seat:
         greeting: its first answer.
         since: when it was started, or when it last answered; seconds of the monotonic clock.
         here: whether it has greeted.
+        unplaced: whether it has been said that it waits for a node.
         arrived: whether it waits to be let in.
         version: the version of θ that it has.
         turns: the turns that it has been asked for, with the number of the slot that each fills.
@@ -64,6 +68,7 @@ class Seat:
     greeting: Future[Any]
     since: float
     here: bool = False
+    unplaced: bool = False
     arrived: bool = False
     version: int = NEVER
     turns: deque[tuple[int | None, Future[Any]]] = field(default_factory=deque)
@@ -83,11 +88,13 @@ class Post:
         exchange: the run's own queues and places.
         wake_up: wakes the thread; the queues wake it when a slot is free.
         lost: returns why the cluster is lost, or nothing while it is not.
+        tell: called when a worker waits for a node that has room.
     """
 
-    def __init__(self, parts: Parts, exchange: Exchange, wake_up: WakeUp, lost: Callable[[], str]) -> None:
+    def __init__(self, parts: Parts, exchange: Exchange, wake_up: WakeUp, lost: Callable[[], str], tell: Tell) -> None:
         config = parts.config
         self.options, self.counters, self.exchange, self.lost = config.ray, parts.counters, exchange, lost
+        self.tell, self.unplaced = tell, deque[int]()
         self.workers, self.slots, self.wake_up = config.workers, exchange.slots, wake_up
         self.publisher = Publisher(parts.state, parts.counters, exchange.lock, config.ray.wire)
         self.given = cloudpickle.dumps((config, parts.spec, registrations()))
@@ -138,10 +145,10 @@ class Post:
             raise self.failure
         if why := self.lost():
             raise ClusterFailed(f"the cluster is lost: {why}")
-        exits = []
-        while self.exits:
-            exits.append(self.exits.popleft())
-        return exits
+        while self.unplaced:
+            i, cores = self.unplaced.popleft(), f"{self.options.cpus:g} free cores (--ray.cpus)"
+            self.tell("worker_waits", f"worker {i} waits for a node with {cores}", worker=i)
+        return [self.exits.popleft() for _ in range(len(self.exits))]
 
     def ask(self, i: int, *, kill: bool) -> None:
         """Kill worker i, which a worker on another machine is not asked for; the thread then finds that it is gone."""
@@ -153,12 +160,15 @@ class Post:
         """Ask all workers to close their environments, and kill them when they have or `grace` seconds are over."""
         self.over.set()
         self.wake_up.wake()
+        if self.lost():  # nothing that a lost cluster is asked for need ever return
+            return
         self.thread.join(grace)
-        seats = [seat for seat in self.seats.values() if seat.here]
-        if not self.lost():
-            for seat in seats:
-                seat.remote.stop.remote()
-            ray.wait([seat.remote.close.remote() for seat in seats], num_returns=len(seats), timeout=grace)
+        closing = []
+        for seat in [seat for seat in self.seats.values() if seat.here]:
+            seat.remote.stop.remote()
+            closing.append(seat.remote.close.remote())
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=grace)
         for seat in self.seats.values():
             _kill(seat.remote)
 
@@ -203,7 +213,9 @@ class Post:
                 raise _Lost(words.of_worker(i))
             seat.here, seat.since = True, time.monotonic()
             self.new.append((i, {"node": words.node, "pid": words.pid}))
-        elif time.monotonic() > seat.since + PLACED_WITHIN and not self.slots.away(i):
+        elif time.monotonic() > seat.since + PLACED_WITHIN and not seat.unplaced:
+            seat.unplaced = True
+            self.unplaced.append(i)
             self.slots.lost(i, False)
 
     def _wants(self, i: int, seat: Seat) -> bool:
@@ -213,11 +225,11 @@ class Post:
         return self.slots.waiting(i) + len(seat.turns) < self.slots.slots
 
     def _ask_turn(self, i: int, seat: Seat) -> None:
-        order, vector = self.publisher.order(i, seat.version)
+        order, published = self.publisher.order(i, seat.version)
         number = None if self.slots.away(i) else self.slots.filled(i) + len(seat.turns)
         if not seat.turns:
             seat.since = time.monotonic()
-        seat.turns.append((number, self._asked(seat.remote.turn.remote(order, number, vector))))
+        seat.turns.append((number, self._asked(seat.remote.turn.remote(order, number, published))))
         seat.version = order.version
 
     def _take(self, i: int, seat: Seat) -> None:
@@ -251,7 +263,9 @@ class Post:
             self.counters.heartbeats.beat(i)
         elif seat.pulse is None and now > seat.since + PULSE_EVERY:
             seat.pulse = self._asked(seat.remote.pulse.remote())
-        elif seat.pulse is not None and now > seat.since + self.options.lease:
+        elif seat.pulse is not None and now > seat.since + UNKNOWN_AFTER:
+            self.counters.heartbeats.begin(i)  # whether its environments answer is not known
+        if seat.pulse is not None and now > seat.since + self.options.lease:
             reason = f"gave no answer for {self.options.lease:g} s (--ray.lease)"
             raise _Lost(WorkerExit(i, WorkerFailed(f"worker {i} {reason}"), reason))
 

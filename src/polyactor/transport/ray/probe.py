@@ -11,7 +11,7 @@ import sys
 
 ANSWERED, REFUSED = 0, 3
 """Exit codes: the head answered, or it did not accept the token."""
-SECONDS = 15.0
+SECONDS = 30.0
 """Seconds that the process may take, most of them for its imports on a busy machine."""
 
 

@@ -85,20 +85,20 @@ class Remote:
         self.role: Role = self.exits.enter_context(closing(roles.work(self.worker, parts, *roles.shared)))
         self.idle = Watch(partial(parts.counters.spend, self.worker))
 
-    def turn(self, order: Order, number: int | None, vector: Arrays | None) -> Letter | LastWords:
+    def turn(self, order: Order, number: int | None, published: Arrays | None) -> Letter | LastWords:
         """Play until one more slot is filled, the worker has to wait, or its role has ended.
 
         Args:
             order: what the worker is told of the run.
             number: of the slot to be filled; None if there is none, since the worker is not let in yet.
-            vector: θ and the running statistics, if the worker does not know this version.
+            published: θ and the running statistics, if the worker does not know this version.
         """
         worker, slots, parts = self.worker, self.slots, self.parts
         try:
             self.idle.lap(Part.WAIT)
             parts.counters.obey(worker, order)
-            if vector is not None:
-                decode(vector, parts.state.layout.split(parts.state.vector))
+            if published is not None:
+                decode(published, parts.state.layout.split(parts.state.vector))
             slots.grant(worker, number)
             before = slots.filled(worker)
             done = self._play(before)

@@ -1,0 +1,124 @@
+"""How fast does a run over Ray begin, how many small letters does it take in, and what memory does a worker have?
+
+python benchmarks/cluster.py
+
+All on this machine. Letters are gradients of a small MLP (22 kB), of one worker that collects one step of one
+environment for each. Memory is that of the worker's process, shared pages in equal parts, with 2 and with 64 workers
+in the config, of which one has a place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from polyactor import transport
+from polyactor.agent.parts import Parts
+from polyactor.algorithms import A2C
+from polyactor.config import Config, RayOptions
+from polyactor.envs import env_spec
+from polyactor.models.spec import ModelSpec
+from polyactor.optim import Adam
+from polyactor.schemes import ActorLearner, ParamServer
+from polyactor.shared.counters import Counter
+from polyactor.storage.metrics_log import read_rows
+from polyactor.system.host import cpu_name, resident_mb, versions
+
+TURNS = 5
+"""Rollouts after which a worker's memory is measured."""
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=10.0, help="for which letters are counted")
+    options = parser.parse_args()
+    print(f"{cpu_name()}, torch {versions()['torch']}")
+    print(f"first update {until_first_update():.1f} s after the command")
+    from polyactor.transport.ray.cluster import joined
+
+    with joined(RayOptions(), workers=1, room=0):
+        letters, cpu, size = letters_per_second(options.seconds)
+        print(f"{letters:,.0f} letters/s of {size / 1e3:.0f} kB, each {1e3 * cpu:.2f} ms of the run's CPU")
+        few, many = (memory_mb(workers) for workers in (2, 64))
+        print(f"a worker of 2 has {few:.0f} MiB, one of 64 has {many:.0f} MiB")
+
+
+def until_first_update() -> float:
+    """Return the seconds from the start of ``polyactor train … --transport ray`` to its first update."""
+    flags = "a3c-server --env CartPole-v1 --transport ray --workers 2 --steps 1000000 --checkpoint-every 0 --quiet"
+    with tempfile.TemporaryDirectory() as folder:
+        start, out = time.perf_counter(), Path(folder) / "run"
+        process = subprocess.Popen([sys.executable, "-m", "polyactor", "train", *flags.split(), "--out", str(out)])
+        try:
+            while not (out / "metrics.jsonl").exists() or not read_rows(out / "metrics.jsonl"):
+                assert process.poll() is None, f"it ended with {process.returncode}"
+                time.sleep(0.01)
+            return time.perf_counter() - start
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def config_of(scheme: Any, **values: Any) -> Config:
+    """Return a config of CartPole that does not end by itself."""
+    standard = Config(
+        env="CartPole-v1", algorithm=A2C(), scheme=scheme, optimizer=Adam(), steps=10**12, transport="ray"
+    )
+    return replace(standard, **values)
+
+
+def letters_per_second(seconds: float) -> tuple[float, float, int]:
+    """Return the letters that a run takes in per second from one worker, the seconds of its CPU, and the bytes of one.
+
+    The seconds are those of all threads of the run's process, Ray's and the server's included.
+    """
+    config = config_of(ParamServer(), workers=1, envs=1, rollout=1, model=ModelSpec(hidden=(64, 64)))
+    with training(config) as (run, parts, _):
+        go_on(run, lambda: parts.counters.version > 100)
+        start, spent, before = time.perf_counter(), time.process_time(), parts.counters.version
+        go_on(run, lambda: time.perf_counter() - start > seconds)
+        count = parts.counters.version - before
+        cpu = (time.process_time() - spent) / count
+        return count / (time.perf_counter() - start), cpu, 4 * parts.state.layout.theta
+
+
+def memory_mb(workers: int) -> float:
+    """Return the memory in MiB of one worker that has a place, with that many workers in the config."""
+    config = config_of(ActorLearner(max_lag=1), workers=workers, envs=32, rollout=20)
+    with training(config) as (run, parts, begun):
+        go_on(run, lambda: parts.counters.table[:, Counter.TURNS].sum() > TURNS)
+        return resident_mb(begun[0]["pid"])
+
+
+@contextmanager
+def training(config: Config) -> Iterator[tuple[Any, Parts, list[dict[str, Any]]]]:
+    """Train inside the with block; the third value gets the fields of each event that a worker has begun."""
+    parts, begun = Parts.fresh(config, env_spec(config.environment)), list[dict[str, Any]]()
+
+    def tell(event: str, reason: str = "", **fields: Any) -> None:
+        begun.extend([fields] * (event == "worker_started"))
+
+    run = transport.run(parts, tell)
+    try:
+        yield run, parts, begun
+    finally:
+        run.close()
+
+
+def go_on(run: Any, until: Any) -> None:
+    """Go on with a run until a condition holds."""
+    while not until():
+        next(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -85,6 +85,7 @@ class Node:
             "RAY_AUTH_TOKEN_PATH": str(self.secret),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",
+            "RAY_raylet_start_wait_time_s": f"{STARTED:.0f}",
             "OMP_NUM_THREADS": "1",
         }
         return subprocess.Popen(

@@ -3,9 +3,9 @@
 python benchmarks/wire.py --write
 
 Plays the roles of a scheme in turns, one worker, with the code that a run over Ray has. Bytes are those of the letters
-that the worker writes and of the parameters that it is given, pickled. Processor time of the worker's role, and of the
-run's (unpickling, decoding, and what the scheme's main role does), is that of one core of this machine; Ray's own is
-not in it. `--write` puts the table into docs/many-machines.md.
+that the worker writes and of the parameters that it is given, pickled, and of Ray's calls. Processor time of the
+worker's role, and of the run's (unpickling, decoding, and what the scheme's main role does), is that of one core of
+this machine; Ray's own is not in it. `--write` puts the table into docs/many-machines.md.
 """
 
 from __future__ import annotations
@@ -37,6 +37,12 @@ RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "many-machines.
 BEGIN, END = "<!-- table: wire -->\n", "<!-- end -->"
 LINK = 0.94e9 / 8
 """Bytes that a link of 1 Gbit/s moves in a second each way: 1,448 of every 1,538 on an Ethernet are data."""
+CALL_UP, CALL_DOWN = 1_000, 1_200
+"""Bytes that Ray itself sends with each letter, and with each call for one."""
+HEAD = (
+    "| network, preset | wire | steps | up | down | workers at 1 Gbit/s | at 10 Gbit/s | at one core of the run "
+    "| binds first |\n|---|---|---|---|---|---|---|---|---|"
+)
 PONG, CARTPOLE = "PongNoFrameskip-v4", "CartPole-v1"
 ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("A3C network, `pong-a3c-server`", "pong-a3c-server", {}),
@@ -56,8 +62,8 @@ class Cost:
 
     Attributes:
         steps: agent steps that the letter is of, T · B.
-        up: bytes of the letter.
-        down: bytes of θ and the running statistics, which the worker is given for each letter.
+        up: bytes of the letter, with Ray's own.
+        down: bytes of θ and the running statistics, which the worker is given for each letter, with Ray's own.
         worker: µs of processor time of a step in the worker.
         run: µs of processor time of a step in the run's own process.
     """
@@ -86,21 +92,11 @@ def main() -> None:
     options = parser.parse_args()
     tune_allocator()
     lines, kept = [], []
-    head = (
-        "| network, preset | wire | steps | up | down | workers at 1 Gbit/s | at 10 Gbit/s | at one core of the run "
-        "| binds first |\n|---|---|---|---|---|---|---|---|---|"
-    )
-    print(head)
+    print(HEAD)
     for label, name, values in ROWS:
         config = configured(name, values)
         for wire, found in costs(config, options.letters).items():
-            one, ten, run = found.by_link(1), found.by_link(10), found.by_run
-            first = "the link" if ten < run else "the link at 1 Gbit/s, the run at 10" if one < run else "the run"
-            up, down = found.up / found.steps, found.down / found.steps
-            lines.append(
-                f"| {label} | {wire} | {found.steps:,} | {up:,.0f} | {down:,.0f} "
-                f"| {one:,.1f} | {ten:,.0f} | {run:,.1f} | {first} |"
-            )
+            lines.append(line(label, wire, found))
             print(lines[-1], flush=True)
             kept.append({"row": label, "wire": wire, "scheme": config.scheme.name, **vars(found)})
     RESULTS.mkdir(exist_ok=True)
@@ -108,7 +104,18 @@ def main() -> None:
     (RESULTS / "wire.json").write_text(json.dumps(result, indent=1) + "\n")
     if options.write:
         before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(before + BEGIN + "\n".join([head, *lines]) + "\n" + END + rest.partition(END)[2])
+        PAGE.write_text(before + BEGIN + "\n".join([HEAD, *lines]) + "\n" + END + rest.partition(END)[2])
+
+
+def line(label: str, wire: Wire, found: Cost) -> str:
+    """Return a line of the table."""
+    one, ten, run = found.by_link(1), found.by_link(10), found.by_run
+    first = "the link" if ten < run else "the link at 1 Gbit/s, the run at 10" if one < run else "the run"
+    up, down = found.up / found.steps, found.down / found.steps
+    return (
+        f"| {label} | {wire} | {found.steps:,} | {up:,.0f} | {down:,.0f} | {one:,.1f} | {ten:,.0f} | {run:,.1f} "
+        f"| {first} |"
+    )
 
 
 def configured(name: str, values: dict[str, Any]) -> Config:
@@ -157,7 +164,7 @@ def costs(config: Config, letters: int = 1) -> dict[Wire, Cost]:
     found = {}
     for wire, times in played.items():
         worker, run = (1e6 * statistics.median(each) / steps for each in zip(*times[2:], strict=True))
-        found[wire] = Cost(steps, up[wire], down[wire], worker, run)
+        found[wire] = Cost(steps, up[wire] + CALL_UP, down[wire] + CALL_DOWN, worker, run)
     return found
 
 

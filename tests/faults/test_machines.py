@@ -158,12 +158,12 @@ def test_a_short_cut_loses_nothing_and_a_long_one_is_gone_round(machines: Machin
     with machines.training("a3c-server", "--env", ENDLESS, "--workers", "2", *FOREVER, "--ray.lease", "30"):
         machines.begun(2)
         node, pid = machines.place_of(0)
-        for other in {node, machines.place_of(1)[0]}:
+        for other in machines.nodes:
             other.link(False)
         time.sleep(20)
         for other in machines.nodes:
             other.link(True)
-        healed, before = time.time(), machines.steps()
+        before = machines.steps()
         on_again = machines.until(lambda: machines.steps() > before)
         assert not machines.of("worker_lost")
         node.link(False)
@@ -174,7 +174,6 @@ def test_a_short_cut_loses_nothing_and_a_long_one_is_gone_round(machines: Machin
         node.link(True)
         gone = machines.until(lambda: not alive(pid))
     print(f"on again {on_again:.1f} s after 20 s; replaced after {replaced:.1f} s, old process gone after {gone:.1f} s")
-    assert healed
     assert on_again <= 5
     assert replaced <= 40
     assert gone <= 10
@@ -227,6 +226,26 @@ def test_twenty_random_kills_leave_the_counters_exact(machines: Machines) -> Non
     exact(machines)
 
 
+def page(method: str, env: str, envs: int, rollout: int) -> Any:
+    """What the page says that a letter costs, in fp32 and in bf16."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    try:
+        from wire import configured, costs
+    finally:
+        del sys.path[0]
+    return costs(configured(method, {"env": env, "envs": envs, "rollout": rollout}))
+
+
+def counted(machines: Machines, node: Node, steps: int, letters: int) -> tuple[float, float]:
+    """Bytes that a machine sends and receives for each letter of so many steps, while so many are sent."""
+    machines.until(lambda: machines.steps() > 5 * steps)
+    first, before = machines.steps(), node.moved()
+    machines.until(lambda: machines.steps() > first + letters * steps, 300)
+    last, after = machines.steps(), node.moved()
+    received, sent = ((now - then) * steps / (last - first) for now, then in zip(after, before, strict=True))
+    return sent, received
+
+
 @pytest.mark.parametrize(
     ("method", "env", "wire"),
     [
@@ -237,23 +256,21 @@ def test_twenty_random_kills_leave_the_counters_exact(machines: Machines) -> Non
     ],
 )
 def test_bytes_on_the_wire_are_those_of_the_page(machines: Machines, method: str, env: str, wire: str) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-    try:
-        from wire import configured, costs
-    finally:
-        del sys.path[0]
-    pong = env.startswith("Pong")
-    values = {"env": env, "envs": 2 if pong else B, "rollout": 10 if pong else T}
-    cost = costs(configured(method, values))[wire]  # type: ignore[index]
-    node = machines.add()
-    flags = ("--env", env, "--workers", "1", "--envs", str(values["envs"]), "--rollout", str(values["rollout"]))
-    with machines.training(method, *flags, *ON, "--ray.wire", wire):
-        machines.until(lambda: machines.steps() > 5 * cost.steps)
-        first, before = machines.steps(), node.moved()
-        machines.until(lambda: machines.steps() > first + (100 if pong else 1_000) * cost.steps, 300)
-        last, after = machines.steps(), node.moved()
-    letters = (last - first) / cost.steps
-    received, sent = ((now - then) / letters for now, then in zip(after, before, strict=True))
-    print(f"{method} {env} {wire}: up {sent:,.0f} of {cost.up:,}, down {received:,.0f} of {cost.down:,}, {letters:.0f}")
+    envs, rollout, letters = (2, 10, 100) if env.startswith("Pong") else (B, T, 1_000)
+    cost, node = page(method, env, envs, rollout)[wire], machines.add()
+    flags = ("--env", env, "--workers", "1", "--envs", str(envs), "--rollout", str(rollout), "--ray.wire", wire)
+    with machines.training(method, *flags, *ON):
+        sent, received = counted(machines, node, cost.steps, letters)
+    print(f"{method} {env} {wire}: up {sent:,.0f} of {cost.up:,}, down {received:,.0f} of {cost.down:,}")
     assert sent == pytest.approx(cost.up, rel=0.03)
     assert received == pytest.approx(cost.down, rel=0.03)
+
+
+def test_a_machine_of_two_workers_is_given_each_version_once(machines: Machines) -> None:
+    cost, node = page("appo", "PongNoFrameskip-v4", 2, 10)["fp32"], machines.add(cpus=2)
+    flags = ("--env", "PongNoFrameskip-v4", "--workers", "2", "--envs", "2", "--rollout", "10")
+    with machines.training("appo", *flags, *ON):
+        sent, received = counted(machines, node, cost.steps, 100)
+    print(f"two workers: up {sent:,.0f} of {cost.up:,}, down {received:,.0f} of {cost.down / 2:,.0f}")
+    assert sent == pytest.approx(cost.up, rel=0.03)
+    assert received == pytest.approx(cost.down / 2, rel=0.03)

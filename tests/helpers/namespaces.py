@@ -33,6 +33,13 @@ from tests.helpers.programs import environment
 
 PORT = 6379
 """The port of the head's GCS."""
+PORTS = (
+    "--dashboard-agent-grpc-port=52366",
+    "--dashboard-agent-listen-port=52365",
+    "--metrics-export-port=52367",
+    "--runtime-env-agent-port=52368",
+)
+"""Ports of each node's helpers, which it would otherwise hear of them, and wait for too briefly on a busy machine."""
 STORE = 200 << 20
 """Bytes of each node's object store."""
 INSIDE = """
@@ -45,7 +52,7 @@ read -r _
 """What the first process of a node does. It is a shell, since that waits for processes whose parent has ended."""
 RAY = "import sys; sys.modules['grpc'] = None; from ray.scripts.scripts import main; main()"
 """The command ``ray``, which starts a server of Ray Client wherever it can import grpc."""
-STARTED = 60.0
+STARTED = 120.0
 """Seconds within which a node of Ray has started."""
 
 
@@ -78,6 +85,7 @@ class Node:
             "RAY_AUTH_TOKEN_PATH": str(self.secret),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",
+            "RAY_raylet_start_wait_time_s": f"{STARTED:.0f}",
             "OMP_NUM_THREADS": "1",
         }
         return subprocess.Popen(
@@ -102,7 +110,7 @@ class Node:
         place = ("--head", f"--port={PORT}", "--include-dashboard=false")
         options = (f"--node-ip-address={self.address}", f"--num-cpus={cpus}", f"--object-store-memory={STORE}")
         self.ray = self.popen(
-            *(sys.executable, "-c", RAY, "start", "--block", "--disable-usage-stats", *options),
+            *(sys.executable, "-c", RAY, "start", "--block", "--disable-usage-stats", *options, *PORTS),
             *(place if head is None else (f"--address={head}:{PORT}",)),
             env=env,
             stdout=subprocess.PIPE,

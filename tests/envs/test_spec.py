@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -158,12 +159,13 @@ def test_going_on_evaluating_filming_and_loading(tmp_path: Path) -> None:
     config = config_of("a2c", "sync", file, workers=1)
     run = pa.train(config)
     assert (run.path / "replay.mp4").exists()
-    assert counted(file) == (8 + 1, 1)  # the film's is stepped
+    asked = 2 if sys.platform == "linux" else 1  # one draws in a copy of the process, to see whether that ends it
+    assert counted(file) == (8 + 1, asked)  # the film's is stepped
 
     file.unlink()
     resume(run.path, steps=800, env=config.env, quiet=True)
     assert checkpoint.load(run.path).meta["agent_steps"] >= 800
-    assert counted(file) == (8 + 1, 1)
+    assert counted(file) == (8 + 1, asked)
 
     file.unlink()
     tensors = parameters(run.path)

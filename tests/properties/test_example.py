@@ -72,7 +72,7 @@ def test_the_example_of_an_environment_of_ones_own_runs_as_a_script(tmp_path: Pa
     assert float(score[1]) > 0.5
 
 
-@pytest.mark.parametrize(("example", "better_than"), [("masked_game.py:Nim", 0.6), ("mixed_actions.py:Golf", -20)])
+@pytest.mark.parametrize(("example", "better_than"), [("masked_game.py:Nim", 0.6), ("mixed_actions.py:Golf", -21)])
 def test_an_environment_with_a_mask_and_one_with_mixed_actions_train(
     example: str, better_than: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(name: str) -> None:
         assert counters.starts(1) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["server", "learner"])
 def test_it_ends_by_itself_and_counts_what_it_learned_from(name: str) -> None:
     with over_ray(config_of(SCHEMES[name], steps=2_000)) as (run, parts, _):

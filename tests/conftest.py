@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> pa.Run:
 def cluster() -> Iterator[None]:
     """A Ray cluster on this machine, which all runs of the session use."""
     pytest.importorskip("ray", reason="ray is not installed: pip install 'polyactor[ray]'")
+    if " " in sys.executable:
+        pytest.skip(f"Ray's workers do not start with a Python in a path with a space: {sys.executable}")
     from polyactor.config import RayOptions
     from polyactor.transport.ray.cluster import joined
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,13 +84,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> pa.Run:
 def cluster() -> Iterator[None]:
     """A Ray cluster on this machine, which all runs of the session use."""
     pytest.importorskip("ray", reason="ray is not installed: pip install 'polyactor[ray]'")
-    if " " in sys.executable:
-        pytest.skip(f"Ray's workers do not start with a Python in a path with a space: {sys.executable}")
     from polyactor.config import RayOptions
     from polyactor.transport.ray.cluster import joined
 
     with joined(RayOptions(), workers=4, room=0):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _cluster_where_it_is_transported_over_ray(request: pytest.FixtureRequest) -> None:
+    """Let a case whose `transported` is Ray have the cluster."""
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is not None and callspec.params.get("transported") == "ray":
+        request.getfixturevalue("cluster")
 
 
 @pytest.fixture(scope="session")

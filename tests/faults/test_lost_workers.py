@@ -39,7 +39,7 @@ from polyactor.transport import pause as pausing
 from polyactor.transport import processes
 from tests.helpers.fresh import fresh
 from tests.helpers.living import alive
-from tests.helpers.marks import mostly_slow
+from tests.helpers.marks import also_over_ray, mostly_slow
 from tests.helpers.toys import Everything
 
 W, T, B = 2, 5, 2
@@ -147,12 +147,12 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(name: str, record_prop
 
 
 @pytest.mark.slow
-@pytest.mark.fault("P1")
-@pytest.mark.parametrize("name", ["hogwild", "server", "learner"])
-def test_it_is_replaced_with_masks_images_and_memory_too_where_environments_fail(name: str) -> None:
+@pytest.mark.fault("P1", "P3")
+@pytest.mark.parametrize(("name", "transported"), also_over_ray(["hogwild", "server", "learner"], fast=[]))
+def test_it_is_replaced_with_masks_images_and_memory_too_where_environments_fail(name: str, transported: Any) -> None:
     model = ModelSpec(hidden=(8,), core="gru", core_size=8)
     values = {"env": partial(Everything, failing=0.01), "model": model, "precision": "fp32", "env_timeout": 30.0}
-    with training(config_of(SCHEMES[name], **values)) as run:
+    with training(config_of(SCHEMES[name], transport=transported, **values)) as run:
         run.at_work()
         os.kill(run.pid(1), signal.SIGKILL)
         run.until(lambda: bool(run.events("worker_restarted")))
@@ -263,9 +263,9 @@ def test_nobody_waits_for_one_that_takes_long_to_come_back(
 
 
 @pytest.mark.fault("P1")
-@pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["learner"]))
-def test_a_total_that_is_reached_with_a_loss_on_the_way_ends_the_run(name: str) -> None:
-    with training(config_of(SCHEMES[name], steps=3_000)) as run:
+@pytest.mark.parametrize(("name", "transported"), also_over_ray(SCHEMES, fast=["learner"]))
+def test_a_total_that_is_reached_with_a_loss_on_the_way_ends_the_run(name: str, transported: Any) -> None:
+    with training(config_of(SCHEMES[name], steps=3_000, transport=transported)) as run:
         run.until(lambda: run.counters.steps > 500)
         os.kill(run.pid(1), signal.SIGKILL)
         for _ in run.scheme:
@@ -276,9 +276,9 @@ def test_a_total_that_is_reached_with_a_loss_on_the_way_ends_the_run(name: str) 
 
 
 @pytest.mark.fault("P8")
-@pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["server", "learner"]))
-def test_without_replacement_it_goes_on_with_those_that_are_left(name: str) -> None:
-    with training(config_of(SCHEMES[name], restarts=None)) as run:
+@pytest.mark.parametrize(("name", "transported"), also_over_ray(SCHEMES, fast=["server", "learner"]))
+def test_without_replacement_it_goes_on_with_those_that_are_left(name: str, transported: Any) -> None:
+    with training(config_of(SCHEMES[name], restarts=None, transport=transported)) as run:
         run.at_work()
         os.kill(run.pid(0), signal.SIGKILL)
         run.until(lambda: bool(run.events("worker_lost")))
@@ -289,7 +289,7 @@ def test_without_replacement_it_goes_on_with_those_that_are_left(name: str) -> N
         with transport.paused(run.config, run.counters) as heeded:
             assert heeded  # who is lost need not answer
         os.kill(run.pid(1), signal.SIGKILL)
-        with pytest.raises(WorkerFailed, match="worker 1 was killed by signal 9"):
+        with pytest.raises(WorkerFailed, match="worker 1 was killed"):
             run.until(lambda: False, deadline=10.0)
 
 
@@ -364,15 +364,25 @@ class Killed(Doomed):
 
 
 @pytest.mark.fault("P2", "P9")
-@pytest.mark.parametrize(("env", "kind", "why"), [
+@pytest.mark.parametrize(("env", "name", "transported", "kind", "why"), [
     pytest.param(
-        Doomed, EnvironmentUnsupported, "ended with code 0 before its work was done", marks=pytest.mark.slow
+        Doomed, "hogwild", "local", EnvironmentUnsupported, "ended with code 0 before its work was done",
+        marks=pytest.mark.slow,
     ),
-    (Killed, OutOfResources, r"killed by signal 9 \(out of memory\?\)"),
+    (Killed, "hogwild", "local", OutOfResources, r"killed by signal 9 \(out of memory\?\)"),
+    *(
+        pytest.param(
+            Killed, name, "ray", OutOfResources, r"killed on its node \(out of memory\?\)", marks=pytest.mark.slow
+        )
+        for name in ("server", "learner")
+    ),
 ])  # fmt: skip
-def test_three_processes_that_get_nowhere_are_enough(env: Any, kind: Any, why: str, record_property: Record) -> None:
+def test_three_processes_that_get_nowhere_are_enough(
+    env: Any, name: str, transported: Any, kind: Any, why: str, record_property: Record
+) -> None:
     began = time.monotonic()
-    with training(config_of(Hogwild(), env=env)) as run, pytest.raises(kind, match=why) as caught:
+    config = config_of(SCHEMES[name], env=env, transport=transported)
+    with training(config) as run, pytest.raises(kind, match=why) as caught:
         run.until(lambda: False, deadline=60.0)
     assert "3 processes in a row" in str(caught.value)
     record_property("until it ends, s", time.monotonic() - began)
@@ -436,20 +446,27 @@ class Wrong(A2C):
 
 
 @pytest.mark.fault("P2")
-def test_what_raises_before_anything_was_done_is_not_tried_again() -> None:
-    with training(config_of(Hogwild(), algorithm=Wrong())) as run:
+@pytest.mark.parametrize(
+    ("name", "transported"), [("hogwild", "local"), pytest.param("server", "ray", marks=pytest.mark.slow)]
+)
+def test_what_raises_before_anything_was_done_is_not_tried_again(name: str, transported: Any) -> None:
+    with training(config_of(SCHEMES[name], algorithm=Wrong(), transport=transported)) as run:
         with pytest.raises(WorkerFailed, match=r"the sign was wrong\nTraceback"):
             run.until(lambda: False)
         assert not run.events("worker_restarted")
 
 
 class Hanging(Doomed):
-    """Hangs in step 40 of the first process that makes it."""
+    """Hangs in step 40 of the first process that makes it, which makes the file `mark`."""
+
+    def __init__(self, mark: Path) -> None:
+        super().__init__()
+        self.mark = mark
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
-        if self.steps == 40 and not (mark := Path(os.environ["POLYACTOR_TEST_MARK"])).exists():
-            mark.touch()
+        if self.steps == 40 and not self.mark.exists():
+            self.mark.touch()
             self.hang()
         return np.zeros(2, np.float32), 1.0, self.steps % 7 == 0, False, {}
 
@@ -467,22 +484,24 @@ class Stubborn(Hanging):
 @pytest.mark.alone
 @pytest.mark.fault("P4")
 @pytest.mark.parametrize(
-    ("name", "env", "most"),
+    ("name", "transported", "env", "most"),
     [
-        ("hogwild", Stubborn, 4.5),
-        ("server", Hanging, 2.0),
-        pytest.param("learner", Hanging, 2.0, marks=pytest.mark.slow),
-        pytest.param("hogwild", Hanging, 2.0, marks=pytest.mark.slow),
-        pytest.param("server", Stubborn, 4.5, marks=pytest.mark.slow),
-        pytest.param("learner", Stubborn, 4.5, marks=pytest.mark.slow),
+        ("hogwild", "local", Stubborn, 4.5),
+        ("server", "local", Hanging, 2.0),
+        pytest.param("learner", "local", Hanging, 2.0, marks=pytest.mark.slow),
+        pytest.param("hogwild", "local", Hanging, 2.0, marks=pytest.mark.slow),
+        pytest.param("server", "local", Stubborn, 4.5, marks=pytest.mark.slow),
+        pytest.param("learner", "local", Stubborn, 4.5, marks=pytest.mark.slow),
+        pytest.param("server", "ray", Hanging, 8.0, marks=pytest.mark.slow),  # a sign of life is a second old
+        pytest.param("learner", "ray", Hanging, 8.0, marks=pytest.mark.slow),
     ],
 )
 def test_an_environment_that_hangs_is_ended_and_named(
-    name: str, env: Any, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record
+    name: str, transported: Any, env: Any, most: float, tmp_path: Path, record_property: Record
 ) -> None:
-    monkeypatch.setenv("POLYACTOR_TEST_MARK", str(tmp_path / "mark"))
     mark = tmp_path / "mark"
-    with training(config_of(SCHEMES[name], env=env, env_timeout=1.0)) as run:
+    config = config_of(SCHEMES[name], env=partial(env, mark), env_timeout=1.0, transport=transported)
+    with training(config) as run:
         run.until(mark.exists)
         began = mark.stat().st_mtime
         run.until(lambda: bool(run.events("worker_restarted")))
@@ -498,13 +517,10 @@ def test_an_environment_that_hangs_is_ended_and_named(
 
 @pytest.mark.fault("P4")
 @pytest.mark.parametrize("transported", ["sync", "inline"])
-def test_one_that_hangs_in_the_runs_own_process_is_interrupted(
-    transported: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("POLYACTOR_TEST_MARK", str(tmp_path / "mark"))
-    values: dict[str, Any] = {"env": Hanging, "env_timeout": 0.5}
+def test_one_that_hangs_in_the_runs_own_process_is_interrupted(transported: str, tmp_path: Path) -> None:
+    values: dict[str, Any] = {"env": partial(Hanging, tmp_path / "mark"), "env_timeout": 0.5}
     if transported == "sync":
-        config = replace(base_config("a2c", env=Hanging), steps=10**9, **values)
+        config = replace(base_config("a2c", env=values["env"]), steps=10**9, **values)
     else:
         config = config_of(Hogwild(), transport="inline", **values)
     with training(config) as run:
@@ -513,9 +529,9 @@ def test_one_that_hangs_in_the_runs_own_process_is_interrupted(
 
 
 @pytest.mark.fault("P7")
-@pytest.mark.parametrize("name", mostly_slow(SCHEMES, fast=["hogwild"]))
-def test_a_worker_that_is_only_stopped_for_a_while_is_not_lost(name: str) -> None:
-    with training(config_of(SCHEMES[name])) as run:
+@pytest.mark.parametrize(("name", "transported"), also_over_ray(SCHEMES, fast=["hogwild"]))
+def test_a_worker_that_is_only_stopped_for_a_while_is_not_lost(name: str, transported: Any) -> None:
+    with training(config_of(SCHEMES[name], transport=transported)) as run:
         run.at_work()
         pid = run.pid(1)
         os.kill(pid, signal.SIGSTOP)

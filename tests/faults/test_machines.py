@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 from polyactor.storage.metrics_log import read_rows
 from tests.helpers.living import alive
 from tests.helpers.namespaces import PORT, Network, Node, network
+from tests.helpers.programs import environment
 from tests.helpers.runs import events, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -195,6 +197,25 @@ def test_a_slow_link_is_filled(machines: Machines) -> None:
         print(f"{share:.2f} of 8 Mbit/s one way, {(received + sent) / 40e6:.2f} both ways")
         assert not machines.of("worker_lost")
     assert received + sent > 0.9 * 40e6  # one worker has one letter out: up and down take turns
+
+
+def test_a_machine_with_another_version_of_torch_is_named_before_any_rollout(
+    machines: Machines, tmp_path: Path
+) -> None:
+    (other := tmp_path / "other" / "torch-1.0.dist-info").mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0\n")
+    node = machines.net.node()
+    found = os.pathsep.join([str(other.parent), environment()["PYTHONPATH"]])
+    node.start_ray(machines.head.address, cpus=1, env={"PYTHONPATH": found})
+    with machines.training("a3c-server", "--env", ENDLESS, "--workers", "1", *FOREVER, stops=False):
+        assert machines.process is not None
+        assert machines.process.wait(120) == 8
+        assert machines.process.stderr is not None
+        said = machines.process.stderr.read()
+    assert (
+        f"node {node.name} has torch 1.0 (the run has {metadata.version('torch')}): install the same everywhere" in said
+    )
+    assert machines.steps() == 0
 
 
 def exact(machines: Machines) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from polyactor.algorithms import PPO
 from polyactor.schemes import ParamServer
 from polyactor.shared.counters import METRICS, Counter
+from tests.helpers.marks import TRANSPORTS
 from tests.helpers.servers import config_of, total, training
 
 
 @pytest.mark.fault("D4")
-def test_a_bound_on_staleness_holds_among_processes() -> None:
+@pytest.mark.parametrize("transported", TRANSPORTS)
+def test_a_bound_on_staleness_holds_among_processes(transported: Any) -> None:
     worst: list[float] = []
-    config = config_of(ParamServer(max_staleness=1))
+    config = config_of(ParamServer(max_staleness=1), transport=transported)
     with training(config) as (run, _, counters):
         seen = 0.0
         while counters.version < 200:

@@ -8,8 +8,11 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -21,6 +24,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryErr
 
 from polyactor import transport  # noqa: E402
 from polyactor.agent.parts import Parts  # noqa: E402
+from polyactor.algorithms import A2C  # noqa: E402
 from polyactor.config import Config, RayOptions  # noqa: E402
 from polyactor.errors import EnvironmentUnsupported, OutOfResources  # noqa: E402
 from polyactor.shared.counters import Counter, SharedCounters  # noqa: E402
@@ -62,6 +66,7 @@ def until(run: Generator[None, None, None], condition: Any, deadline: float = 60
     return time.monotonic() - start
 
 
+@pytest.mark.fault("P1")
 @pytest.mark.parametrize("name", ["server", pytest.param("learner", marks=pytest.mark.slow)])
 def test_a_killed_worker_is_replaced_and_the_others_go_on(name: str) -> None:
     with over_ray(config_of(SCHEMES[name])) as (run, parts, told):
@@ -91,6 +96,7 @@ def test_it_ends_by_itself_and_counts_what_it_learned_from(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.fault("P7")
 def test_a_worker_that_is_stopped_is_given_up_after_the_lease() -> None:
     config = config_of(SCHEMES["server"], ray=RayOptions(lease=2.0))
     with over_ray(config) as (run, parts, told):
@@ -103,6 +109,7 @@ def test_a_worker_that_is_stopped_is_given_up_after_the_lease() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.fault("P1", "D5")
 @pytest.mark.parametrize("name", ["server", "learner"])
 def test_after_random_kills_all_counters_are_exact(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each letter is taken in once: what the run has counted is what the letters said."""
@@ -127,9 +134,9 @@ def test_after_random_kills_all_counters_are_exact(name: str, monkeypatch: pytes
     with over_ray(config_of(SCHEMES[name], workers=3)) as (run, parts, told):
         pids = lambda: {each["worker"]: each["pid"] for name, each in told.events if name.endswith("started")}  # noqa: E731
         for kills in range(10):
-            version = parts.counters.version
-            until(run, lambda version=version: parts.counters.version > version + 20)
+            done = parts.counters.table[:, Counter.TURNS].copy()  # who has done nothing three times ends the run
             until(run, lambda kills=kills: len(told.of("worker_restarted")) >= kills)
+            until(run, lambda done=done: (parts.counters.table[:, Counter.TURNS] > done + 1).all())
             os.kill(pids()[int(rng.integers(3))], signal.SIGKILL)
             until(run, lambda kills=kills: len(told.of("worker_lost")) > kills)
     assert len(set(taken)) == len(taken)
@@ -145,13 +152,60 @@ class Killed:
 
 
 @pytest.mark.slow
-@pytest.mark.fault("P1")
+@pytest.mark.fault("P9")
 def test_a_worker_that_is_killed_three_times_before_its_first_turn_ends_the_run() -> None:
     config = config_of(SCHEMES["server"], workers=1)
     parts = fresh(config)
     parts = replace(parts, config=replace(config, env=Killed, transport="ray"))
     with pytest.raises(OutOfResources, match="3 processes in a row have"):
         list(transport.run(parts))
+
+
+class Faulty(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Answers in one step of ten with what no environment may."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__(gymnasium.make("polyactor/Chain-v0"))
+        self.answer = answer
+
+    def step(self, action: Any) -> Any:
+        if self.np_random.random() < 0.1:
+            return self.answer, 0.0, False, False, {}
+        return super().step(action)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("P3", "D1", "D2")
+@pytest.mark.parametrize("name", ["server", "learner"])
+@pytest.mark.parametrize("answer", [np.full(2, np.nan, np.float32), np.zeros(7, np.float32), "no array"], ids=repr)
+def test_a_step_that_fails_costs_its_game_alone_and_is_told(name: str, answer: Any) -> None:
+    with over_ray(config_of(SCHEMES[name], env=partial(Faulty, answer))) as (run, parts, told):
+        until(run, lambda: parts.counters.table[:, Counter.ENV_ERRORS].sum() >= 5)
+        found = [why for _, why in parts.counters.new_env_errors()]
+        assert found
+        assert all("Faulty" in why and "at step" in why for why in found), found
+        assert not told.of("worker_lost")
+        assert parts.state.vector.isfinite().all()
+
+
+class Poisoned(A2C):
+    """One loss of five is no number."""
+
+    calls = count()
+
+    def loss(self, *args: Any) -> Any:
+        loss, metrics = super().loss(*args)
+        return (loss * np.nan if next(Poisoned.calls) % 5 == 0 else loss), metrics
+
+
+@pytest.mark.slow
+@pytest.mark.fault("D3")
+@pytest.mark.parametrize("name", ["server", "learner"])
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted(name: str) -> None:
+    with over_ray(config_of(SCHEMES[name], algorithm=Poisoned())) as (run, parts, told):
+        until(run, lambda: parts.counters.table[:, Counter.SKIPPED].sum() > 4 and parts.counters.version > 20)
+        assert not told.of("worker_lost")
+        assert parts.state.vector.isfinite().all()
 
 
 def test_what_a_worker_raises_is_shown() -> None:

@@ -41,7 +41,7 @@ LOOPBACK, NICENESS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_worker_niceness"
 """Variables of Ray. With 0 the first makes it use 127.0.0.1 alone, whatever its name says, and the second gives workers
 the priority of other processes, and not the lowest."""
 PASSED_ON = ("OMP_WAIT_POLICY", "POLYACTOR_FAIL")
-"""Environment variables of the run that its workers have, too."""
+"""Environment variables of the run that its workers on other machines have, too; those of this one inherit all."""
 
 
 class Cluster(AbstractContextManager["Cluster"]):
@@ -106,10 +106,10 @@ def joined(options: RayOptions, workers: int, room: int) -> Iterator[Cluster]:
         if options.address == "local":
             arguments = _begun(stack, math.ceil(workers * options.cpus), room)
         else:
-            arguments = {"address": _tested(options.address)}
+            variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+            arguments = {"address": _tested(options.address), "runtime_env": {"env_vars": variables}}
             if not off_this_machine(arguments["address"]):
                 _on_loopback(stack)
-        arguments["runtime_env"] = {"env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}}
         with kept_switches():  # Ray handles SIGTERM
             _init(options.address, arguments)
         stack.callback(setattr, driver, "print_to_stdstream", driver.print_to_stdstream)

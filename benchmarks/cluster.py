@@ -1,6 +1,10 @@
 """How fast does a run over Ray begin, how many small letters does it take in, and what memory does a worker have?
 
 python benchmarks/cluster.py
+python benchmarks/cluster.py --pairs 5 --seconds 20
+
+The second compares Pong over Ray with Pong without it: both train in turn with two workers, each in a process of its
+own, and the ratios within a pair are printed. CPU is all that this machine spends meanwhile, so nothing else may run.
 
 All on this machine. Letters are gradients of a small MLP (22 kB), of one worker that collects one step of one
 environment for each. Memory is that of the worker's process, shared pages in equal parts, with 2 and with 64 workers
@@ -10,6 +14,9 @@ in the config, of which one has a place.
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,9 +35,11 @@ from polyactor.envs import env_spec
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam
 from polyactor.schemes import ActorLearner, ParamServer
+from polyactor.settings.presets import base_config
 from polyactor.shared.counters import Counter
 from polyactor.storage.metrics_log import read_rows
 from polyactor.system.host import cpu_name, resident_mb, versions
+from polyactor.system.machine import tune_allocator
 
 TURNS = 5
 """Rollouts after which a worker's memory is measured."""
@@ -39,9 +48,20 @@ TURNS = 5
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=10.0, help="for which letters are counted")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="for which letters, or steps of one run, are counted"
+    )
+    parser.add_argument("--pairs", type=int, default=0, help="compare Pong over Ray with Pong without it so many times")
+    parser.add_argument("--measure", nargs=2, metavar=("METHOD", "TRANSPORT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    print(f"{cpu_name()}, torch {versions()['torch']}")
+    if options.measure:
+        print(json.dumps(pong(*options.measure, options.seconds)))
+        return
+    print(f"{cpu_name()}, torch {versions()['torch']}", flush=True)
+    if options.pairs:
+        for method in ("a3c-server", "appo"):
+            compare(method, options.pairs, options.seconds)
+        return
     print(f"first update {until_first_update():.1f} s after the command")
     from polyactor.transport.ray.cluster import joined
 
@@ -50,6 +70,43 @@ def main() -> None:
         print(f"{letters:,.0f} letters/s of {size / 1e3:.0f} kB, each {1e3 * cpu:.2f} ms of the run's CPU")
         few, many = (memory_mb(workers) for workers in (2, 64))
         print(f"a worker of 2 has {few:.0f} MiB, one of 64 has {many:.0f} MiB")
+
+
+def compare(method: str, pairs: int, seconds: float) -> None:
+    """Print how fast a method trains on Pong over Ray beside the same on one machine, and the CPU that a step takes."""
+    speeds, costs = list[float](), list[float]()
+    for pair in range(pairs):
+        found = {}
+        for transported in ("local", "ray") if pair % 2 else ("ray", "local"):
+            command = [sys.executable, __file__, "--seconds", str(seconds), "--measure", method, transported]
+            found[transported] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        (local, local_cpu), (ray, ray_cpu) = found["local"], found["ray"]
+        speeds.append(ray / local)
+        costs.append(ray_cpu / local_cpu)
+        said = (
+            f"{local:,.0f} and over Ray {ray:,.0f} steps/s; {local_cpu:.0f} and over Ray {ray_cpu:.0f} µs of CPU a step"
+        )
+        print(f"{method}: {said}", flush=True)
+    for name, ratios in (("speed", speeds), ("CPU of a step", costs)):
+        print(f"{method}: {name} over Ray {statistics.median(ratios):.3f} [{min(ratios):.3f}–{max(ratios):.3f}]")
+
+
+def pong(method: str, transported: Any, seconds: float) -> tuple[float, float]:
+    """Return the steps per second of two workers, and the microseconds of this machine's CPU that each step takes."""
+    tune_allocator()
+    config = replace(base_config(method, env="PongNoFrameskip-v4"), workers=2, steps=10**12, transport=transported)
+    with training(config) as (run, parts, _):
+        go_on(run, lambda: bool((parts.counters.table[:, Counter.TURNS] > 2 * TURNS).all()))
+        start, spent, before = time.perf_counter(), machine_cpu(), parts.counters.steps
+        go_on(run, lambda: time.perf_counter() - start > seconds)
+        steps = parts.counters.steps - before
+        return steps / (time.perf_counter() - start), 1e6 * (machine_cpu() - spent) / steps
+
+
+def machine_cpu() -> float:
+    """Return the seconds of CPU that this machine has spent in programs and in the kernel."""
+    user, nice, system, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
 def until_first_update() -> float:

@@ -3,6 +3,7 @@
 python benchmarks/soak.py --minutes 30                     all schemes, one after the other
 python benchmarks/soak.py --minutes 30 --together          at the same time
 python benchmarks/soak.py --minutes 3 --schemes hogwild
+python benchmarks/soak.py --minutes 15 --schemes param-server-ray,actor-learner-ray
 
 A fault is drawn from those that concern the scheme: a worker is killed, or stopped for 2 s; an environment raises,
 hangs, answers NaN, or pays a reward whose gradient is not finite; the run is asked to end and resumed, or killed and
@@ -46,6 +47,7 @@ SCHEMES = {
     "param-server": ["a3c", "--scheme", "param-server", "--workers", "2"],
     "actor-learner": ["impala", "--scheme", "actor-learner", "--workers", "2"],
 }
+SCHEMES |= {f"{name}-ray": [*SCHEMES[name], "--transport", "ray"] for name in ("param-server", "actor-learner")}
 EVERY, SPREAD = 20.0, 10.0
 """Seconds between faults."""
 SETTLED = 12.0

@@ -42,6 +42,8 @@ LOOPBACK, NICENESS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_worker_niceness"
 the priority of other processes, and not the lowest."""
 PASSED_ON = ("OMP_WAIT_POLICY", "POLYACTOR_FAIL")
 """Environment variables of the run that its workers on other machines have, too; those of this one inherit all."""
+PATIENT = {"RAY_grpc_keepalive_timeout_ms": "120000"}
+"""With Ray's own 20 s a worker whose link is cut for as long hangs up, and is lost before the lease is over."""
 
 
 class Cluster(AbstractContextManager["Cluster"]):
@@ -106,7 +108,7 @@ def joined(options: RayOptions, workers: int, room: int) -> Iterator[Cluster]:
         if options.address == "local":
             arguments = _begun(stack, math.ceil(workers * options.cpus), room)
         else:
-            variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+            variables = PATIENT | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
             arguments = {"address": _tested(options.address), "runtime_env": {"env_vars": variables}}
             if not off_this_machine(arguments["address"]):
                 _on_loopback(stack)

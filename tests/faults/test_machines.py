@@ -144,7 +144,11 @@ def test_a_worker_a_machine_and_its_raylet_are_replaced_and_a_machine_is_added(m
         node, pid = machines.place_of(1)
         found["raylet killed"] = lost(machines, lambda: os.kill(node.raylet(), signal.SIGKILL))
         assert not alive(pid)
+        waits = len(machines.of("worker_waits"))
         known, _ = lost(machines, machines.place_of(0)[0].kill, place=False)
+        machines.until(lambda: len(machines.of("worker_waits")) > waits)  # it is said, and the other goes on
+        before = machines.steps()
+        machines.until(lambda: machines.steps() > before)
         machines.add()
         began = time.time()
         machines.until(lambda: at(machines.of("worker_restarted")[-1]) > began)

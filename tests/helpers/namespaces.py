@@ -124,6 +124,9 @@ class Node:
                 return
             if time.monotonic() > end:
                 break
+        logs = "tail -n 15 /tmp/ray/session_latest/logs/raylet.* /tmp/ray/session_latest/logs/gcs_server.*"
+        with suppress(AssertionError):
+            self.said.append(self.run("bash", "-c", f"{logs}; true", stderr=subprocess.STDOUT))
         raise AssertionError(f"no node of Ray: {''.join(self.said)}")
 
     def processes(self) -> dict[int, str]:

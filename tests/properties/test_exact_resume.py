@@ -80,7 +80,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "ppo, everything": {
         "preset": "ppo", "env": Everything, "scheme": pa.Sync(threads=1), "precision": "fp32",
-        "envs": 4, "rollout": 8, "steps": 1_600,
+        "algorithm": {"minibatches": 4}, "envs": 4, "rollout": 8, "steps": 1_600,
         "model": {"core": "gru", "core_size": 8, "hidden": (8,)}, "normalize": {"observation": True, "reward": True},
     },
     "acer, everything": {

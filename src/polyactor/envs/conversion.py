@@ -282,13 +282,14 @@ def _refuse_strange(space: spaces.Space[Any], value: Any) -> None:
     That is one of another shape, with numbers that are masked or that its dtype does not hold, or without such a
     category.
     """
-    x, good = np.asarray(value), not np.ma.is_masked(value)
+    x, good = np.asarray(value), not (isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value))
     if not isinstance(space, spaces.Discrete) and x.shape != space.shape:
         raise Unsound(f"returned an observation of shape {x.shape} where its space has {space.shape}")
     if isinstance(space, spaces.Box):
-        good = good and np.can_cast(x.dtype, space.dtype, "same_kind")
-        if good and space.dtype.kind != "f" and not np.can_cast(x.dtype, space.dtype):
-            good = bool((x == x.astype(space.dtype)).all())  # else some would wrap around
+        if x.dtype != space.dtype:
+            good = good and np.can_cast(x.dtype, space.dtype, "same_kind")
+            if good and space.dtype.kind != "f" and not np.can_cast(x.dtype, space.dtype):
+                good = bool((x == x.astype(space.dtype)).all())  # else some would wrap around
     elif isinstance(space, spaces.MultiBinary):
         good = good and x.dtype.kind in "biuf" and bool(((x == 0) | (x == 1)).all())
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 import gymnasium
@@ -41,6 +42,7 @@ MIXED = spaces.Dict(
         (MIXED, {"b": (np.array([0, 1]), np.array([1, 1, 0]))}, [1, 1, 0, 1, 1, 1, 0]),
         (spaces.Tuple([spaces.Discrete(2), spaces.Discrete(2)]), ([0, 1], [1, 0]), [0, 1, 1, 0]),
         (spaces.Tuple([spaces.Discrete(2), spaces.Box(0, 1)]), [0, 1], [0, 1]),
+        (spaces.Discrete(3), [torch.tensor(1), torch.tensor(0), torch.tensor(1)], [1, 0, 1]),
     ],
 )
 def test_every_form_of_a_mask(acted: Any, raw: Any, wanted: Any) -> None:
@@ -57,6 +59,12 @@ def test_every_form_of_a_mask(acted: Any, raw: Any, wanted: Any) -> None:
         (np.array([1, 1, np.nan, 0, 0]), "which has other numbers than 0 and 1"),
         (np.array([1, 1, 2, 0, 0]), "which has other numbers than 0 and 1"),
         ("legal", "an action mask of 1 numbers"),
+        ([[1, 1, 0], [0, 1], []], r"the action mask \[\[1, 1, 0\], \[0, 1\], \[\]\], of 3 parts for 2 of its actions"),
+        (
+            np.ma.MaskedArray([1, 0, 1, 1, 1], [0, 1, 0, 0, 0]),
+            r"the action mask \[1 -- 1 1 1\], of which numbers are m",
+        ),
+        (([0, 1], np.ma.MaskedArray([1, 1, 1], [0, 1, 0])), "of which numbers are masked"),
         ((np.ones(3), np.ones(2)), "an action mask of 3 numbers for a part of its actions with 2 choices"),
     ],
 )
@@ -120,8 +128,8 @@ class Unlike(gymnasium.Env[Any, Any]):
     [
         ({"action_mask": np.zeros(2)}, "gave an action mask without a legal action, though its game goes on"),
         ({"action_mask": np.ones(3)}, "gave an action mask of 3 numbers where its actions have 2 choices"),
-        ({}, "gave no action_mask, though it did before"),
-        (None, "gave no action_mask, though it did before"),
+        ({}, "gave no action_mask, though the first reset did"),
+        (None, "gave no action_mask, though the first reset did"),
     ],
 )
 def test_a_wrong_mask_costs_the_environment_its_game(later: Any, words: str) -> None:
@@ -134,16 +142,50 @@ def test_a_wrong_mask_costs_the_environment_its_game(later: Any, words: str) -> 
     assert envs.action_mask.tolist() == [[False, True]] * 2  # of the new games
 
 
-def test_a_mask_that_comes_in_step_alone_is_refused_and_not_ignored() -> None:
+@pytest.mark.parametrize("first", ["step 1", "step 3", "reset 2", "reset 3"])
+def test_a_mask_that_comes_late_is_refused_and_not_ignored(first: str) -> None:
+    """Two resets are the first ones of two environments; a game has two steps."""
+    calls = {"reset": 0, "step": 0}
+
+    def info(call: str) -> dict[str, Any]:
+        calls[call] += 1
+        return {"action_mask": np.array([0, 1])} if f"{call} {calls[call]}" == first else {}
+
     class Late(Unlike):
         def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-            return np.zeros(2, np.float32), {}
+            self.steps = 0
+            return np.zeros(2, np.float32), info("reset")
 
-    envs = make_envs(lambda: Late({"action_mask": np.array([0, 1])}), 2)
-    envs.reset(0)
-    with pytest.raises(EnvironmentUnsupported, match="an action_mask in step, but none in reset: give it in both"):
-        envs.step(np.zeros(2, np.int64))
-    envs.close()
+        def step(self, action: Any) -> Any:
+            self.steps += 1
+            return np.zeros(2, np.float32), 1.0, self.steps == 2, False, info("step")
+
+    def play() -> None:
+        with closing(make_envs(lambda: Late(None), 2)) as envs:
+            envs.reset(0)
+            for _ in range(3):
+                envs.step(np.zeros(2, np.int64))
+
+    where = "step" if first.startswith("step") else "a later reset"
+    with pytest.raises(EnvironmentUnsupported, match=f"gives an action_mask in {where}, but none in its first reset: "):
+        play()
+
+
+@pytest.mark.parametrize("told", ["info", "method"])
+def test_a_first_mask_that_is_none_is_called_so(told: str) -> None:
+    class Nothing(Unlike):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return np.zeros(2, np.float32), {"action_mask": None} if told == "info" else {}
+
+    if told == "method":
+        Nothing.action_masks = lambda self: None  # type: ignore[attr-defined]
+    with pytest.raises(EnvironmentUnsupported, match="the last time it gave None as action_mask in reset at step 0"):
+        make_envs(lambda: Nothing(None), 1).reset(0)
+
+
+def test_a_mask_in_pieces_for_a_single_choice_is_refused() -> None:
+    with pytest.raises(Unsound, match=r"the action mask \[\[1, 1\], \[0\]\], of 2 parts for 1 of its actions"):
+        ActionMasks(spaces.Discrete(3)).parsed([[1, 1], [0]], acted_on=True)
 
 
 def test_actions_are_drawn_from_the_legal_ones() -> None:

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 from polyactor.cli import main as cli
 from polyactor.envs import Environment, name_of
@@ -161,6 +163,31 @@ def test_what_an_environment_should_leave_alone_is_said_first(env: Any, said: st
     problems = list(itertools.takewhile(lambda line: line.startswith("  ! "), lines[1:]))
     assert any(said in line for line in problems), problems
     assert (os.getcwd(), signal.getsignal(signal.SIGTERM), np.geterr()) == before
+
+
+@pytest.mark.parametrize("does", ["nothing", "draws", "switches"])
+def test_what_imports_torch_first_may_do_so_and_is_told_of_no_more_than_it_does(
+    does: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Importing(Fine):
+        def __init__(self) -> None:
+            super().__init__()
+            sys.modules["torch"] = torch
+            if does == "switches":
+                torch.set_default_dtype(torch.float64)
+            elif does == "draws":
+                torch.rand(())
+
+    said = {
+        "nothing": [],
+        "draws": ["draws from the global stream of torch, which workers seed by chance: use self.np_random"],
+        "switches": ["changes torch's dtype in its constructor: put it back"],
+    }
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.seed()  # as its import does
+        monkeypatch.delitem(sys.modules, "torch")
+        assert inspect(Importing, 2).problems == said[does]
+    assert torch.get_default_dtype() == torch.float32
 
 
 @CHILDREN

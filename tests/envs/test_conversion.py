@@ -194,8 +194,12 @@ STRANGE = spaces.Dict(
     bits=spaces.MultiBinary(2),
     where=spaces.Box(0, 9, (2,), np.float32),
     shade=spaces.Box(0, 255, (1,), np.uint8),
+    both=spaces.Tuple([spaces.Box(-9, 9, (1,), np.int32), spaces.MultiBinary((2, 3))]),
 )
-USUAL: dict[str, Any] = {"which": 1, "two": [1, 2], "bits": [0, 1], "where": [0.5, 2], "shade": np.uint8([7])}
+ONES = np.ones((2, 3), np.int8)
+USUAL: dict[str, Any] = {
+    "which": 1, "two": [1, 2], "bits": [0, 1], "where": [0.5, 2], "shade": np.uint8([7]), "both": ([3], ONES)
+}  # fmt: skip
 
 
 @pytest.mark.fault("D12")
@@ -211,14 +215,33 @@ USUAL: dict[str, Any] = {"which": 1, "two": [1, 2], "bits": [0, 1], "where": [0.
         ("bits", [0, 2]),
         ("where", ["1", "2"]),
         ("shade", [1.5]),
+        ("shade", np.uint16([300])),
+        ("shade", np.ma.MaskedArray(np.uint8([1]), [True])),
+        ("where", [[0.5, 2]]),
+        ("both", ([2**40], ONES)),
+        ("both", ([3], ONES.T)),
+        ("both", ([3], ONES, [4])),
+        ("bits", np.ma.MaskedArray([1, 0], [True, False])),
+        ("which", np.ma.MaskedArray([1], [True])),
     ],
 )
 def test_what_flattening_would_take_for_something_else_is_named(part: str, value: Any) -> None:
     conversion = Conversion(STRANGE, TWO, "Some")
     for usual in (USUAL, USUAL | {"which": np.array([1])}):
         np.testing.assert_array_equal(conversion.encode(usual), spaces.flatten(STRANGE, USUAL))
-    with pytest.raises(Unsound, match=r"returned the observation .* where its space has"):
+    with pytest.raises(Unsound, match=r"returned (the|an) observation .* where its space has"):
         conversion.encode(USUAL | {part: value})
+
+
+@pytest.mark.fault("D12")
+@pytest.mark.parametrize("resize", [(), (4, 6)])
+def test_an_image_beside_others_holds_bytes_alone(resize: Any) -> None:
+    space = spaces.Dict(image=spaces.Box(0, 255, (8, 9, 3), np.uint8), at=PAIR)
+    conversion, usual = Conversion(space, TWO, "Some", resize), {"at": np.zeros(2, np.float32)}
+    assert (conversion.encode(usual | {"image": np.full((8, 9, 3), 200, np.uint16)})["image"] == 200).all()
+    for image in (np.full((8, 9, 3), 300, np.uint16), np.ones((9, 8, 3), np.uint8), np.ma.masked_all((8, 9, 3), "u1")):
+        with pytest.raises(Unsound, match=r"returned (the|an) observation .* where its space has"):
+            conversion.encode(usual | {"image": image})
 
 
 def test_parts_that_flattening_hides() -> None:

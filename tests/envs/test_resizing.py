@@ -15,6 +15,7 @@ import polyactor as pa
 from polyactor.cli import main as cli
 from polyactor.cli.flags import read_config
 from polyactor.envs import Environment, Specs, check_exact, env_spec, make_envs
+from polyactor.envs.answers import Unsound
 from polyactor.envs.conversion import Conversion
 from polyactor.envs.resizing import Resizing, size_of
 from polyactor.errors import EnvironmentUnsupported, UsageError
@@ -108,7 +109,7 @@ def test_what_an_environment_looks_like_is_remembered_by_size() -> None:
 def test_an_image_that_its_space_has_not_is_refused() -> None:
     conversion = Conversion(spaces.Box(0, 255, (20, 30, 3), np.uint8), spaces.Discrete(2), "Mine", (10, 10))
     assert conversion.encode(np.zeros((20, 30, 3), np.uint8)).shape == (10, 10, 3)
-    with pytest.raises(ValueError, match=r"an image has the shape \(10, 10, 3\) where its space has \(20, 30, 3\)"):
+    with pytest.raises(Unsound, match=r"an observation of shape \(10, 10, 3\) where its space has \(20, 30, 3\)"):
         conversion.encode(np.zeros((10, 10, 3), np.uint8))
 
 
@@ -145,7 +146,7 @@ def test_runs_and_whatever_comes_after_them_see_resized_images(
         game = Screens()
         observation, _ = game.reset(seed=0)
         assert pa.load(run.path, trust_code=True).act(observation) in (0, 1)
-        with pytest.raises(UsageError, match=r"an image has the shape \(8, 10, 3\) where its space has \(48, 64, 3\)"):
+        with pytest.raises(UsageError, match=r"an observation of shape \(8, 10, 3\) where its space has \(48, 64, 3\)"):
             pa.load(run.path, trust_code=True).act({**observation, "camera": np.zeros((8, 10, 3), np.uint8)})
         assert pa.resume(run.path, steps=80, trust_code=True, quiet=True).summary["score_mean100"] == 5
 

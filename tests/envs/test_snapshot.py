@@ -6,6 +6,7 @@ import base64
 import json
 import random
 from collections import deque
+from enum import Enum
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -91,9 +92,41 @@ class OfItsSpace(Walk):
         return float(self.action_space.sample())
 
 
+class Phase(Enum):
+    FIRST, SECOND = 1, 2
+
+
+class OfAPhase(Walk):
+    """One whose use depends on members of an Enum, alone and in a list."""
+
+    def __init__(self) -> None:
+        self.phase, self.phases = Phase.FIRST, [Phase.SECOND]
+
+    def noise(self) -> float:
+        self.phases.append(self.phase)
+        self.phase = self.phases.pop(0) if self.np_random.random() < 0.1 else self.phase
+        return float(self.np_random.normal()) * self.phase.value
+
+
+class OfAnInnerOne(Walk):
+    """One in an attribute with the name that wrappers have for what they are around."""
+
+    def __init__(self) -> None:
+        self.env = SimpleNamespace(mood=0.0)
+
+
+class OfAMethodOfAnother(Walk):
+    """One of a method whose object is another one after it was saved."""
+
+    def __init__(self) -> None:
+        self.place_of = deque[float](maxlen=3)
+        self.keep = self.place_of.append
+
+
 CAN = [
     "CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0", "FrozenLake-v1",
     "CliffWalking-v1", "Blackjack-v1", "polyactor/Catch-v0", "polyactor/TMaze-v0", "polyactor/LQR-v0", Walk, OfOldKinds,
+    OfAPhase,
 ]  # fmt: skip
 
 
@@ -109,11 +142,53 @@ def test_goes_on_to_the_bit(env: Any) -> None:
         (OfAFunction, "OfAFunction.* does not go on"),
         (OfItsSpace, "OfItsSpace.* does not go on"),
         (OfAnObject, "OfAnObject cannot be saved: OfAnObject.opponent is a types.SimpleNamespace"),
+        (OfAnInnerOne, "OfAnInnerOne cannot be saved: OfAnInnerOne.env is a types.SimpleNamespace"),
+        (OfAMethodOfAnother, r"OfAMethodOfAnother\.keep is a method of a collections\.deque, which cannot be saved"),
     ],
 )
 def test_what_cannot_go_on_is_refused(env: Any, why: str) -> None:
     with pytest.raises(EnvironmentUnsupported, match=why):
         check_exact(env)
+
+
+def numbers(n: int) -> Any:
+    return lambda: n
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(Walk.noise, OfNumpy.noise), (Walk, OfNumpy), (json, random), (numbers(1), numbers(2))]
+)
+def test_a_reference_that_has_changed_is_refused(one: Any, other: Any) -> None:
+    """It is not saved, and a new environment has the first one."""
+    there, same = SimpleNamespace(chosen=one), SimpleNamespace(chosen=one)
+    restore([there], snapshot([same]))
+    assert there.chosen is one
+    with pytest.raises(CheckpointError, match=r"SimpleNamespace\.chosen is .* and was "):
+        restore([there], snapshot([SimpleNamespace(chosen=other)]))
+
+
+def test_a_method_that_has_changed_is_refused_before_a_run() -> None:
+    class Choosing(Walk):
+        def __init__(self) -> None:
+            self.chosen, self.asked = self.noise, 0
+
+        def step(self, action: Any) -> Any:
+            self.asked += 1
+            if self.asked == 60:
+                self.chosen = self.other
+            return super().step(action)
+
+        def other(self) -> float:
+            return 0.0
+
+    with pytest.raises(EnvironmentUnsupported, match=r"Choosing cannot be saved: .*Choosing\.chosen is .* and was "):
+        check_exact(Choosing)
+
+
+def test_a_member_that_no_module_has_is_refused() -> None:
+    local = Enum("local", ["A"])
+    with pytest.raises(EnvironmentUnsupported, match=r"SimpleNamespace\.a is a member of local, which no module has"):
+        snapshot([SimpleNamespace(a=local.A)])
 
 
 def test_physics_is_refused() -> None:
@@ -182,7 +257,7 @@ def test_an_array_of_objects_is_refused() -> None:
         b'[{"a": {"module": "os"}}]', b'[{"a": {"generator": {"dict": [["bit_generator", "os.system"]]}}}]',
         b'[{"a": {"array": ["|O", [1], "AAAAAAAAAAA="]}}]', b'[{"a": {"array": ["<f8", [9], ""]}}]',
         b'[{"a": {"array": ["<f8", [1], "!"]}}]', b'[{"a": {"set": [{"list": []}]}}]', b"[" * 100_000,
-        b'[{"a": {}}]',
+        b'[{"a": {}}]', b'[{"a": {"enum": ["os", "system", "a"]}}]', b'[{"a": {"named": "os.system"}}]',
     ],
 )  # fmt: skip
 def test_a_hostile_file_is_one_sentence(saved: bytes) -> None:

@@ -35,7 +35,7 @@ from polyactor.envs.environment import EnvFactory, Environment, Wrapper, name_of
 from polyactor.envs.finding import find, resolved
 from polyactor.envs.spec import EnvSpec
 from polyactor.envs.vector_env import ActionSpace, Listener, Step, VectorEnv
-from polyactor.errors import EnvironmentUnsupported, UsageError
+from polyactor.errors import CheckpointError, EnvironmentUnsupported, UsageError
 from polyactor.files import same_directory
 from polyactor.system.deadline import Answers, Call, bounded
 from polyactor.system.process_state import kept_streams, kept_switches, moved, streams
@@ -246,7 +246,11 @@ def check_exact(
             raise EnvironmentUnsupported(
                 f"{name_of(env)} draws from the global random streams of {' and '.join(drawn)}, which are not saved."
             )
-        second.restore(first.snapshot())
+        saved = first.snapshot()
+        try:
+            second.restore(saved)
+        except CheckpointError as error:
+            raise EnvironmentUnsupported(f"{name_of(env)} cannot be saved: {error}.") from None
         for _ in range(PROOF_STEPS):
             action = draw(first.action_space, 2, rng, first.action_mask)
             ours, theirs = first.step(action), second.step(action)

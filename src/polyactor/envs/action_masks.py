@@ -63,15 +63,15 @@ class ActionMasks:
         Raises:
             Unsound: there is no mask, it has another size or other numbers than 0 and 1, or nothing is legal.
         """
-        raw = info.get(MASK) if isinstance(info, Mapping) else None
+        raw, method = info.get(MASK) if isinstance(info, Mapping) else None, None
         if raw is None:
-            method: Any = None
             with suppress(AttributeError):
                 method = env.get_wrapper_attr(METHOD)
             raw = None if method is None else method()
         if raw is None:
             if acted_on:
-                raise Unsound(f"gave no {MASK}, though it did before")
+                missing = method is None and not (isinstance(info, Mapping) and MASK in info)
+                raise Unsound(f"gave no {MASK}, though the first reset did" if missing else f"gave None as {MASK}")
             return _all(self.choices)
         return self.parsed(raw, acted_on=acted_on)
 
@@ -79,10 +79,12 @@ class ActionMasks:
         """Return a mask that is given in one of the forms as ``[C]``.
 
         Raises:
-            Unsound: it has another size, other numbers than 0 and 1 or parts that actions lack, or nothing is legal
-                where it is acted on.
+            Unsound: it has another size, other numbers than 0 and 1, some that are masked or parts that actions lack,
+                or nothing is legal where it is acted on.
         """
         parts = [] if isinstance(raw, np.ndarray) else list(_parts(self.acted, raw))
+        if np.ma.is_masked(raw) or any(np.ma.is_masked(part) for part, _ in parts):
+            raise Unsound(f"gave the action mask {shortened(raw)}, of which numbers are masked")
         numbers = np.concatenate([_NOTHING, *(part for part, _ in parts)]) if parts else np.asarray(raw)
         if numbers.size != self.choices:
             raise Unsound(
@@ -123,8 +125,12 @@ def _parts(space: spaces.Space[Any], mask: Any) -> Iterator[tuple[NDArray[Any], 
         given: list[Any] = [None] * len(sizes) if mask is None else list(_leaves(mask))
         if len(given) == len(sizes):
             yield from ((_all(n) if each is None else np.ravel(each), n) for each, n in zip(given, sizes, strict=True))
-        else:  # of all parts together
-            yield np.concatenate([_NOTHING, *map(np.ravel, given)]), sum(sizes)
+        elif len(given) == 1 or not any(map(np.ndim, given)):  # of all parts together
+            yield np.ravel(given[0] if len(given) == 1 else given), sum(sizes)
+        else:
+            raise Unsound(
+                f"gave the action mask {shortened(mask)}, of {len(given)} parts for {len(sizes)} of its actions"
+            )
 
 
 def _all(size: int) -> Mask:

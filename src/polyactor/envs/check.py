@@ -124,9 +124,9 @@ def surroundings() -> dict[str, Any]:
     with suppress(OSError):  # it has been removed
         found["the working directory"] = os.getcwd()
     found |= {f"the handler of {signal.Signals(number).name}": signal.getsignal(number) for number in GUARDED}
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        found |= {"torch's dtype": torch.get_default_dtype(), "torch's grad mode": torch.is_grad_enabled()}
+    torch, found["torch's dtype"], found["torch's grad mode"] = sys.modules.get("torch"), "torch.float32", True
+    if torch is not None:  # else an environment may import it, which changes nothing
+        found |= {"torch's dtype": str(torch.get_default_dtype()), "torch's grad mode": torch.is_grad_enabled()}
     return found
 
 

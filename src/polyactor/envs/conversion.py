@@ -122,6 +122,11 @@ class Conversion:
             for path, part, end in zip(self._vector, vector, ends, strict=True)
         ]
         self._pictures = [(*own[path], path) for path in self._images]
+        self._tuples = [
+            (keys, len(part.spaces))
+            for keys, part in _nodes(observed)
+            if isinstance(part, spaces.Tuple) and any(each[: len(keys)] == keys for each, _ in own.values())
+        ]
 
     def encode(self, observation: Any) -> NDArray[Any]:
         """Convert one observation ``[*O]`` to a new array; where it has several entries to a structured one, ``[]``.
@@ -129,11 +134,14 @@ class Conversion:
         Several observations ``[B, *O]`` of a Box are converted at once.
 
         Raises:
-            Unsound: a part of it is outside its discrete space, or cannot be cast to its dtype.
+            Unsound: a part of it is none of its space, as `_refuse_strange` says, or a Tuple has another size.
         """
         with np.errstate(all="ignore"):
             if not self.flat:
                 return np.array(observation, self.row, order="C")
+            for keys, size in self._tuples:
+                if (given := len(_at(observation, keys))) != size:
+                    raise Unsound(f"returned an observation of {given} values where its space has a Tuple of {size}")
             row = np.zeros(self.shape, self.row)
             if self._places:
                 vector = row[VECTOR] if self.row.names else row
@@ -142,10 +150,8 @@ class Conversion:
             for keys, space, path in self._pictures:
                 value = _at(observation, keys)
                 _refuse_strange(space, value)
-                image, entry = self._image(path, value), row[path] if self.row.names else row
-                if image.shape != entry.shape:
-                    raise Unsound(f"returned an image of shape {image.shape} where its space has {entry.shape}")
-                entry[:] = image
+                entry = row[path] if self.row.names else row
+                entry[:] = self._image(path, value)
             return row
 
     def _image(self, path: str, image: Any) -> NDArray[Any]:
@@ -160,7 +166,7 @@ class Encoded(gymnasium.Wrapper[Any, Any, Any, Any]):
     text for a number.
 
     Raises:
-        Unsound: a part of an observation is outside its discrete space, or cannot be cast to its dtype.
+        Unsound: a part of an observation is none of its space, as `_refuse_strange` says, or a Tuple has another size.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], conversion: Conversion) -> None:
@@ -229,6 +235,14 @@ def _parts(space: spaces.Space[Any], path: str = "", keys: Keys = ()) -> Iterato
         yield path, keys, space
 
 
+def _nodes(space: spaces.Space[Any], keys: Keys = ()) -> Iterator[tuple[Keys, spaces.Space[Any]]]:
+    """Iterate over a space and all that is nested in it, each with the keys that lead to it."""
+    yield keys, space
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        for key, part in space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces):
+            yield from _nodes(part, (*keys, key))
+
+
 def _named(space: spaces.Space[Any]) -> Iterator[Part]:
     """Iterate over the parts of a space as `_parts`, each with a name that no other has, and no image the vector's."""
     taken = {""}
@@ -250,7 +264,7 @@ def _flatten(space: spaces.Space[Any], value: Any, vector: NDArray[Any], place: 
     """Write the numbers of a part of an observation to its place in the zeros of a vector.
 
     Raises:
-        Unsound: the value is none of the space, or of another size.
+        Unsound: the value is none of the space.
     """
     if isinstance(space, spaces.Discrete) and isinstance(value, int | np.integer):  # the common case, and quick
         index = int(value) - int(space.start)
@@ -259,23 +273,29 @@ def _flatten(space: spaces.Space[Any], value: Any, vector: NDArray[Any], place: 
         vector[place.start + index] = 1
         return
     _refuse_strange(space, value)
-    numbers: Any = spaces.flatten(space, value)
-    if numbers.size != place.stop - place.start:
-        raise Unsound(f"returned {shortened(value, show=repr)}, of another size than its space {shortened(space)}")
-    vector[place] = numbers
+    vector[place] = spaces.flatten(space, value)
 
 
 def _refuse_strange(space: spaces.Space[Any], value: Any) -> None:
-    """Raise `Unsound` for a part of an observation that flattening would take for another one."""
-    x = np.asarray(value)
+    """Raise `Unsound` for a part of an observation that flattening would take for another one.
+
+    That is one of another shape, with numbers that are masked or that its dtype does not hold, or without such a
+    category.
+    """
+    x, good = np.asarray(value), not (isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value))
+    if not isinstance(space, spaces.Discrete) and x.shape != space.shape:
+        raise Unsound(f"returned an observation of shape {x.shape} where its space has {space.shape}")
     if isinstance(space, spaces.Box):
-        good = np.can_cast(x.dtype, space.dtype, "same_kind")
+        if x.dtype != space.dtype:
+            good = good and np.can_cast(x.dtype, space.dtype, "same_kind")
+            if good and space.dtype.kind != "f" and not np.can_cast(x.dtype, space.dtype):
+                good = bool((x == x.astype(space.dtype)).all())  # else some would wrap around
     elif isinstance(space, spaces.MultiBinary):
-        good = x.dtype.kind in "biuf" and bool(((x == 0) | (x == 1)).all())
+        good = good and x.dtype.kind in "biuf" and bool(((x == 0) | (x == 1)).all())
     else:
         assert isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
         count = choices(space)
-        good = x.dtype.kind in "biu" and x.size == count.size
+        good = good and x.dtype.kind in "biu" and x.size == count.size
         if good:
             index = np.ravel(x).astype(np.int64) - np.ravel(space.start)
             good = bool(((index >= 0) & (index < count)).all())

@@ -39,20 +39,13 @@ class Resizing:
             raise UsageError(f"{said}: neither the first nor the last axis has at most {MOST_CHANNELS} channels")
         if min(size) <= channels:
             raise UsageError(f"{said}: both numbers must be above that of the channels, which is {channels}")
-        self._before = shape
         self.shape = (height, width, channels) if self._last else (channels, height, width)
 
     def __call__(self, image: Any) -> NDArray[np.uint8]:
-        """Return a resized image.
-
-        Raises:
-            ValueError: the image has another shape.
-        """
+        """Return a resized image, of one with the shape that was said."""
         from PIL import Image  # only where images are resized
 
         x = np.asarray(image, np.uint8)
-        if x.shape != self._before:
-            raise ValueError(f"an image has the shape {x.shape} where its space has {self._before}")
         resized, axis = np.empty(self.shape, np.uint8), 2 if self._last else 0
         height, width, _ = self.shape if self._last else (*self.shape[1:], 0)
         # One channel at a time: Pillow takes four for colours and their transparency, and mixes them.

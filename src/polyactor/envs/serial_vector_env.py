@@ -85,6 +85,8 @@ class SerialVectorEnv:
         self.masked: bool | None = None
         """Whether environments give action masks; None before the first reset."""
         self.action_mask: NDArray[np.bool_] | None = None
+        self.late = ""
+        """The call, in words, in which a mask came, though the first reset gave none."""
         with ExitStack() as made:
             made.callback(self.close)
             for i in range(1, b):
@@ -109,7 +111,7 @@ class SerialVectorEnv:
         """Start B games and return their first observations ``[B, *O]``; the next `step` reports failures.
 
         Raises:
-            EnvironmentUnsupported: an environment failed `MOST_FAILURES` times in a row.
+            EnvironmentUnsupported: an environment failed `MOST_FAILURES` times in a row, or gives its first mask here.
         """
         self.seed, self.over, self.action, self.action_mask = seed, [False] * self.num_envs, None, None
         rows = np.empty((self.num_envs, *self.shape), self.dtype)
@@ -123,6 +125,7 @@ class SerialVectorEnv:
                 raise
             except BaseException as error:
                 rows[i] = self._replacement(i, error, " in reset")
+        self._refuse_late()
         return entries(self._cast(rows))
 
     def step(self, action: Sequence[Any]) -> Step:
@@ -138,7 +141,7 @@ class SerialVectorEnv:
         self.time += 1
         if self.masked:
             self.action_mask = self.masks.blank(b)
-        first, late = self.time == 1 and self.masks.choices > 0, False
+        unmasked = not self.masked and self.masks.choices > 0
         for i, (env, a_i) in enumerate(zip(self.envs, action, strict=True)):
             if listener is not None:
                 listener.asked(i, None if over[i] else a_i)
@@ -164,8 +167,8 @@ class SerialVectorEnv:
                 if self.action_mask is not None:
                     acted_on = not (terminated_i or truncated_i)
                     self.action_mask[i] = self.masks.read(env, info_i, acted_on=acted_on)
-                elif first:
-                    late = late or (isinstance(info_i, Mapping) and MASK in info_i)
+                elif unmasked and (type(info_i) is dict or isinstance(info_i, Mapping)) and MASK in info_i:
+                    self.late = "step"
                 rows[i] = x_i
                 if terminated_i:
                     terminated[i] = done[i] = True
@@ -188,8 +191,7 @@ class SerialVectorEnv:
             for i in np.flatnonzero(~np.isfinite(numbers.reshape(b, -1)).all(1)).tolist():
                 observation[i] = self._replacement(i, Unsound(NOT_FINITE), "", action[i])
                 lost[i], reward[i], terminated[i], done[i] = True, 0.0, False, False
-        if late:
-            raise EnvironmentUnsupported(f"{self.name} gives an {MASK} in step, but none in reset: give it in both.")
+        self._refuse_late()
         self.over = done.tolist()
         why, self.why = tuple(self.why), []
         return Step(entries(observation), reward, terminated, done, lost, why)
@@ -342,11 +344,19 @@ class SerialVectorEnv:
             raise Unsound(NOT_FINITE)
         if self.masked is None:
             self.masked = self.masks.given(env, answer[1])
+        elif not self.masked and self.masks.choices and isinstance(answer[1], Mapping) and MASK in answer[1]:
+            self.late = "a later reset"
         if self.masked:
             if self.action_mask is None:
                 self.action_mask = self.masks.blank(self.num_envs)
             self.action_mask[i] = self.masks.read(env, answer[1], acted_on=True)
         return x
+
+    def _refuse_late(self) -> None:
+        """Raise `EnvironmentUnsupported` where a mask came though there was none at first, so that none was heeded."""
+        if self.late:
+            what = f"an {MASK} in {self.late}, but none in its first reset: give it in each reset and step"
+            raise EnvironmentUnsupported(f"{self.name} gives {what}.")
 
     def _checked(self, observation: Any) -> NDArray[Any]:
         """Return an observation as an array of the space's shape and dtype.

@@ -1,8 +1,9 @@
 """Saving the attributes of an environment, including its random stream, as JSON, and restoring them.
 
-Only plain values are saved: numbers, text, arrays, containers of these, and random streams. Attributes that do not
-change (spaces, functions, classes) are left out. Other values are refused, since a physics engine's memory, for
-example, is not in its attributes. Pickle is not used, so a file cannot import or call anything.
+Only plain values are saved: numbers, text, arrays, members of an Enum, containers of these, and random streams. Spaces
+are left out. Of functions, methods, classes and modules the names are saved, and an environment that has others is not
+restored. Other values are refused, since a physics engine's memory, for example, is not in its attributes. Pickle is
+not used, so a file cannot import or call anything.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import base64
 import json
 import random
+import sys
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
-from enum import Enum
+from contextlib import suppress
+from enum import Enum, EnumType
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -20,14 +24,13 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from polyactor.envs.conversion import Conversion
 from polyactor.errors import CheckpointError, EnvironmentUnsupported
 
-CONSTANT = (
-    gymnasium.Space, EnvSpec, Enum, type, FunctionType, BuiltinFunctionType, MethodType, ModuleType
-)  # fmt: skip
+CONSTANT = (gymnasium.Space, EnvSpec, Conversion)
 """Types of attributes that a new environment has from the start, and that are not saved."""
-CONSTANTS = {"metadata", "_metadata", "_saved_kwargs", "env", "conversion"}
-"""Names of attributes that Gymnasium or polyactor sets once, and that are not saved."""
+NAMED = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType)
+"""Types of attributes of which only the name is saved, and must be the same where they are restored."""
 CONTAINERS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set}
 """Container types by their names in a snapshot."""
 
@@ -42,9 +45,16 @@ def snapshot(owners: Sequence[Any]) -> bytes:
         EnvironmentUnsupported: an attribute is no plain value.
     """
     write = _Writer()
-    kept = [
-        {name: write(value, f"{type(owner).__name__}.{name}") for name, value in _attributes(owner)} for owner in owners
-    ]
+    kept = []
+    for owner in owners:
+        kept.append(attributes := dict[str, Any]())
+        for name, value in _attributes(owner):
+            where = f"{type(owner).__name__}.{name}"
+            if isinstance(value, NAMED):
+                _refuse_bound(value, owners, where)
+                attributes[name] = {"named": _name(value)}
+            else:
+                attributes[name] = write(value, where)
     return json.dumps(kept).encode()
 
 
@@ -63,7 +73,12 @@ def restore(owners: Sequence[Any], saved: bytes) -> None:
         if len(kept) != len(owners):
             raise ValueError(f"{len(kept)} parts for {len(owners)}")
         for owner, attributes in zip(owners, kept, strict=True):
-            values = {str(name): read(value) for name, value in attributes.items()}
+            values = dict[str, Any]()
+            for name, value in attributes.items():
+                if not (isinstance(value, dict) and "named" in value):
+                    values[str(name)] = read(value)
+                elif (found := _name(vars(owner).get(name))) != value["named"]:
+                    raise ValueError(f"{type(owner).__name__}.{name} is {found} and was {value['named']}")
             if any(name.startswith("__") for name in values):
                 raise ValueError("attributes with two underscores")
             vars(owner).update(values)
@@ -80,9 +95,52 @@ def layers(env: Any) -> Iterator[Any]:
 
 
 def _attributes(owner: Any) -> Iterator[tuple[str, Any]]:
+    outer = isinstance(owner, gymnasium.Wrapper | gymnasium.vector.VectorWrapper)
+    recorded = isinstance(owner, gymnasium.utils.RecordConstructorArgs)
     for name, value in vars(owner).items():
-        if name not in CONSTANTS and not isinstance(value, CONSTANT):
+        if not (isinstance(value, CONSTANT) or (outer and name == "env") or (recorded and name == "_saved_kwargs")):
             yield name, value
+
+
+def _name(value: Any) -> str:
+    """Return the name of a function, method, class or module, and the class of any other value, in words."""
+    if not isinstance(value, NAMED):
+        return f"a {type(value).__qualname__}"
+    if isinstance(value, MethodType):
+        return f"{_name(value.__func__)} of a {type(value.__self__).__qualname__}"
+    name = f"{getattr(value, '__module__', None)}.{getattr(value, '__qualname__', value.__name__)}"
+    return f"{name} ({_inside(value):x})" if isinstance(value, FunctionType) and "<" in name else name
+
+
+def _inside(function: FunctionType) -> int:
+    """Return a hash of what tells functions apart that are made at one place: their code and the values in it."""
+    code, held = function.__code__, list[Any](function.__defaults__ or ())
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # it is empty
+            held.append(cell.cell_contents)
+    values = [each for each in (*code.co_consts, *held) if isinstance(each, bool | int | float | str | None)]
+    return zlib.crc32(repr((code.co_code, code.co_names, values)).encode())
+
+
+def _refuse_bound(value: Any, owners: Sequence[Any], where: str) -> None:
+    """Raise `EnvironmentUnsupported` for a method of an object that is replaced where attributes are restored."""
+    own = getattr(value, "__self__", None)
+    if own is not None and not isinstance(own, type | ModuleType) and all(own is not each for each in owners):
+        kind = type(own)
+        raise EnvironmentUnsupported(
+            f"{where} is a method of a {kind.__module__}.{kind.__qualname__}, which cannot be saved"
+        )
+
+
+def _member(module: str, path: str, name: str) -> Any:
+    """Return a member of an Enum of a module that has been imported, or None where there is none.
+
+    Nothing is imported or called for it.
+    """
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, "__dict__", {}).get(part)
+    return found.__members__.get(name) if isinstance(found, EnumType) else None
 
 
 class _Writer:
@@ -98,6 +156,11 @@ class _Writer:
             return value
         if isinstance(value, np.generic):
             return {"scalar": _array(np.asarray(value), where)}
+        if isinstance(value, Enum):
+            path = [kind.__module__, kind.__qualname__, value.name]
+            if _member(*path) is not value:
+                raise EnvironmentUnsupported(f"{where} is a member of {kind.__qualname__}, which no module has by name")
+            return {"enum": path}
         if id(value) in self.met:
             return {"same": self.met[id(value)]}
         self.met[id(value)] = len(self.met)
@@ -135,6 +198,10 @@ class _Reader:
         kind, content = next(iter(value.items()))
         if kind == "scalar":
             return _restored(content)[()]
+        if kind == "enum":
+            if (member := _member(*content)) is None:
+                raise ValueError(f"there is no {'.'.join(content)}")
+            return member
         if kind == "same":
             if self.met[content] is self:
                 raise ValueError("a value inside itself")

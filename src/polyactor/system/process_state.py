@@ -105,6 +105,9 @@ def streams() -> dict[str, Any]:
 def moved(before: Mapping[str, Any]) -> list[str]:
     """Return the names of the global random streams that have been drawn from or seeded since `before`."""
     now = streams()
+    if "torch" in now and "torch" not in before:  # it has been imported since
+        torch = sys.modules["torch"]
+        before = {**before, "torch": torch.Generator("cpu").manual_seed(torch.initial_seed()).get_state()}
     return [name for name, state in before.items() if repr(_plain(now[name])) != repr(_plain(state))]
 
 
@@ -165,22 +168,32 @@ def kept_streams(seed: int | None = None) -> Iterator[None]:
 def kept_switches() -> Iterator[None]:
     """Put handlers of signals, NumPy's error handling and torch's switches back after the with block.
 
-    Of torch these are the grad mode, autocast, and the default dtype and device.
+    Of torch these are the grad mode, autocast, and the default dtype and device; where it is imported inside, they
+    become what they are in a new process.
     """
     handlers, errors, torch = Handlers(), np.geterr(), sys.modules.get("torch")
-    switches: list[tuple[Callable[[Any], object], Any]] = [(lambda kept: np.seterr(**kept), errors)]
-    if torch is not None:
-        switches.append((torch.set_default_dtype, torch.get_default_dtype()))
-        switches.append((partial(_set_device, torch), torch.get_default_device()))
-        switches.append((partial(torch.set_autocast_enabled, "cpu"), torch.is_autocast_enabled("cpu")))
-        if not torch.is_inference_mode_enabled():
-            switches.append((torch.set_grad_enabled, torch.is_grad_enabled()))
+    switches = [] if torch is None else _switches(torch, new=False)
     try:
         yield
     finally:
         handlers.put_back()
+        np.seterr(**errors)
+        if torch is None and "torch" in sys.modules:
+            switches = _switches(sys.modules["torch"], new=True)
         for switch, before in switches:
             switch(before)
+
+
+def _switches(torch: Any, *, new: bool) -> list[tuple[Callable[[Any], object], Any]]:
+    """Return what sets each of torch's switches, and its value: the present one, or that in a new process."""
+    switches: list[tuple[Callable[[Any], object], Any]] = [
+        (torch.set_default_dtype, torch.float32 if new else torch.get_default_dtype()),
+        (partial(_set_device, torch), torch.device("cpu") if new else torch.get_default_device()),
+        (partial(torch.set_autocast_enabled, "cpu"), not new and torch.is_autocast_enabled("cpu")),
+    ]
+    if not torch.is_inference_mode_enabled():
+        switches.append((torch.set_grad_enabled, new or torch.is_grad_enabled()))
+    return switches
 
 
 def _set_device(torch: Any, device: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -197,12 +198,16 @@ class Wrong(nn.Module):
         self.register_buffer("count", torch.zeros(()))
         if fault == "made":
             raise OSError("no weights here")
+        if fault == "leaving":
+            sys.exit(0)
         if fault == "dtype of a parameter":
             self.layer.double()
 
     def forward(self, x: Tensor) -> Any:
         if self.fault == "computing":
             raise KeyError("camera")
+        if self.fault == "leaving late":
+            sys.exit()
         if self.fault == "counting":
             self.count += 1
         features = self.layer(x.double() if self.fault == "dtype of a parameter" else x)
@@ -222,6 +227,8 @@ REFUSED: list[tuple[Any, str]] = [
         for fault, words in {
             "made": "it raised OSError when called with Box(-inf, inf, (3,), float32): no weights here",
             "computing": "it raised KeyError when tried on zeros: 'camera'",
+            "leaving": "it raised SystemExit when called with Box(-inf, inf, (3,), float32): 0",
+            "leaving late": "it raised SystemExit when tried on zeros: ",
             "counting": "its buffer count changes when it computes, and only parameters can learn",
             "axes": "its features of 3 observations have the shape [3, 4, 1], not [3, F]",
             "rows": "its features of 3 observations have the shape [1, 4], not [3, F]",

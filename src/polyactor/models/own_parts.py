@@ -18,7 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from polyactor.data import CoreState, Tree
 from polyactor.errors import UsageError, one_line
-from polyactor.files import code
+from polyactor.files import RAISED, code
 from polyactor.models.scaling import scalings
 from polyactor.models.spec import ModelSpec
 
@@ -150,7 +150,7 @@ class _Part:
         """Name the user's exceptions inside the with block."""
         try:
             yield
-        except Exception as error:
+        except RAISED as error:
             if "allocate memory" in str(error):
                 raise
             raise self.refused(f"it raised {type(error).__name__} when {what}: {one_line(error)}") from error

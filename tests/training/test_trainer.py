@@ -171,14 +171,28 @@ def test_code_of_ones_own_that_exits_fails_the_run(
     assert words in events(tmp_path / "run", "failed")[0]["reason"]
 
 
-def test_an_exit_before_a_run_is_an_error(tmp_path: Path) -> None:
-    @dataclass(frozen=True)
-    class Leaves(A2C):
-        def suits(self, **_: Any) -> None:
-            sys.exit(0)
+LEAVES = """
+import sys
+from dataclasses import dataclass
+from polyactor.algorithms import A2C
 
+@dataclass(frozen=True)
+class Leaves(A2C):
+    def {method}(self, **_):
+        sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize("method", ["suits", "__post_init__"])
+def test_an_exit_before_a_run_is_an_error(method: str, tmp_path: Path) -> None:
+    (tmp_path / "leaves.py").write_text(LEAVES.format(method=method))
+    given = ["--env", "polyactor/Chain-v0", "--scheme", "sync", "--steps", "20", "--out", str(tmp_path / "run")]
     with pytest.raises(RuntimeError, match="raised SystemExit: 0"):
-        pa.train("a2c", algorithm=Leaves(), env="polyactor/Chain-v0", steps=20, out=tmp_path / "run", quiet=True)
+        cli.run(["train", f"{tmp_path}/leaves.py:Leaves", *given])
+    with pytest.raises(RuntimeError, match="raised SystemExit: 0"):
+        pa.train(
+            f"{tmp_path}/leaves.py:Leaves", env="polyactor/Chain-v0", scheme="sync", steps=20, out=tmp_path / "run"
+        )
     assert not (tmp_path / "run").exists()
 
 

@@ -129,10 +129,11 @@ def drawn(space: spaces.Box | spaces.Dict, spec: ModelSpec, steps: int) -> Tree:
     """Return scaled observations ``[T, B, ...]`` of random numbers in the space, or a mapping of those of entries."""
     boxes, stream = getattr(space, "spaces", {"": space}), _stream()
     found = {
-        name: each(_within(boxes[name], steps * B, stream), None, torch.float32, None).unflatten(0, (steps, B))
+        name: each(_within(boxes[name], steps * B, stream), None, torch.float32, None)
         for name, each in scalings(space, spec).items()
     }
-    return found if isinstance(space, spaces.Dict) else found[""]
+    in_time = map_tree(lambda each: each.unflatten(0, (steps, B)), found)
+    return in_time if isinstance(space, spaces.Dict) else in_time[""]
 
 
 def _within(box: spaces.Box, rows: int, stream: torch.Generator) -> Tensor:
@@ -194,6 +195,11 @@ def _near(x: Tensor, y: Tensor, most: float) -> bool:
 def _of(x: Any, b: int) -> Any:
     """Return what one environment has of a tree of ``[T, B, ...]``."""
     return map_tree(lambda each: each[:, b : b + 1], x)
+
+
+def _at_step(x: Tree, t: int) -> Tree:
+    """Return one step of a tree of ``[T, B, ...]``, as ``[1, B, ...]``."""
+    return map_tree(lambda each: each[t : t + 1], x)
 
 
 def _version(x: Tensor) -> int:
@@ -296,8 +302,7 @@ class _Part:
             alone = [compute(_of(x, b), _row(state, b), is_first[:, b : b + 1]).kept() for b in range(B)]
             by_step = [whole._replace(state=state)]
             for t in range(len(is_first)):
-                x_t = map_tree(lambda each, t=t: each[t : t + 1], x)
-                by_step.append(compute(x_t, by_step[-1].state, is_first[t : t + 1]).kept())
+                by_step.append(compute(_at_step(x, t), by_step[-1].state, is_first[t : t + 1]).kept())
         for name, buffer in module.named_buffers():
             if not torch.equal(before.get(name, buffer), buffer):
                 raise self.refused(f"its buffer {name} changes when it computes, and only parameters can learn")

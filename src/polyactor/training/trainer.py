@@ -42,7 +42,6 @@ SHOW_EVERY = 0.25
 
 
 @undisturbed()
-@no_exit()
 def train(config: Config, spec: EnvSpec, reasons: Sequence[str] = (), callbacks: Sequence[object] = ()) -> Run:
     """Train a new run and return it when it has ended.
 

@@ -383,10 +383,11 @@ def test_a_core_that_cannot_work_is_refused_in_a_sentence(fault: str, words: str
     assert f"is not allowed: {words}" in str(said.value)
 
 
-def test_an_initial_state_that_is_none_is_refused() -> None:
+@pytest.mark.parametrize("state", [lambda b: [torch.zeros(b)], lambda b: (torch.zeros(b, 8).squeeze(),)])
+def test_an_initial_state_that_is_none_is_refused(state: Any) -> None:
     class Loose(Memory):
         def initial_state(self, batch: int) -> Any:
-            return [torch.zeros(batch)]
+            return state(batch)
 
     with pytest.raises(UsageError, match=r"its initial_state\(batch\) is not a tuple of tensors \[batch, …\]"):
         model_of(ModelSpec(core=Loose))

@@ -149,8 +149,8 @@ class Lossless(A2C):
 
 THREADS = {"scheme": {"name": "hogwild", "workers_as": "thread"}, "workers": 1}
 LEFT: list[Any] = [
-    (A2C(), {"model": {"torso": Leaving}}, RuntimeError, "code of the run's own raised SystemExit: 0"),
-    (Lossless(), {"scheme": "sync"}, RuntimeError, "code of the run's own raised SystemExit, "),
+    (A2C(), {"model": {"torso": Leaving}}, RuntimeError, "code of your own raised SystemExit: 0"),
+    (Lossless(), {"scheme": "sync"}, RuntimeError, "code of your own raised SystemExit, "),
     (Lossless(), {"scheme": "actor-learner", "workers": 1, "transport": "inline"}, RuntimeError, "raised SystemExit, "),
     (Lossless(), THREADS, WorkerFailed, "SystemExit"),
     *[

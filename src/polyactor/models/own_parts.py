@@ -291,13 +291,14 @@ class _Part:
         is_first = torch.zeros(next(leaves(x)).shape[:2], dtype=torch.bool)
         is_first[0] = True
         with kept_streams(), torch.no_grad():
-            whole = compute(x, state, is_first).kept()
+            compute(x, state, is_first)  # by which lazy layers are made
             self._refuse_changing(module)
             before = {name: buffer.clone() for name, buffer in module.named_buffers()}
             with torch.enable_grad():
                 learning = [compute(x, state, is_first).kept() for _ in range(2)]
             with torch.inference_mode():
                 acting = [compute(x, state, is_first).kept() for _ in range(2)]
+            whole = learning[0]
             # Last and without gradients, so that tensors that a module keeps can be copied.
             alone = [compute(_of(x, b), _row(state, b), is_first[:, b : b + 1]).kept() for b in range(B)]
             by_step = [whole._replace(state=state)]
@@ -312,7 +313,7 @@ class _Part:
                     "it gives other numbers for the same observations each time, and what acted must be what is "
                     "learned from: leave out what it draws, counts or averages"
                 )
-        if not learning[0].near(acting[0], NEAR):
+        if not whole.near(acting[0], NEAR):
             raise self.refused("it gives other numbers for the same observations when it acts than when it learns")
         if not all(whole.of(b).near(each, NEAR) for b, each in enumerate(alone)):
             raise self.refused("its numbers for an observation depend on the others of the batch")
@@ -354,12 +355,13 @@ class _Part:
         """Return the state of B environments before an episode."""
         if not callable(getattr(module, "initial_state", None)):
             raise self.refused("it has no method initial_state(batch)")
-        with self.doing("asked for its initial_state"):
-            state = module.initial_state(B)  # type: ignore[operator]
-        if not isinstance(state, tuple) or not all(
-            isinstance(each, Tensor) and each.dim() and len(each) == B for each in state
-        ):
-            raise self.refused("its initial_state(batch) is not a tuple of tensors [batch, …]")
+        for batch in (1, B):
+            with self.doing("asked for its initial_state"):
+                state = module.initial_state(batch)  # type: ignore[operator]
+            if not isinstance(state, tuple) or not all(
+                isinstance(each, Tensor) and each.dim() and len(each) == batch for each in state
+            ):
+                raise self.refused("its initial_state(batch) is not a tuple of tensors [batch, …]")
         return state
 
     def require_state(self, after: Any, before: CoreState) -> None:

@@ -70,7 +70,7 @@ def no_exit() -> Iterator[None]:
     try:
         yield
     except SystemExit as stop:
-        raise RuntimeError(f"code of the run's own raised {in_brief(stop)}, which says of no error") from stop
+        raise RuntimeError(f"code of your own raised {in_brief(stop)}, as sys.exit does") from stop
 
 
 def leave(code: int) -> NoReturn:

@@ -28,6 +28,7 @@ from polyactor.settings.serialize import SECTIONS, refuse_unwritable
 from polyactor.storage.run_directory import run_directory
 from polyactor.system.descriptors import require_descriptors
 from polyactor.system.forkserver import start_forkserver
+from polyactor.system.interpreter import no_exit
 from polyactor.system.process_state import kept_streams, kept_switches, sleeping_threads
 from polyactor.system.script import refuse_run
 from polyactor.system.streams import occupy_descriptors
@@ -44,6 +45,7 @@ NAMED = {"model": "torso"}
 
 @sleeping_threads()
 @kept_streams()
+@no_exit()
 def train(
     preset: str | Config = "a3c",
     *,

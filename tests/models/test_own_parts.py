@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,12 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import polyactor as pa
 from polyactor import transport
 from polyactor.agent.parts import Parts
+from polyactor.agent.streams import Drawing
 from polyactor.algorithms import A2C, ACER, PPO
 from polyactor.cli import main as cli
 from polyactor.config import Config, Normalize
@@ -26,6 +29,7 @@ from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam
 from polyactor.optim.flat import State
 from polyactor.schemes import SCHEMES
+from polyactor.system.process_state import moved, streams
 from tests.helpers.fresh import fresh
 from tests.helpers.networks import Entries, Memory, Vector
 from tests.helpers.toys import Masked, Matching
@@ -197,12 +201,16 @@ class Wrong(nn.Module):
         self.register_buffer("count", torch.zeros(()))
         if fault == "made":
             raise OSError("no weights here")
+        if fault == "leaving":
+            sys.exit(0)
         if fault == "dtype of a parameter":
             self.layer.double()
 
     def forward(self, x: Tensor) -> Any:
         if self.fault == "computing":
             raise KeyError("camera")
+        if self.fault == "leaving late":
+            sys.exit()
         if self.fault == "counting":
             self.count += 1
         features = self.layer(x.double() if self.fault == "dtype of a parameter" else x)
@@ -210,6 +218,46 @@ class Wrong(nn.Module):
             "axes": features.unsqueeze(-1), "rows": features[:1], "dtype": features.double(), "kind": [features],
             "dtype of a parameter": features.float(), "none": features[:, :0],
         }.get(self.fault, features)  # fmt: skip
+
+
+class Odd(nn.Module):
+    """A torso that computes what a test says of its input and of its layer's output."""
+
+    def __init__(self, space: spaces.Box, compute: Any) -> None:
+        super().__init__()
+        self.compute, self.layer, self.calls = compute, nn.LazyLinear(4), 0
+
+    def forward(self, x: Any) -> Any:
+        self.calls += 1
+        return self.compute(self, x)
+
+
+ODD: dict[str, list[Any]] = {
+    "it changes what it is given in place, as x /= 10 does": [
+        lambda own, x: own.layer(x.div_(10)),
+        lambda own, x: own.layer(x.clamp_(-5, 5)),
+        lambda own, x: own.layer(torch.from_numpy(np.negative(x.numpy(), out=x.numpy()))),
+    ],
+    "it gives other numbers for the same observations each time": [
+        lambda own, x: F.dropout(own.layer(x), 0.5),
+        lambda own, x: F.dropout(own.layer(x), 0.5, training=not torch.is_grad_enabled()),
+        lambda own, x: own.layer(x) + torch.randn(4),
+        lambda own, x: F.rrelu(own.layer(x), training=True),
+        lambda own, x: F.gumbel_softmax(own.layer(x)),
+        lambda own, x: own.layer(x) + np.random.default_rng().random(),
+        lambda own, x: own.layer(x) / own.calls,
+    ],
+    "it gives other numbers for the same observations when it acts than when it learns": [
+        lambda own, x: own.layer(x) * (1 + torch.is_grad_enabled()),
+    ],
+    "its numbers for an observation depend on the others of the batch": [
+        lambda own, x: own.layer(x) - own.layer(x).mean(0),
+        lambda own, x: own.layer(x) / own.layer(x).abs().max(),
+        lambda own, x: own.layer(x) @ own.layer(x).T,
+    ],
+    "its features of 1 observation have the shape [4], not [1, F]": [lambda own, x: own.layer(x).squeeze()],
+    "it raised ZeroDivisionError when tried on 1 observation: ": [lambda own, x: own.layer(x) * (1 // (len(x) // 2))],
+}
 
 
 def torso_with(layer: nn.Module) -> Any:
@@ -221,7 +269,9 @@ REFUSED: list[tuple[Any, str]] = [
         (partial(Wrong, fault=fault), words)
         for fault, words in {
             "made": "it raised OSError when called with Box(-inf, inf, (3,), float32): no weights here",
-            "computing": "it raised KeyError when tried on zeros: 'camera'",
+            "computing": "it raised KeyError when tried on 3 observations: 'camera'",
+            "leaving": "it raised SystemExit when called with Box(-inf, inf, (3,), float32): 0",
+            "leaving late": "it raised SystemExit when tried on 3 observations: ",
             "counting": "its buffer count changes when it computes, and only parameters can learn",
             "axes": "its features of 3 observations have the shape [3, 4, 1], not [3, F]",
             "rows": "its features of 3 observations have the shape [1, 4], not [3, F]",
@@ -236,13 +286,14 @@ REFUSED: list[tuple[Any, str]] = [
         "1 is a Dropout with a dropout of 0.5, which would differ between acting and learning",
     ),
     (torso_with(nn.BatchNorm1d(4)), "1 is a BatchNorm1d, whose output depends on the other rows of a batch"),
+    *[(partial(Odd, compute=each), words) for words, computes in ODD.items() for each in computes],
     (lambda space: 3, "it made a int, not a torch.nn.Module"),
     (lambda: nn.Flatten(), "it raised TypeError when called with Box(-inf, inf, (3,), float32): "),
     (nn.Flatten(), "it is a module already: name the class or function that makes one"),
 ]
 
 
-@pytest.mark.parametrize(("make", "words"), REFUSED, ids=[words[:40] for _, words in REFUSED])
+@pytest.mark.parametrize(("make", "words"), REFUSED, ids=[words[:60] for _, words in REFUSED])
 def test_a_torso_that_cannot_work_is_refused_in_a_sentence(make: Any, words: str) -> None:
     with pytest.raises(UsageError) as said:
         model_of(ModelSpec(torso=make))
@@ -254,6 +305,36 @@ def test_a_torso_that_cannot_work_is_refused_in_a_sentence(make: Any, words: str
 @pytest.mark.parametrize("layer", [nn.Dropout(0.5).eval(), nn.BatchNorm1d(4).eval(), nn.Dropout(0.0), nn.LayerNorm(4)])
 def test_layers_that_compute_alike_each_time_are_allowed(layer: nn.Module) -> None:
     model_of(ModelSpec(torso=torso_with(layer)))
+    with torch.inference_mode():
+        model_of(ModelSpec(torso=torso_with(layer), core=Memory))
+
+
+def test_an_entry_may_be_taken_out_of_the_mapping_but_not_changed() -> None:
+    both = spaces.Dict({"a": SEEN, "b": SEEN})
+    model_of(ModelSpec(torso=partial(Odd, compute=lambda own, x: own.layer(x.pop("b")))), both)
+    with pytest.raises(UsageError, match="it changes what it is given in place"):
+        model_of(ModelSpec(torso=partial(Odd, compute=lambda own, x: own.layer(x["b"].mul_(2)))), both)
+
+
+def test_what_is_tried_lies_in_the_space_and_leaves_no_trace() -> None:
+    seen: list[Tensor] = []
+
+    def compute(own: Odd, x: Tensor) -> Any:
+        seen.append(x)
+        own.last = own.layer(x + 0 * F.dropout(x) + 0 * np.random.rand())  # an average network is a copy of it
+        return own.last
+
+    low, high = np.array([2, -np.inf, -3, -3e38, 7], np.float32), np.array([3, -4, np.inf, 3e38, 7], np.float32)
+    before = streams()
+    with Drawing(1):
+        model_of(ModelSpec(torso=partial(Odd, compute=compute)), spaces.Box(low, high), averaged=True)
+    assert not moved(before)
+    assert all(((x >= torch.from_numpy(low)) & (x <= torch.from_numpy(high)) & (x.abs() < 10)).all() for x in seen)
+    assert {len(x) for x in seen} == {1, 3}
+    assert len(seen[0].unique()) == 13
+    bytes_in = spaces.Box(0, 4, (9,), np.uint8)
+    model_of(ModelSpec(torso=partial(Odd, compute=compute)), bytes_in)
+    assert set((seen[-1] * 255).round().flatten().tolist()) <= {0, 1, 2, 3, 4}
 
 
 class WrongCore(Memory):
@@ -267,9 +348,14 @@ class WrongCore(Memory):
 
     def forward(self, x: Tensor, state: Any, is_first: Tensor) -> Any:
         output, after = super().forward(x, state, is_first)
+        if self.fault == "in place":
+            state[1].add_(1)
         return {
             "last alone": (output[-1], after), "other state": (output, after[:1]), "no pair": output,
-            "list": (output, list(after)),
+            "list": (output, list(after)), "noise": (output + torch.rand(8), after),
+            "batch": (output - output.mean(1, keepdim=True), after), "time": (output.flip(0), after),
+            "state of a batch": (output, (after[0].roll(1, 0), after[1])), "one": (output.squeeze(1), after),
+            "few steps": (output.squeeze(0), after),
         }.get(self.fault, (output, after))  # fmt: skip
 
 
@@ -281,6 +367,13 @@ class WrongCore(Memory):
         "other state": "its next state is [([3, 8], torch.float32)], not [([3, 8], torch.float32), ([3, 8]",
         "no pair": "it returned a Tensor, where a tuple of 2 is wanted",
         "list": "its next state is list, not [",
+        "in place": "it changes what it is given in place",
+        "noise": "it gives other numbers for the same observations each time",
+        "batch": "its numbers for an observation depend on the others of the batch",
+        "state of a batch": "its numbers for an observation depend on the others of the batch",
+        "time": "its numbers for a step differ where it computes one step at a time, as acting does",
+        "one": "its features of 2 steps of 1 environment have the shape [2, 8], not [2, 1, F]",
+        "few steps": "its features of 1 step of 3 environments have the shape [3, 8], not [1, 3, F]",
     }.items(),
 )
 def test_a_core_that_cannot_work_is_refused_in_a_sentence(fault: str, words: str) -> None:
@@ -290,10 +383,11 @@ def test_a_core_that_cannot_work_is_refused_in_a_sentence(fault: str, words: str
     assert f"is not allowed: {words}" in str(said.value)
 
 
-def test_an_initial_state_that_is_none_is_refused() -> None:
+@pytest.mark.parametrize("state", [lambda b: [torch.zeros(b)], lambda b: (torch.zeros(b, 8).squeeze(),)])
+def test_an_initial_state_that_is_none_is_refused(state: Any) -> None:
     class Loose(Memory):
         def initial_state(self, batch: int) -> Any:
-            return [torch.zeros(batch)]
+            return state(batch)
 
     with pytest.raises(UsageError, match=r"its initial_state\(batch\) is not a tuple of tensors \[batch, …\]"):
         model_of(ModelSpec(core=Loose))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from polyactor import transport
 from polyactor.algorithms import A2C, PPO, VTrace
@@ -96,9 +97,13 @@ class Wrong(Whole):
 
     def forward(self, x: Tensor, state: Any, is_first: Tensor) -> Any:
         params, value, state = super().forward(x, state, is_first)
+        if self.fault == "in place":
+            x.mul_(2)
         return {
             "policy": (params[..., 1:], value, state), "value": (params, value.unsqueeze(-1), state),
             "no state": (params, value), "state": (params, value, (value,)),
+            "noise": (F.dropout(params), value, state), "batch": (params, value - value.mean(1, keepdim=True), state),
+            "time": (params, value / value.norm(dim=0), state), "one": (params, value.squeeze(), state),
         }.get(self.fault, (params, value, state))  # fmt: skip
 
 
@@ -109,6 +114,11 @@ class Wrong(Whole):
         "value": "its values of 2 steps of 3 environments have the shape [2, 3, 1], not [2, 3]",
         "no state": "it returned a tuple of 2, where a tuple of 3 is wanted",
         "state": "its next state is [([2, 3], torch.float32)], not [] as at the start",
+        "in place": "it changes what it is given in place",
+        "noise": "it gives other numbers for the same observations each time",
+        "batch": "its numbers for an observation depend on the others of the batch",
+        "time": "its numbers for a step differ where it computes one step at a time, as acting does",
+        "one": "its values of 2 steps of 1 environment have the shape [2], not [2, 1]",
         "frozen": "it has no parameters that could be trained",
     }.items(),
 )

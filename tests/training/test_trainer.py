@@ -6,14 +6,19 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
+from torch import Tensor, nn
 
 import polyactor as pa
+from polyactor.algorithms import A2C
 from polyactor.cli import main as cli
+from polyactor.errors import WorkerFailed
 from polyactor.storage import checkpoint
 from polyactor.storage.metrics_log import read_rows
 from tests.helpers.runs import ROW, STEPS, B, Quiet, T, events, train
@@ -119,6 +124,76 @@ def test_a_run_too_short_for_a_game_is_done_all_the_same(tmp_path: Path) -> None
     assert (run.status, run.summary["games"]) == ("done", 0)
     assert not (run.path / "curve.png").exists()
     assert "curve_skipped" in (run.path / "events.jsonl").read_text()
+
+
+class Leaving(nn.Linear):
+    """A torso that ends the process, as a script would, at its 60th batch."""
+
+    batches = 0
+
+    def __init__(self, space: spaces.Box) -> None:
+        super().__init__(*space.shape, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.batches += 1
+        if self.batches == 60:
+            sys.exit(0)
+        return super().forward(x)
+
+
+@dataclass(frozen=True)
+class Lossless(A2C):
+    def loss(self, *_: Any) -> Any:
+        sys.exit()
+
+
+THREADS = {"scheme": {"name": "hogwild", "workers_as": "thread"}, "workers": 1}
+LEFT: list[Any] = [
+    (A2C(), {"model": {"torso": Leaving}}, RuntimeError, "code of your own raised SystemExit: 0"),
+    (Lossless(), {"scheme": "sync"}, RuntimeError, "code of your own raised SystemExit, "),
+    (Lossless(), {"scheme": "actor-learner", "workers": 1, "transport": "inline"}, RuntimeError, "raised SystemExit, "),
+    (Lossless(), THREADS, WorkerFailed, "SystemExit"),
+    *[
+        pytest.param(Lossless(), {"scheme": scheme, "workers": 1}, WorkerFailed, "SystemExit", marks=pytest.mark.slow)
+        for scheme in ("hogwild", "param-server")
+    ],
+]
+
+
+@pytest.mark.parametrize(("algorithm", "values", "kind", "words"), LEFT)
+def test_code_of_ones_own_that_exits_fails_the_run(
+    algorithm: Any, values: dict[str, Any], kind: type[Exception], words: str, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"env": "polyactor/Chain-v0", "steps": 4_000, "envs": 2, "rollout": 4, "quiet": True}
+    with pytest.raises(kind, match=words):
+        pa.train("a2c", algorithm=algorithm, **given, out=tmp_path / "run", **values)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+    assert words in events(tmp_path / "run", "failed")[0]["reason"]
+
+
+LEAVES = """
+import sys
+from dataclasses import dataclass
+from polyactor.algorithms import A2C
+
+@dataclass(frozen=True)
+class Leaves(A2C):
+    def {method}(self, **_):
+        sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize("method", ["suits", "__post_init__"])
+def test_an_exit_before_a_run_is_an_error(method: str, tmp_path: Path) -> None:
+    (tmp_path / "leaves.py").write_text(LEAVES.format(method=method))
+    given = ["--env", "polyactor/Chain-v0", "--scheme", "sync", "--steps", "20", "--out", str(tmp_path / "run")]
+    with pytest.raises(RuntimeError, match="raised SystemExit: 0"):
+        cli.run(["train", f"{tmp_path}/leaves.py:Leaves", *given])
+    with pytest.raises(RuntimeError, match="raised SystemExit: 0"):
+        pa.train(
+            f"{tmp_path}/leaves.py:Leaves", env="polyactor/Chain-v0", scheme="sync", steps=20, out=tmp_path / "run"
+        )
+    assert not (tmp_path / "run").exists()
 
 
 GOES = """

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
-from polyactor.cli.flags import KEEPS, env_timeout, read_config, small_flags, take_auto
+from polyactor.cli.flags import HELP, KEEPS, env_timeout, read_config, small_flags, take_auto
 from polyactor.cli.verbs import LOOKING, PLACING, TRUSTING, noticed, the_run
 from polyactor.errors import PolyactorError, UsageError, WorkerFailed, one_line, suggestion
-from polyactor.system.interpreter import leave
+from polyactor.system.interpreter import leave, no_exit
 from polyactor.system.streams import standard_streams
 
 STOPPED_AND_SAVED = 75
@@ -69,7 +70,7 @@ def run(args: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise UsageError(f"there is no verb '{verb}'{suggestion(verb, VERBS)}: choose from {', '.join(VERBS)}")
-    with noticed(rest):
+    with noticed(rest), nullcontext() if HELP.intersection(rest) else no_exit():
         return VERBS[verb](rest)
 
 

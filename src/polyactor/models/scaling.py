@@ -53,11 +53,6 @@ class Scaling:
         low, high = (-CLIP_OBSERVATION, CLIP_OBSERVATION) if normalized else (0.0, 1.0)
         return spaces.Box(low, high, shape, np.float32)
 
-    def zeros(self, rows: int) -> Tensor:
-        """Return scaled observations ``[N, ...]`` of zeros, laid out in memory as others are."""
-        blank = torch.zeros(rows, *self.shape, dtype=torch.uint8 if self.bytes else torch.float32)
-        return self(blank, None, torch.float32, None)
-
     def __call__(self, x: Tensor, stats: RunningMoments | None, dtype: torch.dtype, ready: Tensor | None) -> Tensor:
         """Return scaled observations ``[N, ...]``.
 

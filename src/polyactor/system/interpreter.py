@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from polyactor.errors import Command
+from polyactor.errors import Command, in_brief
 from polyactor.system.child_processes import end_noted
 
 BREATH = 0.05
@@ -58,6 +58,19 @@ def long_calls_until(refused: Callable[[], bool]) -> Iterator[None]:
         yield
     finally:
         _refusals.remove(refused)
+
+
+@contextmanager
+def no_exit() -> Iterator[None]:
+    """Make it an error inside the with block where a user's code exits, which would end a run as if all were well.
+
+    Raises:
+        RuntimeError: the code raised SystemExit.
+    """
+    try:
+        yield
+    except SystemExit as stop:
+        raise RuntimeError(f"code of your own raised {in_brief(stop)}, as sys.exit does") from stop
 
 
 def leave(code: int) -> NoReturn:

@@ -23,6 +23,7 @@ from polyactor.storage import checkpoint
 from polyactor.storage.metrics_log import MetricsLog
 from polyactor.storage.run_directory import claimed, refuse_taken, run_directory, run_of, write_config
 from polyactor.system import failpoints
+from polyactor.system.interpreter import no_exit
 from polyactor.system.machine import tune_allocator, undisturbed
 from polyactor.training import callback_state
 from polyactor.training.background_eval import BackgroundEvaluation
@@ -70,6 +71,7 @@ def train(config: Config, spec: EnvSpec, reasons: Sequence[str] = (), callbacks:
 
 
 @undisturbed()
+@no_exit()
 def resume(
     path: str | Path,
     *,
@@ -170,7 +172,7 @@ class _Training:
             log.event("resumed", agent_steps=steps, rows_dropped=log.taken_back)
         self.callbacks.start()
         try:
-            with closing(transport.run(self.parts, self.events.tell)) as scheme:
+            with no_exit(), closing(transport.run(self.parts, self.events.tell)) as scheme:
                 try:
                     status = self._watch(scheme)
                 except ClusterFailed:

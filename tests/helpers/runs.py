@@ -50,6 +50,7 @@ class Quiet(gymnasium.Env[Any, Any]):
 
 def train(out: Path, **values: Any) -> pa.Run:
     standard = {"env": "CartPole-v1", "steps": STEPS, "seed": 5, "envs": B, "rollout": T, "quiet": True}
+    standard |= {"optimizer": {"lr": 1e-3}}  # it learns slowly, so that games stay short and are more than 100
     return pa.train("a2c", out=str(out), **(standard | values))
 
 

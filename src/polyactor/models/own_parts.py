@@ -357,7 +357,7 @@ class _Part:
             raise self.refused("it has no method initial_state(batch)")
         for batch in (1, B):
             with self.doing("asked for its initial_state"):
-                state = module.initial_state(batch)  # type: ignore[operator]
+                state: CoreState = module.initial_state(batch)  # type: ignore[operator]
             if not isinstance(state, tuple) or not all(
                 isinstance(each, Tensor) and each.dim() and len(each) == batch for each in state
             ):

@@ -20,9 +20,10 @@ from polyactor.evaluation.evaluate import evaluate
 from polyactor.evaluation.policy import read
 from polyactor.storage.metrics_log import read_rows
 
+CHAIN = {"env": "polyactor/SparseChain-v0", "steps": 150_000, "optimizer.lr": 1e-3}
 ENVS = {
-    "chain-20": ("a3c", {"env": "polyactor/SparseChain-v0", "steps": 150_000}),
-    "chain-12": ("a3c", {"env": "polyactor/SparseChain-v0", "env_kwargs": {"length": 12}, "steps": 150_000}),
+    "chain-20": ("a3c", CHAIN),
+    "chain-12": ("a3c", {**CHAIN, "env_kwargs": {"length": 12}}),
     "catch": (
         "catch-a3c",
         {"env": "polyactor/LateCatch-v0", "steps": 100_000, "stop_at": None, "algorithm.gamma": 0.99},

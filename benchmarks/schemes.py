@@ -56,11 +56,12 @@ def main() -> None:
 
 
 def cell(algorithm: str, scheme: str, env: str, steps: int) -> Config:
-    """The method's own settings; a batch is the same for all, so actors that share one have half the environments."""
+    """The method's own settings, with one step size for all; actors that share a batch have half the environments."""
     config = base_config(algorithm, env=env, scheme=scheme)
     workers = 1 if config.scheme.single else 2
     envs = config.envs // workers if scheme == "actor-learner" else config.envs
-    return replace(config, steps=steps, workers=workers, envs=envs)
+    optimizer = replace(config.optimizer, lr=1e-3)
+    return replace(config, steps=steps, workers=workers, envs=envs, optimizer=optimizer)
 
 
 def one(config: Config, target: float) -> dict[str, Any]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from polyactor.settings.presets import PRESETS
+from tests.helpers.scripts import script
 
 ROOT = Path(__file__).parents[2]
 DEFINED = {
@@ -33,9 +32,7 @@ DEFINED = {
 
 @pytest.fixture
 def publish(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.delitem(sys.modules, "publish", raising=False)
-    return importlib.import_module("publish")
+    return script("publish", monkeypatch)
 
 
 def test_the_tables_are_those_of_the_kept_summaries(publish: ModuleType) -> None:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.helpers.scripts import script
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def wire(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.delitem(sys.modules, "wire", raising=False)
-    return importlib.import_module("wire")
+    return script("wire", monkeypatch)
 
 
 def test_the_page_has_the_lines_of_what_was_measured(wire: ModuleType) -> None:

@@ -24,6 +24,7 @@ from tests.helpers.living import alive
 from tests.helpers.namespaces import PORT, Network, Node, network
 from tests.helpers.programs import environment
 from tests.helpers.runs import events, until
+from tests.helpers.scripts import script
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 ENDLESS = "tests.helpers.games:Endless"
@@ -81,6 +82,13 @@ class Machines:
             finally:
                 self.process.kill()
 
+    @contextmanager
+    def endless(self, workers: int, *flags: str) -> Iterator[None]:
+        """A run without end, all of whose workers are at work."""
+        with self.training("a3c-server", "--env", ENDLESS, "--workers", str(workers), *FOREVER, *flags):
+            self.begun(workers)
+            yield
+
     def of(self, event: str) -> list[dict[str, Any]]:
         return events(self.folder, event) if (self.folder / "events.jsonl").exists() else []
 
@@ -134,8 +142,7 @@ def test_cartpole_is_learned_on_two_machines(machines: Machines, method: str) ->
 def test_a_worker_a_machine_and_its_raylet_are_replaced_and_a_machine_is_added(machines: Machines) -> None:
     for _ in range(2):
         machines.add()
-    with machines.training("a3c-server", "--env", ENDLESS, "--workers", "2", *FOREVER, "--restarts", "20"):
-        machines.begun(2)
+    with machines.endless(2, "--restarts", "20"):
         _, pid = machines.place_of(0)
         found = {"worker killed": lost(machines, lambda: os.kill(pid, signal.SIGKILL))}
         machines.add()
@@ -179,8 +186,7 @@ def lost(machines: Machines, cause: Callable[[], object], *, place: bool = True)
 def test_a_short_cut_loses_nothing_and_a_long_one_is_gone_round(machines: Machines) -> None:
     for _ in range(3):
         machines.add()
-    with machines.training("a3c-server", "--env", ENDLESS, "--workers", "2", *FOREVER, "--ray.lease", "30"):
-        machines.begun(2)
+    with machines.endless(2, "--ray.lease", "30"):
         node, pid = machines.place_of(0)
         for other in machines.nodes:
             other.link(False)
@@ -253,8 +259,7 @@ def test_twenty_random_kills_leave_the_counters_exact(machines: Machines) -> Non
     rng = random.Random(0)
     for _ in range(3):
         machines.add()
-    with machines.training("a3c-server", "--env", ENDLESS, "--workers", "3", *FOREVER, "--restarts", "100"):
-        machines.begun(3)
+    with machines.endless(3, "--restarts", "100"):
         for kill in range(20):
             losses, again = len(machines.of("worker_lost")), len(machines.of("worker_restarted"))
             node, pid = machines.place_of(rng.randrange(3))
@@ -271,14 +276,10 @@ def test_twenty_random_kills_leave_the_counters_exact(machines: Machines) -> Non
     exact(machines)
 
 
-def page(method: str, env: str, envs: int, rollout: int) -> Any:
+def page(monkeypatch: pytest.MonkeyPatch, method: str, env: str, envs: int, rollout: int) -> Any:
     """What the page says that a letter costs, in fp32 and in bf16."""
-    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-    try:
-        from wire import configured, costs
-    finally:
-        del sys.path[0]
-    return costs(configured(method, {"env": env, "envs": envs, "rollout": rollout}))
+    wire = script("wire", monkeypatch)
+    return wire.costs(wire.configured(method, {"env": env, "envs": envs, "rollout": rollout}))
 
 
 def counted(machines: Machines, node: Node, steps: int, letters: int) -> tuple[float, float]:
@@ -300,9 +301,11 @@ def counted(machines: Machines, node: Node, steps: int, letters: int) -> tuple[f
         ("a3c-server", "CartPole-v1", "fp32"),
     ],
 )
-def test_bytes_on_the_wire_are_those_of_the_page(machines: Machines, method: str, env: str, wire: str) -> None:
+def test_bytes_on_the_wire_are_those_of_the_page(
+    machines: Machines, method: str, env: str, wire: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     envs, rollout, letters = (2, 10, 100) if env.startswith("Pong") else (B, T, 1_000)
-    cost, node = page(method, env, envs, rollout)[wire], machines.add()
+    cost, node = page(monkeypatch, method, env, envs, rollout)[wire], machines.add()
     flags = ("--env", env, "--workers", "1", "--envs", str(envs), "--rollout", str(rollout), "--ray.wire", wire)
     with machines.training(method, *flags, *ON):
         sent, received = counted(machines, node, cost.steps, letters)
@@ -311,8 +314,10 @@ def test_bytes_on_the_wire_are_those_of_the_page(machines: Machines, method: str
     assert received == pytest.approx(cost.down, rel=0.03)
 
 
-def test_a_machine_of_two_workers_is_given_each_version_once(machines: Machines) -> None:
-    cost, node = page("appo", "PongNoFrameskip-v4", 2, 10)["fp32"], machines.add(cpus=2)
+def test_a_machine_of_two_workers_is_given_each_version_once(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost, node = page(monkeypatch, "appo", "PongNoFrameskip-v4", 2, 10)["fp32"], machines.add(cpus=2)
     flags = ("--env", "PongNoFrameskip-v4", "--workers", "2", "--envs", "2", "--rollout", "10")
     with machines.training("appo", *flags, *ON):
         sent, received = counted(machines, node, cost.steps, 100)

@@ -19,11 +19,12 @@ import subprocess, sys, time
 from pathlib import Path
 from polyactor.system.trial import fate
 pid = Path(sys.argv[1])
-def hangs():
+def hangs(pid):
     pid.write_text(str(subprocess.Popen(["sleep", "100"]).pid))
     time.sleep(100)
-assert fate(hangs, 0.2, lambda: False) == ""
-assert fate(hangs, 100.0, lambda: pid.exists() and pid.read_text() != "") == ""
+assert fate(lambda: hangs(pid.with_name("brief")), 0.2, lambda: False) == ""
+assert fate(lambda: hangs(pid), 100.0, lambda: pid.exists() and pid.read_text() != "") == ""
+assert fate(lambda: time.sleep(100), 100.0, lambda: True) == ""
 """
 
 

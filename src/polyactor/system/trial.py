@@ -35,6 +35,8 @@ def fate(work: Callable[[], object], seconds: float, stopped: Callable[[], bool]
         pid = os.fork()
     if pid == 0:
         _do(work, seconds, writing)
+    with suppress(OSError):  # it may have ended
+        os.setpgid(pid, pid)  # as it does itself, but maybe not before it is to be ended
     os.close(writing)
     end, answered = monotonic() + seconds, False
     while not answered and not stopped() and monotonic() < end:

@@ -6,9 +6,9 @@ python benchmarks/cluster.py --pairs 5 --seconds 20
 The second compares Pong over Ray with Pong without it: both train in turn with two workers, each in a process of its
 own, and the ratios within a pair are printed. CPU is all that this machine spends meanwhile, so nothing else may run.
 
-All on this machine. Letters are gradients of a small MLP (22 kB), of one worker that collects one step of one
-environment for each. Memory is that of the worker's process, shared pages in equal parts, with 2 and with 64 workers
-in the config, of which one has a place.
+All on this machine. Letters have the size of gradients of a small MLP (22 kB). One worker sends the same one again and
+again, and gets the newest parameters for each; then one sends gradients of one step of one environment. Memory is that
+of the worker's process, shared pages in equal parts, with 2 and 64 workers in the config, of which one has a place.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from polyactor import transport
 from polyactor.agent.parts import Parts
+from polyactor.agent.sharing import Sharing
 from polyactor.algorithms import A2C
-from polyactor.config import Config, RayOptions
+from polyactor.config import Config, RayOptions, Role, Roles
 from polyactor.envs import env_spec
 from polyactor.models.spec import ModelSpec
 from polyactor.optim import Adam
 from polyactor.schemes import ActorLearner, ParamServer
 from polyactor.settings.presets import base_config
 from polyactor.shared.counters import Counter
+from polyactor.shared.slot_queue import SlotQueue
 from polyactor.storage.metrics_log import read_rows
 from polyactor.system.host import cpu_name, resident_mb, versions
 from polyactor.system.machine import tune_allocator
@@ -66,8 +68,10 @@ def main() -> None:
     from polyactor.transport.ray.cluster import joined
 
     with joined(RayOptions(), workers=1, room=0):
-        letters, cpu, size = letters_per_second(options.seconds)
-        print(f"{letters:,.0f} letters/s of {size / 1e3:.0f} kB, each {1e3 * cpu:.2f} ms of the run's CPU")
+        ways = {f"at most {queue} on their way": Post(queue=queue) for queue in (1, 2, 4)} | {"computed": ParamServer()}
+        for way, scheme in ways.items():
+            letters, cpu, size = letters_per_second(scheme, options.seconds)
+            print(f"{way}: {letters:,.0f} letters/s of {size / 1e3:.0f} kB, each {1e3 * cpu:.2f} ms of the run's CPU")
         few, many = (memory_mb(workers) for workers in (2, 64))
         print(f"a worker of 2 has {few:.0f} MiB, one of 64 has {many:.0f} MiB")
 
@@ -133,12 +137,44 @@ def config_of(scheme: Any, **values: Any) -> Config:
     return replace(standard, **values)
 
 
-def letters_per_second(seconds: float) -> tuple[float, float, int]:
+@dataclass(frozen=True)
+class Post(ParamServer):
+    """A parameter server without computing: a worker sends what lies in its slots, and the server counts an update."""
+
+    @contextmanager
+    def roles(self, parts: Parts, sharing: Sharing) -> Iterator[Roles]:
+        """Give the roles: workers that send, and a main role that takes in."""
+        shared = sharing.gradients(self.queue, 1)
+        yield Roles(parts.config.workers, send, shared, main=take_in(parts, shared.slots), lost=shared.slots.lost)
+
+
+def send(worker: int, _: Parts, slots: SlotQueue, *__: Any) -> Role:
+    """Send a letter whenever there is room for one."""
+    slots.arrive(worker)
+    while True:
+        while slots.free(worker) is None:
+            yield slots.wake_ups[worker]
+        slots.put(worker)
+        yield None
+
+
+def take_in(parts: Parts, slots: SlotQueue) -> Role:
+    """Take letters in, and count an update for each, so that the worker is sent the parameters again."""
+    while True:
+        slots.admit()
+        arrived = [i for i in range(parts.config.workers) if slots.waiting(i)]
+        for i in arrived:
+            parts.counters.count(i, Counter.UPDATES, 1)
+            slots.release(i)
+        yield None if arrived else slots.main
+
+
+def letters_per_second(scheme: ParamServer, seconds: float) -> tuple[float, float, int]:
     """Return the letters that a run takes in per second from one worker, the seconds of its CPU, and the bytes of one.
 
     The seconds are those of all threads of the run's process, Ray's and the server's included.
     """
-    config = config_of(ParamServer(), workers=1, envs=1, rollout=1, model=ModelSpec(hidden=(64, 64)))
+    config = config_of(scheme, workers=1, envs=1, rollout=1, model=ModelSpec(hidden=(64, 64)))
     with training(config) as (run, parts, _):
         go_on(run, lambda: parts.counters.version > 100)
         start, spent, before = time.perf_counter(), time.process_time(), parts.counters.version

@@ -1,8 +1,11 @@
-"""Does a torso in bf16 learn as one in fp32? Pairs of runs that differ in nothing else, then gradients side by side.
+"""Does a run in bf16 learn as one in fp32? Pairs of runs that differ in nothing else, then gradients side by side.
 
 python benchmarks/precision.py catch-a3c --seeds 5
 python benchmarks/precision.py pong-a3c --seeds 3
 python benchmarks/precision.py --pool catch-a3c pong-fast
+python benchmarks/precision.py --wire cartpole-a3c --seeds 5
+
+In bf16 is the torso or, with ``--wire``, what gradients and parameters travel in to a server over Ray.
 
 Pairs: every seed in both precisions, taking turns in who goes first. Compared are the steps and the seconds at which
 the mean of the last 100 games was first at the target; the interval is Student's, of the logarithm of the ratio.
@@ -13,7 +16,7 @@ acting. Exits with 1 if any two have a cosine below 0.999.
 
 Pool: the interval of the ratios of steps of all pairs that are kept, whatever they learned.
 
-All of it is kept in ``results/precision-<preset>/``, and runs found there are not repeated.
+All of it is kept in ``results/precision-<preset>/`` or ``results/wire-<preset>/``. Runs found there are not repeated.
 """
 
 from __future__ import annotations
@@ -52,6 +55,9 @@ from polyactor.system.machine import torch_threads, tune_allocator
 
 RESULTS = Path(__file__).parent.parent / "results"
 PRECISIONS = ("fp32", "bf16")
+TORSO = ("--precision",)
+OVER_RAY = ("--scheme", "param-server", "--transport", "ray", "--ray.wire")
+"""The arguments that a precision is the last of."""
 CURVE = ("agent_steps", "wall_s", "games", "score_mean100")
 """What is kept of every row."""
 
@@ -70,6 +76,7 @@ def main() -> int:
     """Pairs, then gradients; 1 if those do not agree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", nargs="?", default="catch-a3c", choices=list(PRESETS), metavar="preset")
+    parser.add_argument("--wire", action="store_true", help="pairs over Ray that differ in --ray.wire")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 1 to N; 0: gradients alone")
     parser.add_argument("--target", type=float, help="default: the preset's own stop-at")
     parser.add_argument("--points", type=int, default=10, help="where gradients are compared; 0: pairs alone")
@@ -86,10 +93,10 @@ def main() -> int:
     target = base_config(options.preset).stop_at if options.target is None else options.target
     if target is None:
         parser.error(f"{options.preset} does not stop at a score, so --target is needed")
-    folder = RESULTS / f"precision-{options.preset}"
+    folder = RESULTS / f"{'wire' if options.wire else 'precision'}-{options.preset}"
     if options.seeds:
-        pairs(options.preset, options.seeds, target, folder)
-    if not options.points:
+        pairs(options.preset, OVER_RAY if options.wire else TORSO, options.seeds, target, folder)
+    if options.wire or not options.points:
         return 0
     first = folder / "fp32-seed-1" / "summary.json"
     if not first.exists():
@@ -109,12 +116,12 @@ def keep(file: Path, said: Mapping[str, Any]) -> None:
 # ---- pairs -----------------------------------------------------------------------------------------------------
 
 
-def pairs(preset: str, seeds: int, target: float, folder: Path) -> None:
+def pairs(preset: str, flags: Sequence[str], seeds: int, target: float, folder: Path) -> None:
     """Run them, print and keep how they compare."""
     steps, seconds = [], []
     for seed in range(1, seeds + 1):
         order = PRECISIONS if seed % 2 else PRECISIONS[::-1]
-        found = {precision: one(preset, precision, seed, target, folder) for precision in order}
+        found = {precision: one(preset, [*flags, precision], seed, target, folder) for precision in order}
         steps.append(tuple(found[precision][0] for precision in PRECISIONS))
         seconds.append(tuple(found[precision][1] for precision in PRECISIONS))
     ratios = {"steps": ratio(steps), "seconds": ratio(seconds)}
@@ -138,8 +145,12 @@ def pool(presets: Sequence[str]) -> None:
     print(f"95 % interval {said['low']:.3f} to {said['high']:.3f}")
 
 
-def one(preset: str, precision: str, seed: int, target: float, folder: Path) -> tuple[int | None, float | None]:
-    """A run; where it reached the target. Its summary and curve are kept, and a run that is kept is not repeated."""
+def one(preset: str, flags: Sequence[str], seed: int, target: float, folder: Path) -> tuple[int | None, float | None]:
+    """A run with these flags, the last of which is its precision; where it reached the target.
+
+    Its summary and curve are kept, and a run that is kept is not repeated.
+    """
+    precision = flags[-1]
     kept = folder / f"{precision}-seed-{seed}"
     if (kept / "summary.json").exists():
         summary = json.loads((kept / "summary.json").read_text())
@@ -148,7 +159,7 @@ def one(preset: str, precision: str, seed: int, target: float, folder: Path) -> 
             return summary["target_at_steps"], summary["target_at_s"]
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
-        arguments = ["train", preset, "--precision", precision, "--seed", str(seed)]
+        arguments = ["train", preset, *flags, "--seed", str(seed)]
         arguments += ["--stop-at", "none", "--checkpoint-every", str(ROW_EVERY)]
         until_reached([sys.executable, "-m", "polyactor", *arguments, "--out", str(out), "--quiet"], out, target)
         rows, summary = read_rows(out / "metrics.jsonl"), json.loads((out / "summary.json").read_text())

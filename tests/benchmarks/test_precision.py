@@ -88,10 +88,10 @@ def test_a_run_that_is_kept_is_not_repeated(
     kept = tmp_path / "bf16-seed-1" / "summary.json"
     kept.parent.mkdir()
     kept.write_text(json.dumps({"target": 9.0, "target_at_steps": 500, "target_at_s": 1.5}))
-    assert precision.one("catch-a3c", "bf16", 1, 9.0, tmp_path) == (500, 1.5)
+    assert precision.one("catch-a3c", ["--precision", "bf16"], 1, 9.0, tmp_path) == (500, 1.5)
     for precision_name, target in (("fp32", 9.0), ("bf16", 10.0)):
         with pytest.raises(RuntimeError, match="it runs"):
-            precision.one("catch-a3c", precision_name, 1, target, tmp_path)
+            precision.one("catch-a3c", ["--precision", precision_name], 1, target, tmp_path)
 
 
 def test_the_ratio_is_a_geometric_mean_with_students_interval(precision: ModuleType) -> None:

@@ -170,6 +170,13 @@ def test_a_dense_layer_may_have_several_places_of_a_row() -> None:
     np.testing.assert_allclose(b, as_conv[1], rtol=1e-5, atol=1e-6)
 
 
+class WithInput(nn.Linear):
+    """A layer that returns its input, too."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x
+
+
 class Odd(nn.Module):
     """A torso with layers of every kind."""
 
@@ -179,9 +186,10 @@ class Odd(nn.Module):
         self.tied = nn.Linear(3, 4)
         self.other = nn.Linear(3, 4)
         self.other.weight = self.tied.weight
+        self.own = WithInput(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.twice(self.twice(x))
+        x = self.own(self.twice(self.twice(x)))[0]
         return self.norm(torch.relu_(self.once(x))) + self.tied(x) + self.other(x)
 
 
@@ -191,7 +199,7 @@ def test_layers_that_compute_all_rows_in_one_call_are_factored_and_all_else_is_d
     model, layers = made(torso=Odd)
     assert names(layers, factored=True) == {"trunk.torso.once", "policy.mean", "value"}
     assert names(layers, factored=False) == {
-        *(f"trunk.torso.{name}.{kind}" for name in ("twice", "norm", "tied") for kind in ("weight", "bias")),
+        *(f"trunk.torso.{name}.{kind}" for name in ("twice", "norm", "tied", "own") for kind in ("weight", "bias")),
         "trunk.torso.other.bias",
         "policy.log_std",
     }

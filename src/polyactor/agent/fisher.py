@@ -37,6 +37,8 @@ COMPUTED: tuple[type[nn.Module], ...] = (NoisyLinear, WeightNormLinear, WeightNo
 """Classes of layers that compute their weights from other parameters."""
 LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, *COMPUTED)
 """Classes of layers that have weights."""
+PLAIN = (nn.Linear.forward, nn.Conv2d.forward)
+"""How layers compute s = W ā; a subclass with a way of its own has no factors."""
 
 
 def layers_of(model: ActorCritic, spec: EnvSpec) -> tuple[Layer, ...]:
@@ -62,6 +64,7 @@ def layers_of(model: ActorCritic, spec: EnvSpec) -> tuple[Layer, ...]:
                 f"--optimizer kfac is not allowed with {name}, a {type(module).__name__} that computes its weights "
                 "from other parameters, as weight normalisation and noise do: use plain layers, or --optimizer adam"
             )
+    modules = {name: module for name, module in modules.items() if type(module).forward in PLAIN}
     seen: dict[str, list[tuple[int, ...]]] = {name: [] for name in modules}
 
     def watch(name: str, x: Tensor, _: Tensor) -> None:

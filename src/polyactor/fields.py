@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 SINGULAR = {"env_wrappers": "env-wrapper"}
 """Settings of several values whose flag says one: it may be given again, and each time with several."""
+LARGEST = 3e38
+"""The largest size of a number with a point, since tensors of float32 hold no larger ones."""
 AUTO = ("workers", "envs")
 """Settings that may be ``auto``, which lets polyactor choose a number for this machine."""
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
@@ -37,12 +39,12 @@ class Allowed:
     """Whether the high end itself is excluded."""
 
     def __contains__(self, value: float) -> bool:
-        """Whether a value is a number in the range; NaN, infinities and other types are not."""
+        """Whether a value is a number in the range; NaN, what exceeds `LARGEST` and other types are not."""
         if not isinstance(value, Real):
             return False
         low_ok = self.low is None or (value > self.low if self.above else value >= self.low)
         high_ok = self.high is None or (value < self.high if self.below else value <= self.high)
-        return abs(value) <= sys.float_info.max and low_ok and high_ok
+        return abs(value) <= (LARGEST if isinstance(value, float) else sys.float_info.max) and low_ok and high_ok
 
     def __str__(self) -> str:
         """The range in words for the sentences of errors, such as 'a number from 0 to 1'."""

@@ -16,7 +16,7 @@ from polyactor.agent.fisher import MOST_IMAGES, estimate, factors, layers_of
 from polyactor.config import Config
 from polyactor.data import Rollout
 from polyactor.envs import EnvSpec
-from polyactor.errors import UsageError
+from polyactor.errors import OutOfResources, UsageError
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.spec import ModelSpec
 from polyactor.optim.kfac import Layer
@@ -144,14 +144,17 @@ def test_many_images_are_thinned_out_evenly() -> None:
     assert a.tolist() == [[1.0, 1.0], [1.0, 1.0]]
 
 
+@pytest.mark.parametrize("alone", [True, False])
 def test_of_many_rows_of_images_columns_are_taken_evenly(
-    make_rollout: MakeRollout, monkeypatch: pytest.MonkeyPatch
+    make_rollout: MakeRollout, monkeypatch: pytest.MonkeyPatch, alone: bool
 ) -> None:
     monkeypatch.setattr("polyactor.agent.fisher.MOST_ROWS", 6)
     images = spaces.Box(0, 255, (1, 36, 36), np.uint8)
-    model, layers = made(images, ACTIONS["choice"], torso="a3c-cnn")
+    space = images if alone else spaces.Dict({"camera": images, "place": BOX})
+    model, layers = made(space, ACTIONS["choice"], torso="a3c-cnn")
     pixels = torch.randint(256, (4, 4, *images.shape), dtype=torch.uint8, generator=seeded())
-    rollout = make_rollout(3, 4, dtype=torch.float32).replace(observation=pixels)
+    both = {"camera": pixels, "place": torch.randn(4, 4, 3, generator=seeded())}
+    rollout = make_rollout(3, 4, dtype=torch.float32).replace(observation=pixels if alone else both)
     found, half = (estimate(model, layers, each, seeded()) for each in (rollout, rollout.columns(slice(0, None, 2))))
     assert all(torch.equal(found[name], half[name]) for name in found)
     monkeypatch.undo()
@@ -167,6 +170,13 @@ def test_a_dense_layer_may_have_several_places_of_a_row() -> None:
     np.testing.assert_allclose(b, as_conv[1], rtol=1e-5, atol=1e-6)
 
 
+class WithInput(nn.Linear):
+    """A layer that returns its input, too."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x
+
+
 class Odd(nn.Module):
     """A torso with layers of every kind."""
 
@@ -176,9 +186,10 @@ class Odd(nn.Module):
         self.tied = nn.Linear(3, 4)
         self.other = nn.Linear(3, 4)
         self.other.weight = self.tied.weight
+        self.own = WithInput(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.twice(self.twice(x))
+        x = self.own(self.twice(self.twice(x)))[0]
         return self.norm(torch.relu_(self.once(x))) + self.tied(x) + self.other(x)
 
 
@@ -188,7 +199,7 @@ def test_layers_that_compute_all_rows_in_one_call_are_factored_and_all_else_is_d
     model, layers = made(torso=Odd)
     assert names(layers, factored=True) == {"trunk.torso.once", "policy.mean", "value"}
     assert names(layers, factored=False) == {
-        *(f"trunk.torso.{name}.{kind}" for name in ("twice", "norm", "tied") for kind in ("weight", "bias")),
+        *(f"trunk.torso.{name}.{kind}" for name in ("twice", "norm", "tied", "own") for kind in ("weight", "bias")),
         "trunk.torso.other.bias",
         "policy.log_std",
     }
@@ -220,6 +231,13 @@ def test_a_recurrent_core_is_diagonal(make_rollout: MakeRollout) -> None:
     found = estimate(model, layers, make_rollout(4, 3, actions=TWO, dtype=torch.float32, core_state=state), seeded())
     assert float(found["diagonal.trunk.core.cell.weight_hh"].min()) >= 0
     assert bool(found["diagonal.trunk.core.cell.weight_hh"].any())
+
+
+def test_factors_beyond_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    made(BOX, ACTIONS["choice"], hidden=(3_000,))
+    monkeypatch.setattr("polyactor.agent.fisher.memory_mb", lambda: 100.0)
+    with pytest.raises(OutOfResources, match=r"needs 0\.3 GB .* most of it for policy, 3,001 x 4, .* has 0\.1 GB"):
+        made(BOX, ACTIONS["choice"], hidden=(3_000,))
 
 
 def test_weights_that_are_computed_are_refused() -> None:

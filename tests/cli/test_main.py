@@ -109,6 +109,10 @@ TRAIN = "train a2c --env CartPole-v1"
         (f"{TRAIN} --seed -1", "--seed -1 is not allowed: it must be a number of at least 0"),
         (f"{TRAIN} --seed=-1", "--seed -1 is not allowed"),
         (f"{TRAIN} --algorithm.gamma 1.5", "--algorithm.gamma 1.5 is not allowed: it must be a number from 0 to 1"),
+        (
+            f"{TRAIN} --optimizer.lr 1e39",
+            "--optimizer.lr 1e+39 is not allowed: it must be a number of at least 0, 3e+38",
+        ),
         (f"{TRAIN} --optimizer.lr -0.1", "--optimizer.lr -0.1 is not allowed"),
         (f"{TRAIN} --optimizer.lr nan", "--optimizer.lr nan is not allowed"),
         (f"{TRAIN} --optimizer.lr inf", "--optimizer.lr inf is not allowed"),

@@ -75,6 +75,20 @@ def test_without_any_gradient_there_is_an_inverse() -> None:
         assert bool(part.isfinite().all())
 
 
+def test_an_eigenvalue_that_rounding_made_negative_counts_as_zero() -> None:
+    a = double([[1.0, 1 + 1e-6], [1 + 1e-6, 1.0]])  # of two inputs that are all but the same: 2 and −1e-6
+    inverse, _ = kronecker.damped_inverses(a, double(np.eye(2)), 1e-14)
+    np.testing.assert_allclose(inverse @ double([1.0, 1.0]), [0.5, 0.5], rtol=1e-5)
+    np.testing.assert_allclose(inverse @ double([1.0, -1.0]), [1e7, -1e7], rtol=1e-5)
+
+
+def test_the_trust_region_holds_for_gradients_whose_squares_exceed_float32() -> None:
+    gradient = torch.tensor([6e30, -4e30])
+    natural = torch.tensor([2e30, 1e30])
+    ν = float(kronecker.kl_scale(gradient, natural, 0.25, 1e-3))
+    assert (6e30 * 2e30 - 4e30 * 1e30) * (0.25 * ν) ** 2 == pytest.approx(1e-3)
+
+
 def test_a_step_within_the_trust_region_is_whole_and_a_longer_one_ends_at_its_edge() -> None:
     gradient, natural, lr, kl_clip = double([3.0, -1.0]), double([0.3, -0.2]), 0.25, 1e-3
     assert float(kronecker.kl_scale(gradient * 0.01, natural * 0.01, lr, kl_clip)) == 1.0

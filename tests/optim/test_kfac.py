@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from polyactor.equations import kronecker
+from polyactor.errors import Diverged
 from polyactor.optim.flat import Layout, bind
 from polyactor.optim.kfac import KFAC, Factors, Layer
 
@@ -100,6 +101,19 @@ def test_a_cold_start_takes_plain_clipped_steps_and_estimates_each_time() -> Non
     rule.step(theta, gradient, statistics, 0.25)
     assert statistics["inverted"] == 3
     assert float((theta - before).norm()) < 0.25 * 0.5  # within the trust region
+
+
+@pytest.mark.parametrize("inverse", ["eigen", "cholesky"])
+def test_a_step_that_is_not_finite_ends_the_run_before_it_is_taken(inverse: Any) -> None:
+    theta, (layer,) = one_layer(2, 3)
+    theta = theta.float()
+    rule = replace(WARM, inverse=inverse, damping=1e-90)
+    statistics = rule.statistics(theta, [layer])
+    rule.observe(statistics, {name: torch.zeros(factor.shape) for name, factor in estimate(2, 3).items()})
+    with pytest.raises(Diverged, match="raise --optimizer"):
+        rule.step(theta, torch.ones_like(theta), statistics, 0.25)
+    assert not theta.any()
+    assert not statistics["velocity"].any()
 
 
 def test_without_an_estimate_the_start_stays_cold() -> None:

@@ -136,6 +136,8 @@ def test_noise_explores_in_place_of_an_entropy_bonus() -> None:
     assert entropy(catch) == entropy(f"{catch} --model.noisy none") == 0.01
     assert entropy(f"{catch} --model.noisy heads") == entropy(f"{catch} --model.noisy=dense") == 0.0
     assert entropy(f"{catch} --model.noisy heads --algorithm.entropy-coef 0.02") == 0.02
+    published = base_config("pong-a3c-server-3", noisy="heads")
+    assert [published.for_worker(each).algorithm.entropy_coef for each in range(4)] == [0.0] * 4  # type: ignore[attr-defined]
 
     def configured_with(**sections: Any) -> float:
         return float(configured("a3c", "polyactor/Bandit-v0", sections, {}, Specs()).algorithm.entropy_coef)  # type: ignore[attr-defined]

@@ -151,6 +151,15 @@ def test_init_from_another_model_leaves_no_directory(finished: pa.Run, tmp_path:
     assert not (tmp_path / "run").exists()
 
 
+def test_init_from_does_not_take_the_same_tensors_for_others(tmp_path: Path) -> None:
+    small: Any = {"env": "Pendulum-v1", "steps": 16, "envs": 1, "max_episode_steps": 8, "quiet": True}
+    theirs = {"norm": "weight", "log_std": "state"}
+    run = pa.train("a2c", model=theirs, out=str(tmp_path / "theirs"), **small)
+    for name, other in (("norm is weight", {"norm": "none"}), ("distribution is gaussian", {"distribution": "beta"})):
+        with pytest.raises(CheckpointError, match=rf"is of another model: its --model\.{name}"):
+            pa.train("a2c", model=theirs | other, init_from=str(run.path), out=str(tmp_path / "ours"), **small)
+
+
 @pytest.mark.parametrize("method", mostly_slow(["a3c-server", "appo"], fast=["appo"]))
 def test_a_run_is_saved_drawn_and_gone_on_with(method: str, tmp_path: Path) -> None:
     run = pa.train(method, env="CartPole-v1", workers=1, envs=2, steps=600, out=str(tmp_path / "run"), quiet=True)

@@ -17,7 +17,7 @@ from polyactor.agent.rollout_row import row_of
 from polyactor.data import Rollout
 from polyactor.envs import EnvSpec
 from polyactor.equations.kronecker import homogeneous_moment, second_moment
-from polyactor.errors import UsageError
+from polyactor.errors import OutOfResources, UsageError
 from polyactor.models.actor_critic import ActorCritic
 from polyactor.models.noisy import NoisyLinear
 from polyactor.models.norms import WeightNormConv2d, WeightNormLinear
@@ -25,6 +25,7 @@ from polyactor.optim.flat import Layout, State
 from polyactor.optim.kfac import Factors, Layer
 from polyactor.optim.rules import Rule
 from polyactor.shared.changes import Changes
+from polyactor.system.machine import memory_mb
 
 T, B = 2, 3
 """Steps and environments of the zeros that a model is tried on, to see which layers compute row by row."""
@@ -36,6 +37,8 @@ COMPUTED: tuple[type[nn.Module], ...] = (NoisyLinear, WeightNormLinear, WeightNo
 """Classes of layers that compute their weights from other parameters."""
 LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, *COMPUTED)
 """Classes of layers that have weights."""
+PLAIN = (nn.Linear.forward, nn.Conv2d.forward)
+"""How layers compute s = W ā; a subclass with a way of its own has no factors."""
 
 
 def layers_of(model: ActorCritic, spec: EnvSpec) -> tuple[Layer, ...]:
@@ -49,6 +52,7 @@ def layers_of(model: ActorCritic, spec: EnvSpec) -> tuple[Layer, ...]:
 
     Raises:
         UsageError: a layer computes its weights from other parameters.
+        OutOfResources: the factors do not fit the memory.
     """
     layout = Layout.of(model)
     places = {slot.name: slot for slot in layout.slots if slot.start < layout.theta}
@@ -60,6 +64,7 @@ def layers_of(model: ActorCritic, spec: EnvSpec) -> tuple[Layer, ...]:
                 f"--optimizer kfac is not allowed with {name}, a {type(module).__name__} that computes its weights "
                 "from other parameters, as weight normalisation and noise do: use plain layers, or --optimizer adam"
             )
+    modules = {name: module for name, module in modules.items() if type(module).forward in PLAIN}
     seen: dict[str, list[tuple[int, ...]]] = {name: [] for name in modules}
 
     def watch(name: str, x: Tensor, _: Tensor) -> None:
@@ -73,8 +78,23 @@ def layers_of(model: ActorCritic, spec: EnvSpec) -> tuple[Layer, ...]:
         whole = weight is not None and (module.bias is None) == (bias is None) and uses[id(module.weight)] == 1
         if weight is not None and whole and len(seen[name]) == 1 and _by_rows(module, seen[name][0]):
             found.append(Layer(name, weight, bias))
+    _refuse_small_memory(found)
     taken = {slot for layer in found for slot in (layer.weight, layer.bias)}
     return (*found, *(Layer(name, slot, factored=False) for name, slot in places.items() if slot not in taken))
+
+
+def _refuse_small_memory(layers: Sequence[Layer]) -> None:
+    """Raise OutOfResources if factors, inverses and an estimate of them need more memory than this machine has."""
+    needed = [3 * 4 * sum(size**2 for size in layer.sizes) for layer in layers]
+    there = memory_mb() * 2**20
+    if sum(needed) > there:
+        largest = layers[needed.index(max(needed))]
+        o, i = largest.sizes
+        raise OutOfResources(
+            f"--optimizer kfac needs {sum(needed) / 1e9:,.1f} GB of memory for the Fisher matrix, most of it for "
+            f"{largest.name}, {i:,} x {o:,}, and this machine has {there / 1e9:,.1f} GB: use a smaller network, a CNN "
+            "for images, or --optimizer adam"
+        )
 
 
 @dataclass
@@ -126,7 +146,7 @@ def estimate(
         applied at (Grosse & Martens 2016, §3), or 1. For each other parameter (Σ ∂ log p)²/N over the N real rows:
         the terms are independent with mean 0, so the expectation is that of ⟨(∂ log p)²⟩. Nothing where no row is real.
     """
-    if model.image:
+    if any(each.image for each in model.scalings.values()):
         rollout = rollout.columns(slice(None, None, -(-rollout.reward.numel() // MOST_ROWS)))
     mask_t = rollout.mask
     n = mask_t.sum()

@@ -62,13 +62,22 @@ def damped_inverses(a: Tensor, g: Tensor, damping: float) -> tuple[Tensor, Tenso
 
 
 def _inverse(factor: Tensor, damping: Tensor) -> Tensor:
-    """(factor + damping I)⁻¹ by Cholesky's decomposition in float64, which needs less of a damping than float32."""
-    from torch.linalg import cholesky
+    """(factor + damping I)⁻¹ by Cholesky's decomposition in float64, which needs less of a damping than float32.
 
-    damped = factor.double().clone()
+    Where rounding in float32 has made an eigenvalue of the factor more negative than that, it counts as 0.
+    """
+    from torch import float64
+    from torch.linalg import cholesky_ex, eigh
+
+    damped = factor.to(float64, copy=True)
     damped.diagonal().add_(damping)
-    inverse: Tensor = cholesky(damped).to(factor.dtype).cholesky_inverse()
-    return inverse
+    lower, failed = cholesky_ex(damped)
+    if failed:
+        d, q = eigh(factor.to(float64))
+        inverse: Tensor = q / (d.clamp(min=0) + damping) @ q.T
+    else:
+        inverse = lower.to(factor.dtype).cholesky_inverse()
+    return inverse.to(factor.dtype)
 
 
 def eigen(a: Tensor, g: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,7 +100,8 @@ def by_eigen(v: Tensor, q_a: Tensor, q_g: Tensor, scale: Tensor) -> Tensor:
 def kl_scale(gradient: Tensor, natural: Tensor, lr: float, kl_clip: float) -> Tensor:
     """ν = min(1, √(κ / (η² ∇ᵀF⁻¹∇))), so that the step −ην F⁻¹∇ changes the model by a KL of at most κ/2.
 
-    For a step Δ the divergence is about ½ ΔᵀFΔ; κ is 2δ of Wu et al. 2017 (arXiv:1708.05144), §3.
+    For a step Δ the divergence is about ½ ΔᵀFΔ; κ is 2δ of Wu et al. 2017 (arXiv:1708.05144), §3. The sum is in
+    float64, which holds the squares of all float32 numbers.
 
     Args:
         gradient: ∇, of any shape.
@@ -99,5 +109,5 @@ def kl_scale(gradient: Tensor, natural: Tensor, lr: float, kl_clip: float) -> Te
         lr: η.
         kl_clip: κ.
     """
-    decrease = (gradient * natural).sum() * lr**2
+    decrease = (gradient.double() * natural.double()).sum() * lr**2
     return (kl_clip / decrease.clamp(min=SMALLEST**2)).sqrt().clamp(max=1.0)

@@ -24,6 +24,7 @@ from polyactor.envs.vector_env import entries
 from polyactor.errors import CheckpointError, UsageError, one_line
 from polyactor.fields import expect
 from polyactor.models.actor_critic import ActorCritic
+from polyactor.models.spec import ModelSpec
 from polyactor.optim.flat import State
 from polyactor.settings.serialize import from_json, to_json
 from polyactor.settings.trust import handed_over, refuse_untrusted, vouched_for
@@ -344,17 +345,24 @@ def refuse_not_finite(found: checkpoint.Checkpoint) -> None:
         raise CheckpointError(f"{found.path} has numbers that are not finite, in {bad[0]}")
 
 
-def start_from(state: State, path: Path) -> None:
+def start_from(state: State, path: Path, model: ModelSpec, *, numbers: bool) -> None:
     """Copy the parameters and running statistics of another run into a new run's state.
 
     Args:
         state: of the new run.
         path: the run directory or checkpoint directory of the other run.
+        model: the settings of the new run's network.
+        numbers: whether actions have numbers.
 
     Raises:
         CheckpointError: the other run has another model, or its checkpoint cannot be read.
     """
-    tensors = parameters(path)
+    found = _checkpoint(path, None)
+    theirs, tensors = from_json(found.meta.get("config", {})).model, model_tensors(found.tensors)
+    for name in ("norm", *["distribution"] * numbers):  # with another one the same tensors mean something else
+        if (own := getattr(theirs, name)) != getattr(model, name):
+            raise CheckpointError(f"--init-from {path} is of another model: its --model.{name} is {own}")
+    refuse_not_finite(found)
     for name, view in state.views().items():
         if name not in tensors or (tensors[name].shape, tensors[name].dtype) != (view.shape, view.dtype):
             raise CheckpointError(f"--init-from {path} is of another model: {name} is missing or of another shape")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from polyactor.equations import kronecker
+from polyactor.errors import Diverged
 from polyactor.fields import Allowed
 from polyactor.optim.rules import Rule, Statistics
 
@@ -137,7 +138,11 @@ class KFAC(Rule):
             statistics[name].lerp_(factor, 1 - min(1 - 1 / k, self.decay))
 
     def step(self, theta: Tensor, grad: Tensor, statistics: Statistics, lr: float) -> None:
-        """v ← m v + ν F⁻¹Δ,  θ ← θ − η (1 − m) v, in place; while the start is cold, Δ is clipped instead."""
+        """v ← m v + ν F⁻¹Δ,  θ ← θ − η (1 − m) v, in place; while the start is cold, Δ is clipped instead.
+
+        Raises:
+            Diverged: F⁻¹Δ is not finite; θ and v stay.
+        """
         assert isinstance(statistics, Factors)
         step, velocity = statistics["step"], statistics["velocity"]
         if step < self.cold_updates or not statistics["estimates"]:
@@ -148,6 +153,11 @@ class KFAC(Rule):
                 statistics["inverted"].copy_(step + 1)
             direction = self.natural(grad, statistics)
             direction *= kronecker.kl_scale(grad, direction, lr, self.kl_clip)
+            if not math.isfinite(direction.sum()):
+                raise Diverged(
+                    "a natural gradient was not finite, so the run stopped: the inverse of the Fisher matrix is "
+                    "too large for float32; raise --optimizer.damping, or --normalize.observation"
+                )
         velocity.mul_(self.momentum).add_(direction)
         theta.add_(velocity, alpha=-lr * (1 - self.momentum))
         step += 1

@@ -13,7 +13,7 @@ from polyactor.data import OPTIONAL
 from polyactor.envs.environment import parsed
 from polyactor.envs.resizing import size_of
 from polyactor.errors import UsageError, in_one_line, one_line
-from polyactor.fields import OneOf, converted, fits, kind, replace_at, walk
+from polyactor.fields import LARGEST, Allowed, OneOf, converted, fits, kind, replace_at, walk
 from polyactor.settings.registry import name_of
 
 
@@ -188,6 +188,8 @@ def check_values(config: Config) -> None:
             for each in value if isinstance(value, tuple) else (value,):
                 if each is not None and each not in allowed:
                     text = ", not a text" * (isinstance(each, str) and not isinstance(allowed, OneOf))
+                    if isinstance(each, float) and isinstance(allowed, Allowed) and allowed.high is None:
+                        text = f", {LARGEST:g} at most" * (abs(each) > LARGEST)
                     said = one_line(each, most=80)
                     raise UsageError(f"--{flag} {said} is not allowed: it must be {allowed}{text}")
         if not fits(value, hint):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from polyactor.algorithms import ALGORITHMS
 from polyactor.algorithms.base import Algorithm
-from polyactor.config import Config, Scheme
+from polyactor.config import Config, Scheme, parse_per_worker
 from polyactor.envs import EnvFactory, Environment, EnvSpec, Wrapper, env_spec, is_atari
 from polyactor.errors import UsageError, suggestion
 from polyactor.fields import declared, replace_at
@@ -397,6 +397,8 @@ def base_config(
         config = replace_at(config, path, values[path])
     if noisy not in (None, "none") and "entropy_coef" in fields and not isinstance(algorithm, Algorithm):
         config = replace_at(config, "algorithm.entropy_coef", 0.0)
+        kept = [each for each in config.per_worker if "algorithm.entropy_coef" not in parse_per_worker((each,))]
+        config = replace(config, per_worker=tuple(kept))
     return config
 
 

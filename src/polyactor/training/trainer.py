@@ -64,7 +64,7 @@ def train(config: Config, spec: EnvSpec, reasons: Sequence[str] = (), callbacks:
     parts = Parts.fresh(config, spec)
     refuse_inexact(config)
     if config.init_from is not None:
-        start_from(parts.state, Path(config.init_from))
+        start_from(parts.state, Path(config.init_from), config.model, numbers=spec.continuous)
     with claimed(directory), ExitStack() as opened:
         refuse_taken(directory, mine=True)
         return _Training(parts, directory, {}, opened, callbacks).run(reasons)

@@ -43,9 +43,11 @@ def test_nothing_is_left_of_a_process_that_is_killed(number: signal.Signals, tmp
             time.sleep(0.02)
 
 
-def test_at_the_end_it_ends_what_is_left_and_nobody_else(tmp_path: Path) -> None:
+def test_at_the_end_it_ends_what_is_left_and_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "litter"
     folder.mkdir()
+    (tmp_path / "shutil.py").write_text("raise RuntimeError('not Python's own')")
+    monkeypatch.chdir(tmp_path)
     other = subprocess.Popen(["sleep", "60"], env={**os.environ, "MARK": "other"})
     with guarded("MARK", str(folder), str(folder)):
         mine = subprocess.Popen(["sleep", "60"], env={**os.environ, "MARK": str(folder)})

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -191,14 +192,39 @@ def test_where_nobody_listens_that_is_said() -> None:
 
 def test_the_callers_variables_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_heed_variables", lambda: None)  # a cluster of other tests has been joined by them
+    monkeypatch.delenv("PYTHONBREAKPOINT", raising=False)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv(module.NICENESS, "7")
     before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
     with module._own_variables():
-        os.environ["RAY_SOMETHING"] = "1"
+        os.environ |= {"RAY_SOMETHING": "1", "PYTHONBREAKPOINT": "of Ray"}
         del os.environ[module.NICENESS]
         assert os.environ["RAY_AUTH_MODE"] == "token"
     assert {name: value for name, value in os.environ.items() if name.startswith("RAY_")} == before
+    assert "PYTHONBREAKPOINT" not in os.environ
+
+
+def test_what_is_begun_during_a_run_does_not_end_with_its_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what Ray begins bears the mark of the guardian, and a signal is the run's also while Ray begins."""
+    begun: list[str | None] = []
+    before = signal.getsignal(signal.SIGTERM)
+
+    def begins(*_: Any) -> None:
+        begun.append(os.environ.get(VARIABLE))
+        module.utils.set_sigterm_handler(signal.SIG_IGN)
+        begun.append(None if signal.getsignal(signal.SIGTERM) is before else "of Ray")
+
+    monkeypatch.setattr(module.ray, "is_initialized", lambda: False)
+    for name, instead in (("_init", begins), ("_leave", lambda: None), ("_heed_variables", lambda: None)):
+        monkeypatch.setattr(module, name, instead)
+    monkeypatch.setattr(module.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:1"))
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with module.joined(RayOptions(), workers=1, room=0):
+        assert VARIABLE not in os.environ
+    mark, handler = begun
+    assert mark is not None
+    assert handler is None
+    assert not Path(mark).exists()
 
 
 def test_a_head_that_refuses_is_lost_and_one_that_answers_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

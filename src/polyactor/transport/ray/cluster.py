@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants, services
+from ray._private import ray_constants, services, utils
 from ray._private import worker as driver
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray._raylet import AuthenticationTokenLoader, Config
 
 from polyactor.config import RayOptions
@@ -40,6 +41,8 @@ PATIENCE = 3.0
 LOOPBACK, NICENESS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_worker_niceness"
 """Variables of Ray. With 0 the first makes it use 127.0.0.1 alone, whatever its name says, and the second gives workers
 the priority of other processes, and not the lowest."""
+OF_RAY = ("RAY_", "PYTHONBREAKPOINT")
+"""What the names of environment variables that Ray reads or sets begin with."""
 PASSED_ON = ("OMP_WAIT_POLICY", "POLYACTOR_FAIL")
 """Environment variables of the run that its workers on other machines have, too; those of this one inherit all."""
 PATIENT = {"RAY_grpc_keepalive_timeout_ms": "120000"}
@@ -58,7 +61,7 @@ class Cluster(AbstractContextManager["Cluster"]):
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         self.address, self.place = address, (host.strip("[]"), int(port))
-        self.asks = os.environ.get("RAY_AUTH_MODE") == "token"
+        self.asks = is_token_auth_enabled()
         """Whether it asks for a token."""
         self.over, self.why = threading.Event(), ""
         self.thread = threading.Thread(target=self._look, name="polyactor-cluster", daemon=True)
@@ -104,18 +107,20 @@ def joined(options: RayOptions, workers: int, room: int) -> Iterator[Cluster]:
             yield cluster
         return
     with ExitStack() as stack:
-        stack.enter_context(_own_variables())
-        if options.address == "local":
-            arguments = _begun(stack, math.ceil(workers * options.cpus), room)
-        else:
-            variables = PATIENT | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-            arguments = {"address": _tested(options.address), "runtime_env": {"env_vars": variables}}
-            if not off_this_machine(arguments["address"]):
-                _on_loopback(stack)
-        with kept_switches():  # Ray handles SIGTERM
-            _init(options.address, arguments)
-        stack.callback(setattr, driver, "print_to_stdstream", driver.print_to_stdstream)
-        driver.print_to_stdstream = _unsaid
+        stack.callback(_heed_variables)  # the caller's, as they are put back
+        for module, name in ((driver, "print_to_stdstream"), (utils, "set_sigterm_handler")):
+            stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, _unsaid)
+        with _own_variables():
+            if options.address == "local":
+                arguments = _begun(stack, math.ceil(workers * options.cpus), room)
+            else:
+                variables = PATIENT | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+                arguments = {"address": _tested(options.address), "runtime_env": {"env_vars": variables}}
+                if not off_this_machine(arguments["address"]):
+                    _on_loopback(stack)
+            with kept_switches():  # Ray's C++ code handles SIGTERM
+                _init(options.address, arguments)
         stack.callback(_leave)
         yield stack.enter_context(Cluster(ray.get_runtime_context().gcs_address))
 
@@ -138,18 +143,21 @@ def _init(address: str, arguments: dict[str, Any]) -> None:
 
 @contextmanager
 def _own_variables() -> Iterator[None]:
-    """Set the variables of Ray for a run inside the with block, and put back all of the caller's after it."""
-    before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    """Set the variables of Ray for a run inside the with block, and put back all of the caller's after it.
+
+    Ray reads them while it joins or begins a cluster. What else this process begins during the run must not have them:
+    it is not Ray's, and would bear the mark of what ends with the cluster.
+    """
+    before = {name: value for name, value in os.environ.items() if name.startswith(OF_RAY)}
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ.pop("RAY_AUTH_TOKEN", None)  # it would go before the file
     _heed_variables()
     try:
         yield
     finally:
-        for name in [name for name in os.environ if name.startswith("RAY_")]:
+        for name in [name for name in os.environ if name.startswith(OF_RAY)]:
             del os.environ[name]
         os.environ |= before
-        _heed_variables()
 
 
 def _heed_variables() -> None:
@@ -223,7 +231,7 @@ def _tested(address: str) -> str:
 
 
 def _unsaid(*_: object, **__: object) -> None:
-    """Print nothing of what Ray has to say of workers that are lost, which the run's events tell."""
+    """Do nothing: print nothing of workers that are lost, which the run's events tell, and leave SIGTERM to the run."""
 
 
 def _leave() -> None:

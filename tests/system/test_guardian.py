@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from polyactor.system.guardian import guarded
+from polyactor.system.guardian import guarded, remove
 from tests.helpers.living import alive
 from tests.helpers.runs import program
 
@@ -57,3 +58,16 @@ def test_at_the_end_it_ends_what_is_left_and_nobody_else(tmp_path: Path, monkeyp
     assert not folder.exists()
     other.kill()
     other.wait()
+
+
+def test_a_folder_that_is_still_written_to_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, removed = tmp_path / "litter", shutil.rmtree
+    folder.mkdir()
+
+    def meanwhile(path: str, ignore_errors: bool) -> None:
+        monkeypatch.setattr(shutil, "rmtree", removed)
+        (folder / "late").touch()  # after the others have been removed, so that the folder is not
+
+    monkeypatch.setattr(shutil, "rmtree", meanwhile)
+    remove(str(folder))
+    assert not folder.exists()

@@ -55,6 +55,14 @@ def sweep(mark: str) -> None:
         time.sleep(0.05)
 
 
+def remove(folder: str) -> None:
+    """Remove a folder, again and again for `SWEEPS_FOR` seconds: the guarded process may still write there."""
+    end = time.monotonic() + SWEEPS_FOR
+    while os.path.exists(folder) and time.monotonic() < end:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
+
+
 def _marked(mark: bytes) -> list[int]:
     found = []
     for entry in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
@@ -67,4 +75,4 @@ def _marked(mark: bytes) -> list[int]:
 if __name__ == "__main__":
     sys.stdin.buffer.read()
     sweep(sys.argv[1])
-    shutil.rmtree(sys.argv[2], ignore_errors=True)
+    remove(sys.argv[2])

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -181,6 +181,31 @@ def test_a_cluster_off_this_machine_must_tell_friend_from_foe(
             module._tested(heads[head])
         assert heads[token].read_text() not in str(caught.value)
     print(f"{why or 'joined'} after {time.monotonic() - start:.1f} s")
+
+
+@pytest.mark.parametrize(
+    ("by_token", "by_all", "mode", "why"),
+    [
+        ("ANSWERED", "REFUSED", "token", ""),
+        ("ANSWERED", "ANSWERED", "disabled", ""),  # a token of another cluster's may well lie here
+        ("REFUSED", "ANSWERED", "disabled", ""),
+        ("REFUSED", "REFUSED", "", "does not accept the token /nowhere, where there is none"),
+        ("SILENT", "SILENT", "", "is no Ray cluster that can be joined"),
+    ],
+)
+def test_a_cluster_of_this_machine_is_joined_as_it_wants(
+    by_token: str, by_all: str, mode: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"token": by_token, "disabled": by_all}
+    monkeypatch.setenv(VARIABLE, "/nowhere")
+    monkeypatch.setattr(module, "_heed_variables", lambda: None)
+    monkeypatch.setattr(module.probe, "starts", lambda place, mode: mode)
+    monkeypatch.setattr(module.probe, "answer", lambda mode: getattr(module.probe, answers[mode], None))
+    with socket.create_server(("127.0.0.1", 0)) as head, module._own_variables():
+        place = f"127.0.0.1:{head.getsockname()[1]}"
+        with pytest.raises(ClusterFailed, match=why) if why else nullcontext():
+            assert module._tested(place) == place
+            assert os.environ["RAY_AUTH_MODE"] == mode
 
 
 def test_where_nobody_listens_that_is_said() -> None:

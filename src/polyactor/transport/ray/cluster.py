@@ -210,23 +210,23 @@ def _tested(address: str) -> str:
     except (OSError, ValueError) as error:  # a ConnectionError where no cluster runs here
         raise ClusterFailed(f"--ray.address {address}: nothing answers there: {one_line(error)}") from None
     refuse_without_token(place)
-    if not off_this_machine(place) and not token_path().is_file():
+    asked = {mode: probe.starts(place, mode) for mode in ("token", "disabled")}
+    answers = {mode: probe.answer(asking) for mode, asking in asked.items()}
+    if answers["disabled"] == probe.ANSWERED:
+        if off_this_machine(place):
+            raise ClusterFailed(
+                f"the cluster at {place} accepts everybody, who can then run code on all of its nodes: "
+                "start it with RAY_AUTH_MODE=token (docs/ray.md)"
+            )
         os.environ["RAY_AUTH_MODE"] = "disabled"
         _heed_variables()
-    mode = os.environ["RAY_AUTH_MODE"]
-    asked = {each: probe.starts(place, each) for each in {mode, *["disabled"] * off_this_machine(place)}}
-    answers = {each: probe.answer(asking) for each, asking in asked.items()}
-    if answers[mode] == probe.REFUSED:
+    elif answers["token"] == probe.REFUSED:
+        there = "" if token_path().is_file() else ", where there is none"
         raise ClusterFailed(
-            f"the cluster at {place} does not accept the token {token_path()}: use the same on all nodes"
+            f"the cluster at {place} does not accept the token {token_path()}{there}: use the same on all nodes"
         )
-    if answers[mode] is None:
+    elif answers["token"] is None:
         raise ClusterFailed(f"--ray.address {address}: what answers at {place} is no Ray cluster that can be joined")
-    if off_this_machine(place) and answers["disabled"] != probe.REFUSED:
-        raise ClusterFailed(
-            f"the cluster at {place} accepts everybody, who can then run code on all of its nodes: "
-            "start it with RAY_AUTH_MODE=token (docs/ray.md)"
-        )
     return place
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,7 +20,7 @@ import pytest
 module = pytest.importorskip("polyactor.transport.ray.cluster", reason="ray is not installed")
 
 from polyactor.config import RayOptions  # noqa: E402
-from polyactor.errors import ClusterFailed  # noqa: E402
+from polyactor.errors import ClusterFailed, UsageError  # noqa: E402
 from polyactor.system.cluster_token import VARIABLE  # noqa: E402
 from polyactor.system.guardian import guarded  # noqa: E402
 from tests.helpers.living import alive  # noqa: E402
@@ -95,6 +96,7 @@ def test_a_run_that_is_killed_leaves_none_of_its_processes(tmp_path: Path) -> No
         named = [line for pid in family(folder) for line in Path(f"/proc/{pid}/environ").read_text().split("\0")]
         (token,) = {Path(line.partition("=")[2]) for line in named if line.startswith(VARIABLE)}
         assert token.stat().st_mode & 0o777 == 0o600
+        assert token.parent.stat().st_mode & 0o777 == 0o700
         secret = token.read_text()
         for pid in family(folder):
             assert secret.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -102,7 +104,8 @@ def test_a_run_that_is_killed_leaves_none_of_its_processes(tmp_path: Path) -> No
         process.send_signal(signal.SIGKILL)
         start = time.monotonic()
         while family(folder) or token.parent.exists():
-            assert time.monotonic() < start + 20.0
+            left = [Path(f"/proc/{pid}/cmdline").read_text()[:200] for pid in family(folder)]
+            assert time.monotonic() < start + 20.0, (left, list(token.parent.rglob("*"))[:20])
             time.sleep(0.05)
         print(f"none of its processes after {time.monotonic() - start:.1f} s")
 
@@ -183,6 +186,21 @@ def test_a_cluster_off_this_machine_must_tell_friend_from_foe(
     print(f"{why or 'joined'} after {time.monotonic() - start:.1f} s")
 
 
+def test_a_run_in_another_thread_is_refused_while_one_has_joined() -> None:
+    said: list[UsageError] = []
+
+    def join() -> None:
+        with pytest.raises(UsageError, match="another thread of this program trains over Ray") as caught:
+            module.joined(RayOptions(), workers=1, room=0).__enter__()
+        said.append(caught.value)
+
+    with module._joining:
+        thread = threading.Thread(target=join)
+        thread.start()
+        thread.join()
+    assert said
+
+
 @pytest.mark.parametrize(
     ("by_token", "by_all", "mode", "why"),
     [
@@ -235,8 +253,10 @@ def test_what_is_begun_during_a_run_does_not_end_with_its_cluster(monkeypatch: p
     begun: list[str | None] = []
     before = signal.getsignal(signal.SIGTERM)
 
-    def begins(*_: Any) -> None:
+    def begins(_: str, arguments: dict[str, Any]) -> None:
         begun.append(os.environ.get(VARIABLE))
+        Path(arguments["_temp_dir"]).mkdir(0o777)  # as Ray does
+        assert Path(arguments["_temp_dir"]).parent.stat().st_mode & 0o777 == 0o700
         module.utils.set_sigterm_handler(signal.SIG_IGN)
         begun.append(None if signal.getsignal(signal.SIGTERM) is before else "of Ray")
 

@@ -21,7 +21,7 @@ from ray._private.authentication.authentication_utils import is_token_auth_enabl
 from ray._raylet import AuthenticationTokenLoader, Config
 
 from polyactor.config import RayOptions
-from polyactor.errors import ClusterFailed, one_line
+from polyactor.errors import ClusterFailed, UsageError, one_line
 from polyactor.system.cluster_token import VARIABLE, off_this_machine, refuse_without_token, token_path
 from polyactor.system.guardian import guarded
 from polyactor.system.process_state import kept_switches
@@ -47,6 +47,8 @@ PASSED_ON = ("OMP_WAIT_POLICY", "POLYACTOR_FAIL")
 """Environment variables of the run that its workers on other machines have, too; those of this one inherit all."""
 PATIENT = {"RAY_grpc_keepalive_timeout_ms": "120000"}
 """With Ray's own 20 s a worker whose link is cut for as long hangs up, and is lost before the lease is over."""
+
+_joining = threading.RLock()  # held by the thread whose run has joined a cluster, until it has left it
 
 
 class Cluster(AbstractContextManager["Cluster"]):
@@ -101,12 +103,20 @@ def joined(options: RayOptions, workers: int, room: int) -> Iterator[Cluster]:
 
     Raises:
         ClusterFailed: there is no cluster, it does not accept the token, or it accepts everybody.
+        UsageError: a run in another thread has joined a cluster, or there is no token for one off this machine.
     """
-    if ray.is_initialized():
-        with Cluster(ray.get_runtime_context().gcs_address) as cluster:
-            yield cluster
-        return
+    if not _joining.acquire(blocking=False):
+        raise UsageError(
+            "--transport ray is not allowed here: another thread of this program trains over Ray, which is in one "
+            "cluster at a time; train one after the other, or in processes of their own"
+        )
     with ExitStack() as stack:
+        stack.callback(_joining.release)
+        if ray.is_initialized():
+            stack.close()  # the caller's cluster may have several runs
+            with Cluster(ray.get_runtime_context().gcs_address) as cluster:
+                yield cluster
+            return
         stack.callback(_heed_variables)  # the caller's, as they are put back
         for module, name in ((driver, "print_to_stdstream"), (utils, "set_sigterm_handler")):
             stack.callback(setattr, module, name, getattr(module, name))
@@ -185,7 +195,7 @@ def _begun(stack: ExitStack, cpus: int, room: int) -> dict[str, Any]:
         "num_cpus": cpus,
         "include_dashboard": False,
         "object_store_memory": max(LEAST_STORE, room),
-        "_temp_dir": str(folder),
+        "_temp_dir": str(folder / "ray"),  # which Ray opens to everybody, sockets and all; the folder it leaves closed
     }
 
 

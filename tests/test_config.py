@@ -1,4 +1,4 @@
-"""Values that differ by worker."""
+"""Values that differ by worker, and where workers may be."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from polyactor.config import RayOptions
 from polyactor.errors import UsageError
 from tests.helpers.counting import config_of
 
@@ -22,3 +23,21 @@ def test_per_worker_values_repeat_and_leave_the_rest_alone() -> None:
 def test_per_worker_values_that_cannot_be(entry: str) -> None:
     with pytest.raises(UsageError, match="--per-worker"):
         config_of(per_worker=(entry,)).for_worker(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (RayOptions(cpus=0.00001), "--ray.cpus 1e-05 is not allowed: it must be a multiple of 0.0001"),
+        (RayOptions(cpus=1 / 3), "must be a multiple of 0.0001"),
+        (
+            RayOptions(address="somewhere"),
+            "--ray.address somewhere is not allowed: it must be local, auto or host:port",
+        ),
+        (RayOptions(address="127.0.0.1:99999"), "must be local, auto or host:port"),
+    ],
+)
+def test_places_that_cannot_be(options: RayOptions, said: str) -> None:
+    RayOptions(address="127.0.0.1:6379", cpus=0.3).fits()
+    with pytest.raises(UsageError, match=said):
+        options.fits()

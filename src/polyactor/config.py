@@ -175,11 +175,13 @@ class RayOptions:
     """What gradients and parameters travel in; statistics always in fp32."""
 
     def fits(self) -> None:
-        """Refuse an address that is none, or that other machines can reach while there is no token.
+        """Refuse cores that Ray cannot count, and an address that is none, or open to others while there is no token.
 
         Raises:
-            UsageError: the address is not allowed.
+            UsageError: the cores or the address are not allowed.
         """
+        if self.cpus != round(self.cpus, 4):
+            raise UsageError(f"--ray.cpus {self.cpus} is not allowed: it must be a multiple of 0.0001")
         if self.address in ("local", "auto"):
             return
         host, _, port = self.address.rpartition(":")

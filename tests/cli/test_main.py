@@ -15,6 +15,8 @@ import pytest
 
 import polyactor as pa
 from polyactor.cli import main as cli
+from polyactor.config import Config
+from polyactor.envs import Environment
 from polyactor.storage import checkpoint
 
 SOURCE = Path(pa.__file__).parents[1]
@@ -323,6 +325,28 @@ def test_help_and_lists(here: Path, capsys: pytest.CaptureFixture[str], argument
     assert said in captured.out
     assert captured.err == ""
     assert snapshot(here) == {}
+
+
+def test_nodes_step_the_environment_that_is_asked_for(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made as the flags say, and found by the same name in whatever directory a node begins its processes."""
+    asked: list[Config] = []
+    monkeypatch.setattr("polyactor.transport.facts", lambda config, spec: dict(asked.append(config) or ()))
+    code = """
+import gymnasium
+
+def make(n):
+    return gymnasium.make("polyactor/Chain-v0")
+
+def wrap(env):
+    return env
+"""
+    (here / "mine.py").write_text(code)
+    made = "--env ./mine.py:make --env-kwargs n=3 --env-wrapper mine.py:wrap --env-timeout 7"
+    with pytest.raises(SystemExit):
+        cli.main(f"check {made} --transport ray".split())
+    (config,) = asked
+    assert config.environment == Environment(f"{here}/mine.py:make", ("n=3",), (f"{here}/mine.py:wrap",))
+    assert config.env_timeout == 7.0
 
 
 JUDGED = {

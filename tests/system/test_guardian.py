@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from polyactor.system.guardian import guarded
+from polyactor.system.guardian import guarded, remove
 from tests.helpers.living import alive
 from tests.helpers.runs import program
 
@@ -43,9 +44,11 @@ def test_nothing_is_left_of_a_process_that_is_killed(number: signal.Signals, tmp
             time.sleep(0.02)
 
 
-def test_at_the_end_it_ends_what_is_left_and_nobody_else(tmp_path: Path) -> None:
+def test_at_the_end_it_ends_what_is_left_and_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "litter"
     folder.mkdir()
+    (tmp_path / "shutil.py").write_text("raise RuntimeError('not Python's own')")
+    monkeypatch.chdir(tmp_path)
     other = subprocess.Popen(["sleep", "60"], env={**os.environ, "MARK": "other"})
     with guarded("MARK", str(folder), str(folder)):
         mine = subprocess.Popen(["sleep", "60"], env={**os.environ, "MARK": str(folder)})
@@ -55,3 +58,16 @@ def test_at_the_end_it_ends_what_is_left_and_nobody_else(tmp_path: Path) -> None
     assert not folder.exists()
     other.kill()
     other.wait()
+
+
+def test_a_folder_that_is_still_written_to_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, removed = tmp_path / "litter", shutil.rmtree
+    folder.mkdir()
+
+    def meanwhile(path: str, ignore_errors: bool) -> None:
+        monkeypatch.setattr(shutil, "rmtree", removed)
+        (folder / "late").touch()  # after the others have been removed, so that the folder is not
+
+    monkeypatch.setattr(shutil, "rmtree", meanwhile)
+    remove(str(folder))
+    assert not folder.exists()

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,13 +166,20 @@ def _machines(env: Environment, spec: EnvSpec, options: dict[str, Any]) -> dict[
     """Return in words what the machines are like that ``--transport`` would place workers of a server on."""
     if not options.keys() & PLACING.keys():
         return {}
+    from polyactor.envs import resolved
     from polyactor.settings.check import settled
     from polyactor.settings.presets import base_config
     from polyactor.transport import facts
 
-    config = base_config("a3c-server", env=env.source, look=lambda *_, **__: spec)
-    for flag in PLACING.keys() & options.keys():
-        config = replace_at(config, flag, options[flag])
+    source, *wrappers = (resolved(str(each)) for each in (env.source, *env.wrappers))  # a node has another directory
+    config = replace(
+        base_config("a3c-server", env=source, look=lambda *_, **__: spec),
+        env_kwargs=env.arguments,
+        env_wrappers=tuple(wrappers),
+        env_resize=env.resize,
+    )
+    for flag in (PLACING.keys() | {"env-timeout"}) & options.keys():
+        config = replace_at(config, flag.replace("-", "_"), options[flag])
     return facts(settled(config), spec)
 
 

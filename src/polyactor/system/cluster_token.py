@@ -37,7 +37,7 @@ def refuse_without_token(address: str) -> None:
     if not off_this_machine(address):
         return
     path, said = token_path(), f"--ray.address {one_line(address, most=80)} is not allowed"
-    if not path.is_file():
+    if not path.is_file() or not path.stat().st_size:
         raise UsageError(
             f"{said} without a token: write one to {path} (mode 0600) on each node, which {VARIABLE} may name, and "
             "start the cluster with RAY_AUTH_MODE=token (docs/ray.md)"

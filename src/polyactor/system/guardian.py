@@ -1,7 +1,8 @@
 """A guardian process: when the process that began it has ended, however it did, it ends what bears a mark.
 
 Those who bear the mark are the processes with a certain environment variable, which each passes on to what it begins.
-They are found in ``/proc``, so that elsewhere than on Linux none is.
+They are found in ``/proc``, so that elsewhere than on Linux none is. It is run as a script, and imports nothing but
+Python's own modules.
 """
 
 from __future__ import annotations
@@ -28,12 +29,11 @@ def guarded(name: str, value: str, folder: str) -> Iterator[None]:
         value: its value.
         folder: the folder.
     """
-    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     environ = {key: kept for key, kept in os.environ.items() if (key, kept) != (name, value)}
     guardian = subprocess.Popen(
-        [sys.executable, "-m", "polyactor.system.guardian", f"{name}={value}", folder],
+        [sys.executable, "-I", __file__, f"{name}={value}", folder],  # whatever modules lie where the run begins
         stdin=subprocess.PIPE,  # closed by the kernel when this process ends
-        env=environ | path,
+        env=environ,
         start_new_session=True,  # which gets no terminal's signals
     )
     try:
@@ -55,6 +55,14 @@ def sweep(mark: str) -> None:
         time.sleep(0.05)
 
 
+def remove(folder: str) -> None:
+    """Remove a folder, again and again for `SWEEPS_FOR` seconds: the guarded process may still write there."""
+    end = time.monotonic() + SWEEPS_FOR
+    while os.path.exists(folder) and time.monotonic() < end:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
+
+
 def _marked(mark: bytes) -> list[int]:
     found = []
     for entry in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
@@ -67,4 +75,4 @@ def _marked(mark: bytes) -> list[int]:
 if __name__ == "__main__":
     sys.stdin.buffer.read()
     sweep(sys.argv[1])
-    shutil.rmtree(sys.argv[2], ignore_errors=True)
+    remove(sys.argv[2])

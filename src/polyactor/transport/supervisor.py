@@ -109,15 +109,15 @@ class Supervisor:
         if loss.raised and self._turns(i) == self.began[i]:
             raise error  # an exception before the first turn would come again
         self.tell("worker_lost", f"worker {i} {reason}", worker=i)
-        if self.counters.steps >= self.config.steps:  # it only closed its environments
+        over = self.counters.steps >= self.config.steps
+        if self.roles.lost is not None:
+            self.roles.lost(i, over or self.config.restarts is None)
+        if over:  # it only closed its environments, or was at what nobody waits for any more
             self.gone.add(i)
             return
         self.fruitless[i] = self.fruitless[i] + 1 if idle else 0
         if self.fruitless[i] >= FRUITLESS:
             raise self._in_vain(error, loss, hang)
-        for_good = self.config.restarts is None
-        if self.roles.lost is not None:
-            self.roles.lost(i, for_good)
         if self.config.restarts is None:
             self.gone.add(i)
             if len(self.gone) == self.pool.workers:

@@ -7,10 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ import pytest
 module = pytest.importorskip("polyactor.transport.ray.cluster", reason="ray is not installed")
 
 from polyactor.config import RayOptions  # noqa: E402
-from polyactor.errors import ClusterFailed  # noqa: E402
+from polyactor.errors import ClusterFailed, UsageError  # noqa: E402
 from polyactor.system.cluster_token import VARIABLE  # noqa: E402
 from polyactor.system.guardian import guarded  # noqa: E402
 from tests.helpers.living import alive  # noqa: E402
@@ -91,8 +93,10 @@ def test_a_run_that_is_killed_leaves_none_of_its_processes(tmp_path: Path) -> No
         until(lambda: begun(folder), process, deadline=120.0)
         assert len(family(folder)) >= 8  # Ray's helpers, two workers, the guardian, the run
         assert listening(family(folder)) <= {"0100007F", "0000000000000000FFFF00000100007F"}
-        (token,) = {path for path in Path("/tmp").glob("pa-ray-*/token") if path.stat().st_uid == os.getuid()}
+        named = [line for pid in family(folder) for line in Path(f"/proc/{pid}/environ").read_text().split("\0")]
+        (token,) = {Path(line.partition("=")[2]) for line in named if line.startswith(VARIABLE)}
         assert token.stat().st_mode & 0o777 == 0o600
+        assert token.parent.stat().st_mode & 0o777 == 0o700
         secret = token.read_text()
         for pid in family(folder):
             assert secret.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -100,7 +104,8 @@ def test_a_run_that_is_killed_leaves_none_of_its_processes(tmp_path: Path) -> No
         process.send_signal(signal.SIGKILL)
         start = time.monotonic()
         while family(folder) or token.parent.exists():
-            assert time.monotonic() < start + 20.0
+            left = [Path(f"/proc/{pid}/cmdline").read_text()[:200] for pid in family(folder)]
+            assert time.monotonic() < start + 20.0, (left, list(token.parent.rglob("*"))[:20])
             time.sleep(0.05)
         print(f"none of its processes after {time.monotonic() - start:.1f} s")
 
@@ -181,6 +186,46 @@ def test_a_cluster_off_this_machine_must_tell_friend_from_foe(
     print(f"{why or 'joined'} after {time.monotonic() - start:.1f} s")
 
 
+def test_a_run_in_another_thread_is_refused_while_one_has_joined() -> None:
+    said: list[UsageError] = []
+
+    def join() -> None:
+        with pytest.raises(UsageError, match="another thread of this program trains over Ray") as caught:
+            module.joined(RayOptions(), workers=1, room=0).__enter__()
+        said.append(caught.value)
+
+    with module._joining:
+        thread = threading.Thread(target=join)
+        thread.start()
+        thread.join()
+    assert said
+
+
+@pytest.mark.parametrize(
+    ("by_token", "by_all", "mode", "why"),
+    [
+        ("ANSWERED", "REFUSED", "token", ""),
+        ("ANSWERED", "ANSWERED", "disabled", ""),  # a token of another cluster's may well lie here
+        ("REFUSED", "ANSWERED", "disabled", ""),
+        ("REFUSED", "REFUSED", "", "does not accept the token /nowhere, where there is none"),
+        ("SILENT", "SILENT", "", "is no Ray cluster that can be joined"),
+    ],
+)
+def test_a_cluster_of_this_machine_is_joined_as_it_wants(
+    by_token: str, by_all: str, mode: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"token": by_token, "disabled": by_all}
+    monkeypatch.setenv(VARIABLE, "/nowhere")
+    monkeypatch.setattr(module, "_heed_variables", lambda: None)
+    monkeypatch.setattr(module.probe, "starts", lambda place, mode: mode)
+    monkeypatch.setattr(module.probe, "answer", lambda mode: getattr(module.probe, answers[mode], None))
+    with socket.create_server(("127.0.0.1", 0)) as head, module._own_variables():
+        place = f"127.0.0.1:{head.getsockname()[1]}"
+        with pytest.raises(ClusterFailed, match=why) if why else nullcontext():
+            assert module._tested(place) == place
+            assert os.environ["RAY_AUTH_MODE"] == mode
+
+
 def test_where_nobody_listens_that_is_said() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -191,14 +236,41 @@ def test_where_nobody_listens_that_is_said() -> None:
 
 def test_the_callers_variables_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_heed_variables", lambda: None)  # a cluster of other tests has been joined by them
+    monkeypatch.delenv("PYTHONBREAKPOINT", raising=False)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv(module.NICENESS, "7")
     before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
     with module._own_variables():
-        os.environ["RAY_SOMETHING"] = "1"
+        os.environ |= {"RAY_SOMETHING": "1", "PYTHONBREAKPOINT": "of Ray"}
         del os.environ[module.NICENESS]
         assert os.environ["RAY_AUTH_MODE"] == "token"
     assert {name: value for name, value in os.environ.items() if name.startswith("RAY_")} == before
+    assert "PYTHONBREAKPOINT" not in os.environ
+
+
+def test_what_is_begun_during_a_run_does_not_end_with_its_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what Ray begins bears the mark of the guardian, and a signal is the run's also while Ray begins."""
+    begun: list[str | None] = []
+    before = signal.getsignal(signal.SIGTERM)
+
+    def begins(_: str, arguments: dict[str, Any]) -> None:
+        begun.append(os.environ.get(VARIABLE))
+        Path(arguments["_temp_dir"]).mkdir(0o777)  # as Ray does
+        assert Path(arguments["_temp_dir"]).parent.stat().st_mode & 0o777 == 0o700
+        module.utils.set_sigterm_handler(signal.SIG_IGN)
+        begun.append(None if signal.getsignal(signal.SIGTERM) is before else "of Ray")
+
+    monkeypatch.setattr(module.ray, "is_initialized", lambda: False)
+    for name, instead in (("_init", begins), ("_leave", lambda: None), ("_heed_variables", lambda: None)):
+        monkeypatch.setattr(module, name, instead)
+    monkeypatch.setattr(module.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:1"))
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with module.joined(RayOptions(), workers=1, room=0):
+        assert VARIABLE not in os.environ
+    mark, handler = begun
+    assert mark is not None
+    assert handler is None
+    assert not Path(mark).exists()
 
 
 def test_a_head_that_refuses_is_lost_and_one_that_answers_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

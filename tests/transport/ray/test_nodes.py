@@ -37,3 +37,6 @@ def test_nodes_are_described(monkeypatch: pytest.MonkeyPatch) -> None:
     _, node = module.facts(config, spec).items()
     assert "unfit: it has torch" in node[1]
     assert "(the run has 1.0)" in node[1]
+    monkeypatch.undo()
+    _, node = module.facts(replace(config, env="no_such_module:make"), spec).items()
+    assert node[1].startswith("cannot run polyactor: EnvironmentUnsupported: ")

@@ -95,6 +95,15 @@ def test_it_ends_by_itself_and_counts_what_it_learned_from(name: str) -> None:
         assert not counters.table[:, Counter.SKIPPED].any()
 
 
+@pytest.mark.parametrize("name", ["server", "learner"])
+def test_a_run_whose_steps_are_done_does_not_wait_for_workers_without_a_place(name: str) -> None:
+    with over_ray(config_of(SCHEMES[name], steps=100, ray=RayOptions(cpus=100.0))) as (run, parts, _):
+        parts.counters.count(0, Counter.STEPS, 100)
+        end = time.monotonic() + 20.0
+        for _ in run:
+            assert time.monotonic() < end
+
+
 @pytest.mark.slow
 @pytest.mark.fault("P7")
 def test_a_worker_that_is_stopped_is_given_up_after_the_lease() -> None:

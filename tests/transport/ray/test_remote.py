@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cloudpickle
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 pytest.importorskip("ray", reason="ray is not installed: pip install 'polyactor[ray]'")
 
 from polyactor.agent.parts import Parts
+from polyactor.algorithms import A2C, ACER
 from polyactor.config import Config
 from polyactor.data.wire import Arrays, encode
 from polyactor.shared.counters import Order
@@ -42,6 +45,20 @@ def test_a_module_that_its_node_lacks_is_named() -> None:
     assert words.kind == "ClusterFailed"
     assert "lacks a module" in words.sentence
     assert "no_such_module" in words.sentence
+
+
+def test_a_worker_leaves_files_only_where_it_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever it is killed, and then only until its first turn has ended."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for algorithm, found in ((A2C(), 0), (ACER(replay_capacity=1_000), 1)):
+        remote, threads = Remote(0), torch.get_num_threads()
+        parts, pickled = given(config_of(SCHEMES["server"], algorithm=algorithm))
+        assert isinstance(remote.greet(own_versions(), pickled, FIRST), Greeting)
+        torch.set_num_threads(threads)
+        assert len(list(tmp_path.iterdir())) == found
+        assert isinstance(remote.turn(FIRST, 0, published(parts)), Letter)
+        assert not list(tmp_path.iterdir())
+        remote.close()
 
 
 def published(parts: Parts) -> Arrays:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants, services
+from ray._private import ray_constants, services, utils
 from ray._private import worker as driver
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray._raylet import AuthenticationTokenLoader, Config
 
 from polyactor.config import RayOptions
-from polyactor.errors import ClusterFailed, one_line
+from polyactor.errors import ClusterFailed, UsageError, one_line
 from polyactor.system.cluster_token import VARIABLE, off_this_machine, refuse_without_token, token_path
 from polyactor.system.guardian import guarded
 from polyactor.system.process_state import kept_switches
@@ -40,10 +41,14 @@ PATIENCE = 3.0
 LOOPBACK, NICENESS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_worker_niceness"
 """Variables of Ray. With 0 the first makes it use 127.0.0.1 alone, whatever its name says, and the second gives workers
 the priority of other processes, and not the lowest."""
+OF_RAY = ("RAY_", "PYTHONBREAKPOINT")
+"""What the names of environment variables that Ray reads or sets begin with."""
 PASSED_ON = ("OMP_WAIT_POLICY", "POLYACTOR_FAIL")
 """Environment variables of the run that its workers on other machines have, too; those of this one inherit all."""
 PATIENT = {"RAY_grpc_keepalive_timeout_ms": "120000"}
 """With Ray's own 20 s a worker whose link is cut for as long hangs up, and is lost before the lease is over."""
+
+_joining = threading.RLock()  # held by the thread whose run has joined a cluster, until it has left it
 
 
 class Cluster(AbstractContextManager["Cluster"]):
@@ -58,7 +63,7 @@ class Cluster(AbstractContextManager["Cluster"]):
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         self.address, self.place = address, (host.strip("[]"), int(port))
-        self.asks = os.environ.get("RAY_AUTH_MODE") == "token"
+        self.asks = is_token_auth_enabled()
         """Whether it asks for a token."""
         self.over, self.why = threading.Event(), ""
         self.thread = threading.Thread(target=self._look, name="polyactor-cluster", daemon=True)
@@ -98,24 +103,34 @@ def joined(options: RayOptions, workers: int, room: int) -> Iterator[Cluster]:
 
     Raises:
         ClusterFailed: there is no cluster, it does not accept the token, or it accepts everybody.
+        UsageError: a run in another thread has joined a cluster, or there is no token for one off this machine.
     """
-    if ray.is_initialized():
-        with Cluster(ray.get_runtime_context().gcs_address) as cluster:
-            yield cluster
-        return
+    if not _joining.acquire(blocking=False):
+        raise UsageError(
+            "--transport ray is not allowed here: another thread of this program trains over Ray, which is in one "
+            "cluster at a time; train one after the other, or in processes of their own"
+        )
     with ExitStack() as stack:
-        stack.enter_context(_own_variables())
-        if options.address == "local":
-            arguments = _begun(stack, math.ceil(workers * options.cpus), room)
-        else:
-            variables = PATIENT | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-            arguments = {"address": _tested(options.address), "runtime_env": {"env_vars": variables}}
-            if not off_this_machine(arguments["address"]):
-                _on_loopback(stack)
-        with kept_switches():  # Ray handles SIGTERM
-            _init(options.address, arguments)
-        stack.callback(setattr, driver, "print_to_stdstream", driver.print_to_stdstream)
-        driver.print_to_stdstream = _unsaid
+        stack.callback(_joining.release)
+        if ray.is_initialized():
+            stack.close()  # the caller's cluster may have several runs
+            with Cluster(ray.get_runtime_context().gcs_address) as cluster:
+                yield cluster
+            return
+        stack.callback(_heed_variables)  # the caller's, as they are put back
+        for module, name in ((driver, "print_to_stdstream"), (utils, "set_sigterm_handler")):
+            stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, _unsaid)
+        with _own_variables():
+            if options.address == "local":
+                arguments = _begun(stack, math.ceil(workers * options.cpus), room)
+            else:
+                variables = PATIENT | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+                arguments = {"address": _tested(options.address), "runtime_env": {"env_vars": variables}}
+                if not off_this_machine(arguments["address"]):
+                    _on_loopback(stack)
+            with kept_switches():  # Ray's C++ code handles SIGTERM
+                _init(options.address, arguments)
         stack.callback(_leave)
         yield stack.enter_context(Cluster(ray.get_runtime_context().gcs_address))
 
@@ -138,18 +153,21 @@ def _init(address: str, arguments: dict[str, Any]) -> None:
 
 @contextmanager
 def _own_variables() -> Iterator[None]:
-    """Set the variables of Ray for a run inside the with block, and put back all of the caller's after it."""
-    before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    """Set the variables of Ray for a run inside the with block, and put back all of the caller's after it.
+
+    Ray reads them while it joins or begins a cluster. What else this process begins during the run must not have them:
+    it is not Ray's, and would bear the mark of what ends with the cluster.
+    """
+    before = {name: value for name, value in os.environ.items() if name.startswith(OF_RAY)}
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ.pop("RAY_AUTH_TOKEN", None)  # it would go before the file
     _heed_variables()
     try:
         yield
     finally:
-        for name in [name for name in os.environ if name.startswith("RAY_")]:
+        for name in [name for name in os.environ if name.startswith(OF_RAY)]:
             del os.environ[name]
         os.environ |= before
-        _heed_variables()
 
 
 def _heed_variables() -> None:
@@ -177,7 +195,7 @@ def _begun(stack: ExitStack, cpus: int, room: int) -> dict[str, Any]:
         "num_cpus": cpus,
         "include_dashboard": False,
         "object_store_memory": max(LEAST_STORE, room),
-        "_temp_dir": str(folder),
+        "_temp_dir": str(folder / "ray"),  # which Ray opens to everybody, sockets and all; the folder it leaves closed
     }
 
 
@@ -202,28 +220,28 @@ def _tested(address: str) -> str:
     except (OSError, ValueError) as error:  # a ConnectionError where no cluster runs here
         raise ClusterFailed(f"--ray.address {address}: nothing answers there: {one_line(error)}") from None
     refuse_without_token(place)
-    if not off_this_machine(place) and not token_path().is_file():
+    asked = {mode: probe.starts(place, mode) for mode in ("token", "disabled")}
+    answers = {mode: probe.answer(asking) for mode, asking in asked.items()}
+    if answers["disabled"] == probe.ANSWERED:
+        if off_this_machine(place):
+            raise ClusterFailed(
+                f"the cluster at {place} accepts everybody, who can then run code on all of its nodes: "
+                "start it with RAY_AUTH_MODE=token (docs/ray.md)"
+            )
         os.environ["RAY_AUTH_MODE"] = "disabled"
         _heed_variables()
-    mode = os.environ["RAY_AUTH_MODE"]
-    asked = {each: probe.starts(place, each) for each in {mode, *["disabled"] * off_this_machine(place)}}
-    answers = {each: probe.answer(asking) for each, asking in asked.items()}
-    if answers[mode] == probe.REFUSED:
+    elif answers["token"] == probe.REFUSED:
+        there = "" if token_path().is_file() else ", where there is none"
         raise ClusterFailed(
-            f"the cluster at {place} does not accept the token {token_path()}: use the same on all nodes"
+            f"the cluster at {place} does not accept the token {token_path()}{there}: use the same on all nodes"
         )
-    if answers[mode] is None:
+    elif answers["token"] is None:
         raise ClusterFailed(f"--ray.address {address}: what answers at {place} is no Ray cluster that can be joined")
-    if off_this_machine(place) and answers["disabled"] != probe.REFUSED:
-        raise ClusterFailed(
-            f"the cluster at {place} accepts everybody, who can then run code on all of its nodes: "
-            "start it with RAY_AUTH_MODE=token (docs/ray.md)"
-        )
     return place
 
 
 def _unsaid(*_: object, **__: object) -> None:
-    """Print nothing of what Ray has to say of workers that are lost, which the run's events tell."""
+    """Do nothing: print nothing of workers that are lost, which the run's events tell, and leave SIGTERM to the run."""
 
 
 def _leave() -> None:

@@ -87,7 +87,8 @@ def facts(config: Config, spec: EnvSpec) -> dict[str, str]:
             try:
                 found[name] = _node(look, node["Resources"].get("CPU", 0.0), config, load)
             except RayError as error:
-                found[name] = f"cannot run polyactor: {in_brief(error)}"
+                raised = getattr(error, "cause", None) or error  # what was raised there, without Ray's own lines
+                found[name] = f"cannot run polyactor: {in_brief(raised)}"
     return found
 
 

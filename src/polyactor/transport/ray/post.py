@@ -95,7 +95,7 @@ class Post:
         config = parts.config
         self.options, self.counters, self.exchange, self.lost = config.ray, parts.counters, exchange, lost
         self.tell, self.unplaced = tell, deque[int]()
-        self.workers, self.slots, self.wake_up = config.workers, exchange.slots, wake_up
+        self.workers, self.steps, self.slots, self.wake_up = config.workers, config.steps, exchange.slots, wake_up
         self.publisher = Publisher(parts.state, parts.counters, exchange.lock, config.ray.wire)
         self.given = cloudpickle.dumps((config, parts.spec, registrations()))
         self.make = ray.remote(
@@ -192,7 +192,7 @@ class Post:
     def _attend(self, i: int, seat: Seat) -> None:
         """Do for one worker what can be done now."""
         try:
-            if not seat.here:
+            if not seat.here and i not in self.done:
                 self._welcome(i, seat)
             while seat.turns and seat.turns[0][1].done():
                 self._take(i, seat)
@@ -213,6 +213,9 @@ class Post:
                 raise _Lost(words.of_worker(i))
             seat.here, seat.since = True, time.monotonic()
             self.new.append((i, {"node": words.node, "pid": words.pid}))
+        elif self.counters.steps >= self.steps:  # nothing is left for it to do, should it ever have a place
+            self.slots.leave(i)
+            self.done.add(i)
         elif time.monotonic() > seat.since + PLACED_WITHIN and not seat.unplaced:
             seat.unplaced = True
             self.unplaced.append(i)

@@ -74,9 +74,10 @@ class Remote:
             ) from None
         register(registered)
         failpoints.arm(self.worker, spared=order.starts > 0)
-        self.scratch = TemporaryDirectory(prefix="polyactor-replay-")
-        self.exits.callback(self.scratch.cleanup)
-        self.parts = parts = Parts.of_worker(replace(config, out=self.scratch.name), spec)
+        self.scratch = self.exits.enter_context(ExitStack())
+        remembers = config.algorithm.remembers > 0  # others need no folder, which a worker that is killed would leave
+        out = self.scratch.enter_context(TemporaryDirectory(prefix="polyactor-replay-")) if remembers else None
+        self.parts = parts = Parts.of_worker(replace(config, out=out), spec)
         parts.counters.obey(self.worker, order)
         sharing = Sharing(parts, only=self.worker, wake_up=WakeUp())
         roles = self.exits.enter_context(config.scheme.roles(parts, sharing))
@@ -102,7 +103,7 @@ class Remote:
             slots.grant(worker, number)
             before = slots.filled(worker)
             done = self._play(before)
-            self.scratch.cleanup()  # what is mapped of it stays until this process ends
+            self.scratch.close()  # what is mapped of it stays until this process ends
             arrays = None
             if slots.filled(worker) != before:
                 place = self.places.place(worker, before % slots.slots)

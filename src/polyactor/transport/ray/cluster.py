@@ -188,7 +188,7 @@ def _begun(stack: ExitStack, cpus: int, room: int) -> dict[str, Any]:
         file.write(secrets.token_hex(32))
     stack.enter_context(guarded(VARIABLE, str(token), str(folder)))
     os.environ |= {VARIABLE: str(token), NICENESS: "0"}
-    AuthenticationTokenLoader.instance().reset_cache()
+    _heed_variables()
     _on_loopback(stack)
     return {
         "address": "local",

@@ -42,6 +42,8 @@ PONG: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ),
     ("ACER without replay", ("pong-acer-without-replay",), BESIDE),
     ("ACER with other settings, an earlier run", ("pong-acer-2w-wide",), BESIDE),
+    ("ACKTR, 32 environments in one process (`pong-acktr`)", ("pong-acktr",), BESIDE),
+    ("A2C, 32 environments in one process, bf16 torso", ("pong-a2c-32",), BESIDE),
 )
 """Label, folders of summaries, and what was otherwise than on a quiet machine."""
 SMALL: tuple[tuple[str, str, str, str], ...] = (

@@ -1,6 +1,7 @@
 """Training speed of every algorithm under every scheme with every torso, as a share of what the emulator alone gives.
 
 python benchmarks/throughput.py --seconds 4 --rounds 2
+python benchmarks/throughput.py --seconds 4 --rounds 2 --torsos nature-cnn impala-cnn
 
 Pong with the settings of each method for Atari and two workers of 8 environments (`sync` has all 16 in one process).
 Every cell takes its turn in every round, the emulator alone before each row of the table. Shown are the median rate and
@@ -32,7 +33,7 @@ from polyactor.system.machine import tune_allocator
 
 RESULTS = Path(__file__).parent / "results"
 PONG = "PongNoFrameskip-v4"
-TORSOS = ("a3c-cnn", "nature-cnn")
+TORSOS = ("a3c-cnn", "nature-cnn", "impala-cnn")
 PRECISIONS = ("bf16", "fp32")
 WORKERS, ENVS = 2, 8
 
@@ -46,9 +47,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement, start-up excluded")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["bf16"])
+    parser.add_argument("--torsos", nargs="+", choices=TORSOS, default=list(TORSOS[:2]))
     options = parser.parse_args()
     tune_allocator()
-    cells: list[Cell] = list(itertools.product(TORSOS, options.precisions, ALGORITHMS, SCHEMES))
+    cells: list[Cell] = list(itertools.product(options.torsos, options.precisions, ALGORITHMS, SCHEMES))
     rates: dict[Cell, list[float]] = {cell: [] for cell in cells}
     ratios: dict[Cell, list[float]] = {cell: [] for cell in cells}
     for number in range(options.rounds):
@@ -63,7 +65,7 @@ def main() -> None:
 
     print(f"{cpu_name()}, {WORKERS} workers × {ENVS}, {PONG}, torch {versions()['torch']}")
     print(f"{'steps/s (share of the emulator alone)':<40}" + "".join(f"{scheme:>18}" for scheme in SCHEMES))
-    for torso, precision, algorithm in itertools.product(TORSOS, options.precisions, ALGORITHMS):
+    for torso, precision, algorithm in itertools.product(options.torsos, options.precisions, ALGORITHMS):
         shown = [(torso, precision, algorithm, scheme) for scheme in SCHEMES]
         values = [f"{statistics.median(rates[cell]):,.0f} ({statistics.median(ratios[cell]):.3f})" for cell in shown]
         print(f"{f'{torso} {precision} {algorithm}':<40}" + "".join(f"{value:>18}" for value in values))

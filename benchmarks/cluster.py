@@ -6,7 +6,7 @@ python benchmarks/cluster.py --pairs 5 --seconds 20
 The second compares Pong over Ray with Pong without it: both train in turn with two workers, each in a process of its
 own, and the ratios within a pair are printed. CPU is all that this machine spends meanwhile, so nothing else may run.
 
-All on this machine. Letters have the size of gradients of a small MLP (22 kB). One worker sends the same one again and
+All on this machine. Letters have the size of gradients of a small MLP (19 kB). One worker sends the same one again and
 again, and gets the newest parameters for each; then one sends gradients of one step of one environment. Memory is that
 of the worker's process, shared pages in equal parts, with 2 and 64 workers in the config, of which one has a place.
 """
@@ -68,8 +68,8 @@ def main() -> None:
     from polyactor.transport.ray.cluster import joined
 
     with joined(RayOptions(), workers=1, room=0):
-        ways = {f"at most {queue} on their way": Post(queue=queue) for queue in (1, 2, 4)} | {"computed": ParamServer()}
-        for way, scheme in ways.items():
+        ways: dict[str, ParamServer] = {f"at most {queue} on their way": Letters(queue=queue) for queue in (1, 2, 4)}
+        for way, scheme in (ways | {"computed": ParamServer()}).items():
             letters, cpu, size = letters_per_second(scheme, options.seconds)
             print(f"{way}: {letters:,.0f} letters/s of {size / 1e3:.0f} kB, each {1e3 * cpu:.2f} ms of the run's CPU")
         few, many = (memory_mb(workers) for workers in (2, 64))
@@ -138,7 +138,7 @@ def config_of(scheme: Any, **values: Any) -> Config:
 
 
 @dataclass(frozen=True)
-class Post(ParamServer):
+class Letters(ParamServer):
     """A parameter server without computing: a worker sends what lies in its slots, and the server counts an update."""
 
     @contextmanager

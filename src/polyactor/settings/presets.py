@@ -224,7 +224,7 @@ PRESETS: dict[str, Preset] = {
         "acktr",
         "PongNoFrameskip-v4",
         {"steps": 2_100_000, "stop_at": 18.0},
-        measured="18, confirmed, after 1.00M–1.24M steps (3 seeds), 15–35 minutes with other work",
+        measured="18, confirmed, after 1.00M–1.24M steps (3 seeds), 14–35 minutes with other work",
     ),
     "pong-acer": Preset(
         "Pong with replay, two workers",

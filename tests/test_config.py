@@ -8,6 +8,8 @@ import pytest
 
 from polyactor.config import RayOptions
 from polyactor.errors import UsageError
+from polyactor.settings.check import check
+from polyactor.settings.presets import base_config
 from tests.helpers.counting import config_of
 
 
@@ -39,5 +41,6 @@ def test_per_worker_values_that_cannot_be(entry: str) -> None:
 )
 def test_places_that_cannot_be(options: RayOptions, said: str) -> None:
     RayOptions(address="127.0.0.1:6379", cpus=0.3).fits()
-    with pytest.raises(UsageError, match=said):
-        options.fits()
+    for transport in ("local", "ray"):
+        with pytest.raises(UsageError, match=said):
+            check(replace(base_config("a3c-server", env="CartPole-v1"), ray=options, transport=transport))

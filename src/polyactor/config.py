@@ -125,7 +125,7 @@ class Transport:
 
         Raises:
             UsageError: the scheme wants threads, and this transport runs roles in turn; or it starts processes, and
-                this process may start none; or it has no place for the scheme, or lacks its package.
+                this process may start none; or it has no place for the scheme, or lacks its package or its token.
         """
         if self.elsewhere and (config.scheme.single or config.scheme.applies_apart):
             why = "has no workers" if config.scheme.single else "has workers that write into one memory"
@@ -134,7 +134,7 @@ class Transport:
                 "use --scheme param-server or actor-learner, or --transport local"
             )
         if self.elsewhere:
-            config.ray.fits()
+            refuse_without_token(config.ray.address)
         if self.needs is not None and importlib.util.find_spec(self.needs) is None:
             raise UsageError(
                 f"--transport {config.transport} is not allowed: {self.needs} is not installed; "
@@ -175,7 +175,7 @@ class RayOptions:
     """What gradients and parameters travel in; statistics always in fp32."""
 
     def fits(self) -> None:
-        """Refuse cores that Ray cannot count, and an address that is none, or open to others while there is no token.
+        """Refuse cores that Ray cannot count, and an address that is none.
 
         Raises:
             UsageError: the cores or the address are not allowed.
@@ -189,7 +189,6 @@ class RayOptions:
             raise UsageError(
                 f"--ray.address {one_line(self.address, most=80)} is not allowed: it must be local, auto or host:port"
             )
-        refuse_without_token(self.address)
 
 
 @dataclass(frozen=True)

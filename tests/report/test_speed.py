@@ -47,6 +47,7 @@ def test_every_scheme_accounts_for_its_time(
 def test_advice_is_about_the_largest_part() -> None:
     even = dict.fromkeys(Part, 10.0)
     assert "waits for nobody" in advice(even)
+    assert "fewer letters" in advice(even, elsewhere=True)
     for part, hint in ADVICE.items():
         if part is not Part.WAIT:
             assert hint in advice({**even, Part.WAIT: 0.0, part: 20.0})

@@ -18,7 +18,7 @@ import torch
 
 from polyactor import transport
 from polyactor.agent.parts import Parts, precision
-from polyactor.config import Config
+from polyactor.config import TRANSPORTS, Config
 from polyactor.envs import AtariOptions, Environment, EnvSpec, draw, env_spec, looked_at, name_of
 from polyactor.shared.timing import Part
 from polyactor.system.host import cpu_name, versions
@@ -36,6 +36,8 @@ ADVICE = {
     Part.WAIT: "--scheme hogwild waits for nobody",
 }
 """What to change where a part of the workers' time dominates."""
+ELSEWHERE = "more --envs or a longer --rollout make fewer letters"
+"""What to change where waiting dominates and workers are on other machines."""
 ENVIRONMENTS = 64
 """Most environments per process where they are measured alone: enough for their best speed."""
 PREPARING = 30.0
@@ -98,19 +100,24 @@ def bench(configs: Sequence[Config], *, seconds: float, rounds: int = 3) -> list
         print(f"{name:<44}{_median(rates):>24} steps/s   ratio {middle:.3f} [{low:.3f}–{high:.3f}]")
     print("\nMicroseconds of workers' time per step")
     print(f"{'':<44}" + "".join(f"{part:>15}" for part in Part))
-    for results, name in zip(trained, names, strict=True):
+    for results, config, name in zip(trained, configs, names, strict=True):
         parts = {part: statistics.median(each.microseconds[part] for each in results) for part in Part}
         print(f"{name:<44}" + "".join(f"{parts[part]:>15,.0f}" for part in Part))
-        print(f"  {advice(parts)}")
+        print(f"  {advice(parts, elsewhere=TRANSPORTS[config.transport].elsewhere)}")
     return ratios
 
 
-def advice(parts: Mapping[Part, float]) -> str:
-    """Return what to change to train faster, given the microseconds per step that each part takes."""
+def advice(parts: Mapping[Part, float], *, elsewhere: bool = False) -> str:
+    """Return what to change to train faster.
+
+    Args:
+        parts: the microseconds per step that each part takes.
+        elsewhere: whether workers may be on other machines.
+    """
     total = sum(parts.values())
     share = {part: value / total for part, value in parts.items()}
     if share[Part.WAIT] > WAITS:
-        return f"{share[Part.WAIT]:.0%} is waiting for others: {ADVICE[Part.WAIT]}"
+        return f"{share[Part.WAIT]:.0%} is waiting for others: {ELSEWHERE if elsewhere else ADVICE[Part.WAIT]}"
     if share[Part.EMULATE] > 0.5:
         return f"{share[Part.EMULATE]:.0%} is the environments' own: no setting of training can gain more than the rest"
     most = max((part for part in parts if part is not Part.EMULATE), key=parts.__getitem__)

@@ -24,6 +24,7 @@ def check(config: Config) -> None:
         UsageError: a setting is not allowed; the sentence names the flag, the value and what is allowed.
     """
     check_values(config)
+    config.ray.fits()
     for worker in range(config.workers if config.per_worker else 0):
         check(replace(config.for_worker(worker), per_worker=()))
     scheme, flag = config.scheme, f"--scheme {config.scheme.name}"

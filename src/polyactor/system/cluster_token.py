@@ -31,10 +31,13 @@ def off_this_machine(address: str) -> bool:
 def refuse_without_token(address: str) -> None:
     """Refuse an address off this machine where there is no token, or others can read it.
 
+    Args:
+        address: host:port of a cluster's head, or a word for a cluster of this machine.
+
     Raises:
         UsageError: there is no token file, or it has another mode than 0600.
     """
-    if not off_this_machine(address):
+    if ":" not in address or not off_this_machine(address):
         return
     path, said = token_path(), f"--ray.address {one_line(address, most=80)} is not allowed"
     if not path.is_file() or not path.stat().st_size:

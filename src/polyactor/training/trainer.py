@@ -54,6 +54,7 @@ def train(config: Config, spec: EnvSpec, reasons: Sequence[str] = (), callbacks:
     Raises:
         UsageError: a setting has a value that is not allowed.
         RunDirectoryError: the run directory is taken or cannot be written.
+        ClusterFailed: the machines of the workers cannot be reached; later, they were lost.
         PolyactorError: any other error that stopped the run; it is logged as an event, too.
     """
     check(config)
@@ -65,6 +66,7 @@ def train(config: Config, spec: EnvSpec, reasons: Sequence[str] = (), callbacks:
     refuse_inexact(config)
     if config.init_from is not None:
         start_from(parts.state, Path(config.init_from), config.model, numbers=spec.continuous)
+    transport.refuse_unreachable(config)
     with claimed(directory), ExitStack() as opened:
         refuse_taken(directory, mine=True)
         return _Training(parts, directory, {}, opened, callbacks).run(reasons)

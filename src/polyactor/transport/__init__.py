@@ -33,6 +33,18 @@ RUNNERS = {"local": local.run_roles, "inline": inline.run_roles, "ray": _over_ra
 """The function of each transport that runs the roles; `polyactor.config.TRANSPORTS` says what each transport can do."""
 
 
+def refuse_unreachable(config: Config) -> None:
+    """Refuse machines that cannot be reached, before there is anything of a run.
+
+    Raises:
+        ClusterFailed: they cannot be reached, or not trusted.
+    """
+    if TRANSPORTS[config.transport].elsewhere:
+        from polyactor.transport.ray import cluster  # imports ray
+
+        cluster.refuse_unreachable(config.ray)
+
+
 def facts(config: Config, spec: EnvSpec) -> dict[str, str]:
     """Return in words what the machines are like that workers would be on, by machine; empty for this one alone.
 
@@ -60,4 +72,4 @@ def run(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
     return RUNNERS["inline" if config.scheme.single else config.transport](parts, tell)
 
 
-__all__ = ["RUNNERS", "facts", "paused", "run", "still"]
+__all__ = ["RUNNERS", "facts", "paused", "refuse_unreachable", "run", "still"]

@@ -19,6 +19,7 @@ import pytest
 
 module = pytest.importorskip("polyactor.transport.ray.cluster", reason="ray is not installed")
 
+import polyactor as pa  # noqa: E402
 from polyactor.config import RayOptions  # noqa: E402
 from polyactor.errors import ClusterFailed, UsageError  # noqa: E402
 from polyactor.system.cluster_token import VARIABLE  # noqa: E402
@@ -226,12 +227,14 @@ def test_a_cluster_of_this_machine_is_joined_as_it_wants(
             assert os.environ["RAY_AUTH_MODE"] == mode
 
 
-def test_where_nobody_listens_that_is_said() -> None:
+def test_where_nobody_listens_that_is_said_before_there_is_a_run(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with pytest.raises(ClusterFailed, match=f"--ray.address 127.0.0.1:{port}: nothing answers there"):
-        module._tested(f"127.0.0.1:{port}")
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    where: dict[str, Any] = {"transport": "ray", "ray": {"address": place}, "out": str(tmp_path / "run")}
+    with pytest.raises(ClusterFailed, match=f"--ray.address {place}: nothing answers there"):
+        pa.train("a3c-server", env="CartPole-v1", workers=1, quiet=True, **where)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_callers_variables_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:

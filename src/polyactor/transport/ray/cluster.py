@@ -92,6 +92,20 @@ class Cluster(AbstractContextManager["Cluster"]):
                 self.why = f"its head at {self.address} has not answered for {looked - answered:.0f} s"
 
 
+def refuse_unreachable(options: RayOptions) -> None:
+    """Refuse a cluster that cannot be joined; one on this machine that begins with the run always can.
+
+    Raises:
+        ClusterFailed: there is no cluster, it does not accept the token, or it accepts everybody.
+        UsageError: a run in another thread has joined a cluster, or there is no token for one off this machine.
+    """
+    with _alone() as stack:
+        if options.address != "local" and not ray.is_initialized():
+            stack.callback(_heed_variables)
+            with _own_variables():
+                _tested(options.address)
+
+
 @contextmanager
 def joined(options: RayOptions, workers: int, room: int) -> Iterator[Cluster]:
     """Join the cluster of the options inside the with block; one that this process has joined already is taken.
@@ -105,13 +119,7 @@ def joined(options: RayOptions, workers: int, room: int) -> Iterator[Cluster]:
         ClusterFailed: there is no cluster, it does not accept the token, or it accepts everybody.
         UsageError: a run in another thread has joined a cluster, or there is no token for one off this machine.
     """
-    if not _joining.acquire(blocking=False):
-        raise UsageError(
-            "--transport ray is not allowed here: another thread of this program trains over Ray, which is in one "
-            "cluster at a time; train one after the other, or in processes of their own"
-        )
-    with ExitStack() as stack:
-        stack.callback(_joining.release)
+    with _alone() as stack:
         if ray.is_initialized():
             stack.close()  # the caller's cluster may have several runs
             with Cluster(ray.get_runtime_context().gcs_address) as cluster:
@@ -133,6 +141,23 @@ def joined(options: RayOptions, workers: int, room: int) -> Iterator[Cluster]:
                 _init(options.address, arguments)
         stack.callback(_leave)
         yield stack.enter_context(Cluster(ray.get_runtime_context().gcs_address))
+
+
+@contextmanager
+def _alone() -> Iterator[ExitStack]:
+    """Give a stack, until which is closed no other thread may join a cluster.
+
+    Raises:
+        UsageError: a run in another thread has joined a cluster.
+    """
+    if not _joining.acquire(blocking=False):
+        raise UsageError(
+            "--transport ray is not allowed here: another thread of this program trains over Ray, which is in one "
+            "cluster at a time; train one after the other, or in processes of their own"
+        )
+    with ExitStack() as stack:
+        stack.callback(_joining.release)
+        yield stack
 
 
 def _init(address: str, arguments: dict[str, Any]) -> None:

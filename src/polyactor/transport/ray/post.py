@@ -103,6 +103,7 @@ class Post:
             max_restarts=0,  # budgets and streams of replacements are the supervisor's
             max_task_retries=0,  # each turn is played at most once
             concurrency_groups={"control": 2},
+            enable_task_events=False,  # of each of 100,000 calls the head would keep an account
             scheduling_strategy="SPREAD",
         )(Remote)
         self.done: set[int] = set()

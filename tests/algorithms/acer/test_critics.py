@@ -69,7 +69,7 @@ def sdn(
     traces: list[Tensor] = []
 
     def given(self: Retrace, rollout: Rollout, v: Tensor, q: Tensor, trace: Tensor) -> Tensor:
-        traces.append(trace)
+        traces.append(self.trace_lambda * trace)
         return tensor(x["q_ret"] if len(traces) % 2 else x["q_opc"]).view(1, 1)
 
     monkeypatch.setattr(Retrace, "returns", given)
@@ -77,15 +77,18 @@ def sdn(
     return x, wanted, Box(x), Batch(rollout, {"noise": noise})
 
 
-def test_stochastic_dueling_golden(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("lam", "own"), [(1.0, None), (0.9, None), (0.9, 0.6)])
+def test_stochastic_dueling_golden(
+    lam: float, own: float | None, golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, wanted, model, batch = sdn(golden, monkeypatch)
-    acer = ACER(truncation=x["c"], delta=x["delta"], entropy_coef=0.0)
+    acer = ACER(truncation=x["c"], delta=x["delta"], entropy_coef=0.0, trace_lambda=lam, policy_trace_lambda=own)
     out = model.unroll(batch.rollout)
     rho, value, *_ = estimate = acer.critic(out).estimate(model, batch, out)
     policy = estimate.policy_loss
     assert rho.item() == pytest.approx(wanted["rho"], abs=1e-9)
-    assert x["traces"][0].item() == pytest.approx(wanted["retrace_c"], abs=1e-9)
-    assert x["traces"][1].item() == 1.0
+    assert x["traces"][0].item() == pytest.approx(lam * wanted["retrace_c"], abs=1e-9)
+    assert x["traces"][1].item() == (lam if own is None else own)
     error, of_v = x["q_ret"] - wanted["q_tilde"], wanted["v_target"] - x["V"]
     assert value.item() == pytest.approx(0.5 * error**2 + 0.5 * of_v**2, abs=1e-9)
     (gradient,) = torch.autograd.grad(value.sum(), model.v, retain_graph=True)

@@ -45,6 +45,8 @@ class ACER(Algorithm):
     """Truncation of the traces of Retrace, which are min(this, ρ), independently of c."""
     trace_lambda: Annotated[float, Allowed(0, 1)] = 1.0
     """λ, the decay of the traces of Retrace."""
+    policy_trace_lambda: Annotated[float | None, Allowed(0, 1)] = None
+    """λ of the policy gradient, the decay of the traces of Q^opc; none: as trace_lambda. Where actions have numbers."""
     value_coef: Annotated[float, Allowed(0)] = 0.5
     """Weight c_Q of ½ (Q^ret − Q)²."""
     entropy_coef: Annotated[float, Allowed(0, 1)] = 0.01
@@ -169,7 +171,10 @@ class ACER(Algorithm):
     def critic(self, out: Outputs) -> Critic:
         """Return the critic for these outputs: Q of each discrete action, or a dueling network for a Box."""
         retrace = Retrace(self.gamma, self.truncation, self.trace, self.trace_lambda)
-        return DiscreteCritic(retrace) if out.advantage is None else DuelingCritic(retrace)
+        if out.advantage is None:
+            return DiscreteCritic(retrace)
+        own = self.policy_trace_lambda
+        return DuelingCritic(retrace, retrace if own is None else replace(retrace, trace_lambda=own))
 
     def loss(self, model: Model, batch: Batch, average: Model | None = None) -> tuple[Tensor, Metrics]:
         """Compute the loss of the class's equation over a fresh or replayed rollout ``[T, B]``, and its metrics."""

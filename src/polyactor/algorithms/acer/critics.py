@@ -132,9 +132,14 @@ class DuelingCritic:
 
     ``Q̃(x, a) = V(x) + A(x, a) − (1/n) Σ_i A(x, u_i)`` with u_i ~ π (eq. 13); the target of V(x_t) is
     ``min(1, ρ_t) (Q^ret_t − Q̃(x_t, a_t)) + V(x_t)``.
+
+    Attributes:
+        retrace: the settings of Q^ret.
+        opc: the settings of Q^opc, whose λ may be smaller: its noise is that of the policy gradient.
     """
 
     retrace: Retrace
+    opc: Retrace
 
     def estimate(self, model: Model, batch: Batch, out: Outputs) -> Estimate:
         """Compute the estimate for the action taken and for one a'_t ~ π, sampled with the batch's noise.
@@ -160,11 +165,11 @@ class DuelingCritic:
         log_rho_t = (log_prob(pi_t) - log_prob(mu_t)).clamp(-LOG_RHO, LOG_RHO)
         log_rho_taken_t, d = log_rho_t[..., 0], pi_t.dims
         rho_t = log_rho_taken_t.exp()
-        # Targets: Q^ret_t by Retrace with traces λ min(trace, ρ_t^(1/d)), and Q^opc_t with traces λ.
+        # Targets: Q^ret_t by Retrace with traces λ min(trace, ρ_t^(1/d)), and Q^opc_t with traces λ of its own.
         q_ret_t = self.retrace.returns(
             x, v.detach(), q_taken_t, (log_rho_taken_t / d).exp().clamp(max=self.retrace.trace)
         )
-        q_opc_t = self.retrace.returns(x, v.detach(), q_taken_t, rho_t.new_ones(rho_t.shape))
+        q_opc_t = self.opc.returns(x, v.detach(), q_taken_t, rho_t.new_ones(rho_t.shape))
         v_t = v[:-1]
         target_t = rho_t.clamp(max=1) * (q_ret_t - q_taken_t) + v_t
         advantages_t = stack([q_opc_t - v_t, q_prime_t - v_t], -1)

@@ -55,6 +55,8 @@ SETTLED = 12.0
 WARM_UP = 60.0
 """Seconds of the run in which memory may still grow."""
 SAMPLE_EVERY = 5.0
+GONE_WITHIN, OVER_RAY = 5.0, 10.0
+"""Seconds after which nothing is left of a run that is killed; over Ray a guardian ends Ray's own processes."""
 ORDERS = "POLYACTOR_SOAK_ORDERS"
 """The directory in which an environment finds what to do wrong."""
 HANG_AFTER = 3.0
@@ -233,7 +235,8 @@ class Soak:
         elif kind == "run killed":
             self.process.kill()
             self.process.wait()
-            alone = self.until(lambda: not self.family(), 5.0)
+            within = OVER_RAY if self.scheme.endswith("-ray") else GONE_WITHIN
+            alone = self.until(lambda: not self.family(), within)
             assert alone, f"left behind: {self.family()}"
             self.go_on()
             expected = {"resumed": 1}

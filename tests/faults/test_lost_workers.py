@@ -151,7 +151,7 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(name: str, record_prop
 @pytest.mark.parametrize(("name", "transported"), also_over_ray(["hogwild", "server", "learner"], fast=[]))
 def test_it_is_replaced_with_masks_images_and_memory_too_where_environments_fail(name: str, transported: Any) -> None:
     model = ModelSpec(hidden=(8,), core="gru", core_size=8)
-    values = {"env": partial(Everything, failing=0.01), "model": model, "precision": "fp32", "env_timeout": 30.0}
+    values = {"env": partial(Everything, failing=0.003), "model": model, "precision": "fp32", "env_timeout": 30.0}
     with training(config_of(SCHEMES[name], transport=transported, **values)) as run:
         run.at_work()
         os.kill(run.pid(1), signal.SIGKILL)

@@ -27,6 +27,7 @@ from tests.helpers.runs import events, until
 from tests.helpers.scripts import script
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
+Record = Callable[[str, object], None]
 ENDLESS = "tests.helpers.games:Endless"
 T, B = 20, 8
 ON = ("--steps", "1000000000", "--checkpoint-every", "1")
@@ -139,7 +140,10 @@ def test_cartpole_is_learned_on_two_machines(machines: Machines, method: str) ->
     assert summary["confirmation_score"] >= 450
 
 
-def test_a_worker_a_machine_and_its_raylet_are_replaced_and_a_machine_is_added(machines: Machines) -> None:
+@pytest.mark.fault("P1", "P8", "M1")
+def test_a_worker_a_machine_and_its_raylet_are_replaced_and_a_machine_is_added(
+    machines: Machines, record_property: Record
+) -> None:
     for _ in range(2):
         machines.add()
     with machines.endless(2, "--restarts", "20"):
@@ -160,6 +164,9 @@ def test_a_worker_a_machine_and_its_raylet_are_replaced_and_a_machine_is_added(m
         began = time.time()
         machines.until(lambda: at(machines.of("worker_restarted")[-1]) > began)
         found["machine added"] = (known, at(machines.of("worker_restarted")[-1]) - began)
+    for name, (known, again) in found.items():
+        record_property(f"{name}, s until it is known", known)
+        record_property(f"{name}, s until a replacement", again)
     print({name: [f"{x:.1f}" for x in each] for name, each in found.items()})
     limits = {
         "worker killed": (1, 10),
@@ -183,7 +190,8 @@ def lost(machines: Machines, cause: Callable[[], object], *, place: bool = True)
     return known, known
 
 
-def test_a_short_cut_loses_nothing_and_a_long_one_is_gone_round(machines: Machines) -> None:
+@pytest.mark.fault("M1", "M3")
+def test_a_short_cut_loses_nothing_and_a_long_one_is_gone_round(machines: Machines, record_property: Record) -> None:
     for _ in range(3):
         machines.add()
     with machines.endless(2, "--ray.lease", "30"):
@@ -203,6 +211,8 @@ def test_a_short_cut_loses_nothing_and_a_long_one_is_gone_round(machines: Machin
         time.sleep(max(0.0, cut + 90 - time.time()))
         node.link(True)
         gone = machines.until(lambda: not alive(pid))
+    record_property("after a cut of 20 s, s until on again", on_again)
+    record_property("after a cut of 90 s, s until a replacement", replaced)
     print(f"on again {on_again:.1f} s after 20 s; replaced after {replaced:.1f} s, old process gone after {gone:.1f} s")
     assert on_again <= 5
     assert replaced <= 40
@@ -210,6 +220,7 @@ def test_a_short_cut_loses_nothing_and_a_long_one_is_gone_round(machines: Machin
     exact(machines)
 
 
+@pytest.mark.fault("M3")
 def test_a_slow_link_is_filled(machines: Machines) -> None:
     node = machines.add()
     flags = ("--env", "PongNoFrameskip-v4", "--workers", "1", "--rollout", "5", "--envs", "2", *ON)
@@ -229,6 +240,7 @@ def test_a_slow_link_is_filled(machines: Machines) -> None:
     assert small < 1.0
 
 
+@pytest.mark.fault("M4")
 def test_a_machine_with_another_version_of_torch_is_named_before_any_rollout(
     machines: Machines, tmp_path: Path
 ) -> None:
@@ -255,6 +267,7 @@ def exact(machines: Machines) -> None:
     assert summary["agent_steps"] == summary["updates"] * T * B
 
 
+@pytest.mark.fault("P1", "M1")
 def test_twenty_random_kills_leave_the_counters_exact(machines: Machines) -> None:
     rng = random.Random(0)
     for _ in range(3):

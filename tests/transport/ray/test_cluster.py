@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +27,7 @@ from polyactor.system.guardian import guarded  # noqa: E402
 from tests.helpers.living import alive  # noqa: E402
 from tests.helpers.runs import events, program, until  # noqa: E402
 
+Record = Callable[[str, object], None]
 LISTENS = "0A"
 """The state of a socket in /proc/net/tcp."""
 FLAGS = "--env CartPole-v1 --transport ray --workers 2 --envs 2 --steps 100000000 --quiet"
@@ -87,8 +88,8 @@ def begun(folder: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.fault("P7")
-def test_a_run_that_is_killed_leaves_none_of_its_processes(tmp_path: Path) -> None:
+@pytest.mark.fault("P5", "P11")
+def test_a_run_that_is_killed_leaves_none_of_its_processes(tmp_path: Path, record_property: Record) -> None:
     folder = tmp_path / "run"
     with training(folder) as process:
         until(lambda: begun(folder), process, deadline=120.0)
@@ -108,11 +109,12 @@ def test_a_run_that_is_killed_leaves_none_of_its_processes(tmp_path: Path) -> No
             left = [Path(f"/proc/{pid}/cmdline").read_text()[:200] for pid in family(folder)]
             assert time.monotonic() < start + 20.0, (left, list(token.parent.rglob("*"))[:20])
             time.sleep(0.05)
-        print(f"none of its processes after {time.monotonic() - start:.1f} s")
+        record_property("over Ray, s until no process is left", time.monotonic() - start)
 
 
 @pytest.mark.slow
-def test_a_lost_head_ends_the_run_saved_and_it_goes_on_elsewhere(tmp_path: Path) -> None:
+@pytest.mark.fault("M2")
+def test_a_lost_head_ends_the_run_saved_and_it_goes_on_elsewhere(tmp_path: Path, record_property: Record) -> None:
     folder = tmp_path / "run"
     with training(folder) as process:
         until(lambda: begun(folder), process, deadline=120.0)
@@ -121,7 +123,7 @@ def test_a_lost_head_ends_the_run_saved_and_it_goes_on_elsewhere(tmp_path: Path)
         os.kill(head, signal.SIGKILL)
         start = time.monotonic()
         assert process.wait(60.0) == 8
-        print(f"exit 8 after {time.monotonic() - start:.1f} s")
+        record_property("until it has ended with 8, s", time.monotonic() - start)
         assert process.stderr is not None
         said = process.stderr.read()
         assert "the cluster is lost" in said
@@ -163,6 +165,7 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.fault("M4")
 @pytest.mark.parametrize(
     ("head", "token", "why"),
     [
@@ -227,7 +230,12 @@ def test_a_cluster_of_this_machine_is_joined_as_it_wants(
             assert os.environ["RAY_AUTH_MODE"] == mode
 
 
-def test_where_nobody_listens_that_is_said_before_there_is_a_run(tmp_path: Path) -> None:
+@pytest.mark.fault("M4")
+def test_where_nobody_listens_that_is_said_before_there_is_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_heed_variables", lambda: None)  # a cluster of other tests has been joined by them
+    monkeypatch.setattr(module.ray, "is_initialized", lambda: False)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{free.getsockname()[1]}"

@@ -217,6 +217,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(name: str) -> None
         assert parts.state.vector.isfinite().all()
 
 
+@pytest.mark.fault("P2")
 def test_what_a_worker_raises_is_shown() -> None:
     config = config_of(SCHEMES["server"], workers=1)
     parts = replace(fresh(config), config=replace(config, env=Refusing, transport="ray"))

@@ -245,6 +245,15 @@ def test_where_nobody_listens_that_is_said_before_there_is_a_run(
     assert not list(tmp_path.iterdir())
 
 
+def test_where_a_cluster_of_this_machine_was_looked_for_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+        monkeypatch.setattr(module.services, "canonicalize_bootstrap_address_or_die", lambda _: place)
+        with pytest.raises(ClusterFailed, match=f"--ray.address auto: nothing answers at {place}: "):
+            module._tested("auto")
+
+
 def test_the_callers_variables_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_heed_variables", lambda: None)  # a cluster of other tests has been joined by them
     monkeypatch.delenv("PYTHONBREAKPOINT", raising=False)
@@ -270,25 +279,79 @@ def test_what_is_begun_during_a_run_does_not_end_with_its_cluster(monkeypatch: p
         assert Path(arguments["_temp_dir"]).parent.stat().st_mode & 0o777 == 0o700
         module.utils.set_sigterm_handler(signal.SIG_IGN)
         begun.append(None if signal.getsignal(signal.SIGTERM) is before else "of Ray")
+        assert arguments["num_cpus"] == 3  # Ray starts as many processes
 
     monkeypatch.setattr(module.ray, "is_initialized", lambda: False)
     for name, instead in (("_init", begins), ("_leave", lambda: None), ("_heed_variables", lambda: None)):
         monkeypatch.setattr(module, name, instead)
     monkeypatch.setattr(module.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:1"))
     monkeypatch.delenv(VARIABLE, raising=False)
-    with module.joined(RayOptions(), workers=1, room=0):
+    with module.joined(RayOptions(cpus=1e6), workers=3, room=0) as cluster:
         assert VARIABLE not in os.environ
+        assert cluster.cpus == 1.0
     mark, handler = begun
     assert mark is not None
     assert handler is None
     assert not Path(mark).exists()
 
 
+SIGNALLED = """
+import os, signal, threading
+from ray._private import worker
+from polyactor.config import RayOptions
+from polyactor.transport.ray.cluster import joined
+
+connect = worker.connect
+
+def connected(*given, **named):
+    done = threading.Event()
+
+    def ends():  # again and again while Ray's C++ code begins
+        while not done.wait(0.002):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=ends)
+    thread.start()
+    connect(*given, **named)
+    done.set()
+    thread.join()
+
+worker.connect = connected
+heard = set()
+signal.signal(signal.SIGTERM, lambda *_: heard.add("heard"))
+with joined(RayOptions(), workers=1, room=0):
+    print(*heard, "joined", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_while_ray_begins_is_the_runs() -> None:
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=120.0)
+    assert (done.returncode, done.stdout.split()) == (0, ["heard", "joined"]), done.stderr[-1000:]
+
+
+@pytest.mark.slow
+def test_in_a_thread_ray_says_nothing_of_signals() -> None:
+    code = (
+        SIGNALLED.partition("connect = ")[0]
+        + """
+def join():
+    with joined(RayOptions(), workers=1, room=0):
+        print("joined", flush=True)
+thread = threading.Thread(target=join)
+thread.start()
+thread.join()
+"""
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120.0)
+    assert (done.stdout.split(), done.stderr) == (["joined"], "")
+
+
 def test_a_head_that_refuses_is_lost_and_one_that_answers_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOK_EVERY", 0.02)
     monkeypatch.setattr(module, "REFUSED_FOR", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as head:
-        cluster = module.Cluster(f"127.0.0.1:{head.getsockname()[1]}")
+        cluster = module.Cluster(f"127.0.0.1:{head.getsockname()[1]}", cpus=1.0)
         time.sleep(0.2)
         assert cluster.lost() == ""
     end = time.monotonic() + 10.0

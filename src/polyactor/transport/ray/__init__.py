@@ -50,7 +50,7 @@ def run_roles(parts: Parts, tell: Tell = untold) -> Generator[None, None, None]:
         for worker in range(roles.workers):
             counters.heartbeats.begin(worker)
             counters.leave(worker)  # a worker elsewhere changes no state here, so no pause waits for it
-        post = Post(parts, exchange, wake_up, cluster.lost, tell)
+        post = Post(parts, exchange, wake_up, cluster, tell)
         stack.callback(post.stop)
         stack.callback(counters.stop)
         yield from supervised(roles, Supervisor(post, config, counters, roles, tell))

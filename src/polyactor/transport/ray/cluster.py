@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 import socket
@@ -58,9 +57,11 @@ class Cluster(AbstractContextManager["Cluster"]):
 
     Args:
         address: host:port of the head node.
+        cpus: cores of a node that a worker takes.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, cpus: float) -> None:
+        self.cpus = cpus
         host, _, port = address.rpartition(":")
         self.address, self.place = address, (host.strip("[]"), int(port))
         self.asks = is_token_auth_enabled()
@@ -122,16 +123,17 @@ def joined(options: RayOptions, workers: int, room: int) -> Iterator[Cluster]:
     with _alone() as stack:
         if ray.is_initialized():
             stack.close()  # the caller's cluster may have several runs
-            with Cluster(ray.get_runtime_context().gcs_address) as cluster:
+            with Cluster(ray.get_runtime_context().gcs_address, options.cpus) as cluster:
                 yield cluster
             return
         stack.callback(_heed_variables)  # the caller's, as they are put back
-        for module, name in ((driver, "print_to_stdstream"), (utils, "set_sigterm_handler")):
-            stack.callback(setattr, module, name, getattr(module, name))
-            setattr(module, name, _unsaid)
+        for place, name, ours in QUIETLY:
+            stack.callback(setattr, place, name, getattr(place, name))
+            setattr(place, name, ours)
+        cpus = 1.0 if options.address == "local" else options.cpus
         with _own_variables():
             if options.address == "local":
-                arguments = _begun(stack, math.ceil(workers * options.cpus), room)
+                arguments = _begun(stack, workers, room)
             else:
                 variables = PATIENT | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
                 arguments = {"address": _tested(options.address), "runtime_env": {"env_vars": variables}}
@@ -140,7 +142,7 @@ def joined(options: RayOptions, workers: int, room: int) -> Iterator[Cluster]:
             with kept_switches():  # Ray's C++ code handles SIGTERM
                 _init(options.address, arguments)
         stack.callback(_leave)
-        yield stack.enter_context(Cluster(ray.get_runtime_context().gcs_address))
+        yield stack.enter_context(Cluster(ray.get_runtime_context().gcs_address, cpus))
 
 
 @contextmanager
@@ -201,10 +203,11 @@ def _heed_variables() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _begun(stack: ExitStack, cpus: int, room: int) -> dict[str, Any]:
+def _begun(stack: ExitStack, workers: int, room: int) -> dict[str, Any]:
     """Return the arguments with which Ray begins a cluster on this machine, which nobody else can reach or use.
 
-    Its processes end with this one, however that ends, and leave no file.
+    Its processes end with this one, however that ends, and leave no file. It has one core for each worker, whatever
+    ``--ray.cpus`` says, since Ray starts a process for each core.
     """
     folder = Path(tempfile.mkdtemp(prefix="pa-ray-", dir="/tmp"))  # Ray's sockets have long names in it
     token = folder / "token"
@@ -217,7 +220,7 @@ def _begun(stack: ExitStack, cpus: int, room: int) -> dict[str, Any]:
     _on_loopback(stack)
     return {
         "address": "local",
-        "num_cpus": cpus,
+        "num_cpus": workers,
         "include_dashboard": False,
         "object_store_memory": max(LEAST_STORE, room),
         "_temp_dir": str(folder / "ray"),  # which Ray opens to everybody, sockets and all; the folder it leaves closed
@@ -238,12 +241,15 @@ def _tested(address: str) -> str:
         ClusterFailed: there is none, or it accepts other tokens or everybody.
         UsageError: it can be reached from other machines, and there is no token.
     """
+    place = address
     try:
-        place: str = services.canonicalize_bootstrap_address_or_die("auto") if address == "auto" else address
+        if address == "auto":
+            place = services.canonicalize_bootstrap_address_or_die("auto")
         host, _, port = place.rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
     except (OSError, ValueError) as error:  # a ConnectionError where no cluster runs here
-        raise ClusterFailed(f"--ray.address {address}: nothing answers there: {one_line(error)}") from None
+        where = "there" if place == address else f"at {place}"
+        raise ClusterFailed(f"--ray.address {address}: nothing answers {where}: {one_line(error)}") from None
     refuse_without_token(place)
     asked = {mode: probe.starts(place, mode) for mode in ("token", "disabled")}
     answers = {mode: probe.answer(asking) for mode, asking in asked.items()}
@@ -266,7 +272,17 @@ def _tested(address: str) -> str:
 
 
 def _unsaid(*_: object, **__: object) -> None:
-    """Do nothing: print nothing of workers that are lost, which the run's events tell, and leave SIGTERM to the run."""
+    """Do nothing, in place of Ray."""
+
+
+QUIETLY: tuple[tuple[Any, str, Any], ...] = (
+    (driver, "print_to_stdstream", _unsaid),
+    (driver.logger, "warning", _unsaid),
+    (utils, "set_sigterm_handler", _unsaid),
+    (ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", True),
+)
+"""What of Ray is otherwise in a run: it prints nothing of lost workers, which events tell, nor of threads, and leaves
+SIGTERM to the run; its handler in C++ would end this process, with a trace, while a cluster begins."""
 
 
 def _leave() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from polyactor.errors import ClusterFailed, WorkerExit, WorkerFailed, in_brief
 from polyactor.shared.exchange import Exchange
 from polyactor.shared.slot_queue import WakeUp
 from polyactor.transport.last_words import LastWords
+from polyactor.transport.ray.cluster import Cluster
 from polyactor.transport.ray.letters import Letter, Publisher, own_versions
 from polyactor.transport.ray.remote import Remote
 from polyactor.transport.watchdog import Tell
@@ -87,19 +87,19 @@ class Post:
         parts: the parts of the run.
         exchange: the run's own queues and places.
         wake_up: wakes the thread; the queues wake it when a slot is free.
-        lost: returns why the cluster is lost, or nothing while it is not.
+        cluster: the cluster that has the nodes.
         tell: called when a worker waits for a node that has room.
     """
 
-    def __init__(self, parts: Parts, exchange: Exchange, wake_up: WakeUp, lost: Callable[[], str], tell: Tell) -> None:
+    def __init__(self, parts: Parts, exchange: Exchange, wake_up: WakeUp, cluster: Cluster, tell: Tell) -> None:
         config = parts.config
-        self.options, self.counters, self.exchange, self.lost = config.ray, parts.counters, exchange, lost
-        self.tell, self.unplaced = tell, deque[int]()
+        self.lease, self.counters, self.exchange, self.lost = config.ray.lease, parts.counters, exchange, cluster.lost
+        self.cpus, self.tell, self.unplaced = cluster.cpus, tell, deque[int]()
         self.workers, self.steps, self.slots, self.wake_up = config.workers, config.steps, exchange.slots, wake_up
         self.publisher = Publisher(parts.state, parts.counters, exchange.lock, config.ray.wire)
         self.given = cloudpickle.dumps((config, parts.spec, registrations()))
         self.make = ray.remote(
-            num_cpus=self.options.cpus,
+            num_cpus=cluster.cpus,
             max_restarts=0,  # budgets and streams of replacements are the supervisor's
             max_task_retries=0,  # each turn is played at most once
             concurrency_groups={"control": 2},
@@ -147,7 +147,7 @@ class Post:
         if why := self.lost():
             raise ClusterFailed(f"the cluster is lost: {why}")
         while self.unplaced:
-            i, cores = self.unplaced.popleft(), f"{self.options.cpus:g} free cores (--ray.cpus)"
+            i, cores = self.unplaced.popleft(), f"{self.cpus:g} free cores (--ray.cpus), or to start on a slow one"
             self.tell("worker_waits", f"worker {i} waits for a node with {cores}", worker=i)
         return [self.exits.popleft() for _ in range(len(self.exits))]
 
@@ -269,8 +269,8 @@ class Post:
             seat.pulse = self._asked(seat.remote.pulse.remote())
         elif seat.pulse is not None and now > seat.since + UNKNOWN_AFTER:
             self.counters.heartbeats.begin(i)  # whether its environments answer is not known
-        if seat.pulse is not None and now > seat.since + self.options.lease:
-            reason = f"gave no answer for {self.options.lease:g} s (--ray.lease)"
+        if seat.pulse is not None and now > seat.since + self.lease:
+            reason = f"gave no answer for {self.lease:g} s (--ray.lease)"
             raise _Lost(WorkerExit(i, WorkerFailed(f"worker {i} {reason}"), reason))
 
     def _give_up(self, i: int, exit: WorkerExit) -> None:

@@ -36,7 +36,10 @@ def test_per_worker_values_that_cannot_be(entry: str) -> None:
             RayOptions(address="somewhere"),
             "--ray.address somewhere is not allowed: it must be local, auto or host:port",
         ),
-        (RayOptions(address="127.0.0.1:99999"), "must be local, auto or host:port"),
+        *[
+            (RayOptions(address=address), "must be local, auto or host:port")
+            for address in ("127.0.0.1:99999", "ray://10.0.0.1:10001", " head:6379", "::1:6379", ":6379", "head:6379 ")
+        ],
     ],
 )
 def test_places_that_cannot_be(options: RayOptions, said: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import os
+import re
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -160,6 +161,10 @@ TRANSPORTS = {
 }
 
 
+HOST = re.compile(r"[^\s/:\[\]]+|\[[\da-fA-F:.]+\]")
+"""A name or an address of a machine; one with colons stands in brackets."""
+
+
 @dataclass(frozen=True)
 class RayOptions:
     """The cluster whose nodes have the workers of ``--transport ray``."""
@@ -185,7 +190,7 @@ class RayOptions:
         if self.address in ("local", "auto"):
             return
         host, _, port = self.address.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
+        if not HOST.fullmatch(host) or not port.isdecimal() or not 0 < int(port) < 1 << 16:
             raise UsageError(
                 f"--ray.address {one_line(self.address, most=80)} is not allowed: it must be local, auto or host:port"
             )

@@ -60,6 +60,24 @@ def test_at_the_end_it_ends_what_is_left_and_nobody_else(tmp_path: Path, monkeyp
     other.wait()
 
 
+def test_a_title_that_hides_the_mark_hides_nobody(tmp_path: Path) -> None:
+    """Ray's processes give themselves titles, which overwrite a part of their environment, now this and now that."""
+    folder = tmp_path / "litter"
+    folder.mkdir()
+    began = []
+    for title, place in (("ray::Agent", folder), ("ray::Agent", tmp_path), ("sleep", folder)):
+        with (place / "log").open("w") as log:
+            began.append(subprocess.Popen([title, "60"], executable=shutil.which("sleep"), stdout=log))
+    with guarded("MARK", str(folder), str(folder)):
+        assert all(each.poll() is None for each in began)
+    mine, elsewhere, other = began
+    assert mine.wait(10.0) == -signal.SIGKILL
+    for each in (elsewhere, other):
+        assert each.poll() is None
+        each.kill()
+        each.wait()
+
+
 def test_a_folder_that_is_still_written_to_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, removed = tmp_path / "litter", shutil.rmtree
     folder.mkdir()

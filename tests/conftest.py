@@ -27,6 +27,13 @@ SLOW_MAY_TAKE = 3600
 """Seconds, of a test that is marked slow; pyproject.toml says it for the others."""
 
 
+def pytest_configure() -> None:
+    """Hear signals that whoever began this ignores, and passes on: SIGHUP under nohup, SIGINT in the background."""
+    for each, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(each) == signal.SIG_IGN:
+            signal.signal(each, handler)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """More time for what learns or soaks; and a page about all faults is not written of some tests."""
     everywhere = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.getoption("keyword")

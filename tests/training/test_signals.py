@@ -208,7 +208,6 @@ def test_a_closed_terminal_costs_a_run_no_worker(preset: str, tmp_path: Path) ->
     """All processes of the terminal get the signal, and printing fails from then on."""
     pid, terminal = pty.fork()
     if pid == 0:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
         flags = "--env polyactor/Chain-v0 --workers 2 --steps 100000000 --checkpoint-every 1 --out run"
         os.chdir(tmp_path)
         os.environ["PYTHONPATH"] = str(SOURCE)

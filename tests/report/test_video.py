@@ -22,6 +22,9 @@ from tests.helpers.games import Endless, Games
 from tests.helpers.policies import config_of, untrained
 from tests.helpers.runs import Quiet, events, train
 
+# imageio-ffmpeg leaves the pipes of a reader to the collector where ffmpeg has ended before it is closed.
+pytestmark = pytest.mark.filterwarnings("ignore:.*FileIO:pytest.PytestUnraisableExceptionWarning")
+
 
 class Painted(Games):
     """Games of 12 steps with pictures of an odd size."""

@@ -140,7 +140,7 @@ def test_cartpole_is_learned_on_two_machines(machines: Machines, method: str) ->
     assert summary["confirmation_score"] >= 450
 
 
-@pytest.mark.fault("P1", "P8")
+@pytest.mark.fault("P1", "P8", "M1")
 def test_a_worker_a_machine_and_its_raylet_are_replaced_and_a_machine_is_added(
     machines: Machines, record_property: Record
 ) -> None:
@@ -190,6 +190,7 @@ def lost(machines: Machines, cause: Callable[[], object], *, place: bool = True)
     return known, known
 
 
+@pytest.mark.fault("M1", "M3")
 def test_a_short_cut_loses_nothing_and_a_long_one_is_gone_round(machines: Machines, record_property: Record) -> None:
     for _ in range(3):
         machines.add()
@@ -219,6 +220,7 @@ def test_a_short_cut_loses_nothing_and_a_long_one_is_gone_round(machines: Machin
     exact(machines)
 
 
+@pytest.mark.fault("M3")
 def test_a_slow_link_is_filled(machines: Machines) -> None:
     node = machines.add()
     flags = ("--env", "PongNoFrameskip-v4", "--workers", "1", "--rollout", "5", "--envs", "2", *ON)
@@ -238,6 +240,7 @@ def test_a_slow_link_is_filled(machines: Machines) -> None:
     assert small < 1.0
 
 
+@pytest.mark.fault("M4")
 def test_a_machine_with_another_version_of_torch_is_named_before_any_rollout(
     machines: Machines, tmp_path: Path
 ) -> None:
@@ -264,7 +267,7 @@ def exact(machines: Machines) -> None:
     assert summary["agent_steps"] == summary["updates"] * T * B
 
 
-@pytest.mark.fault("P1")
+@pytest.mark.fault("P1", "M1")
 def test_twenty_random_kills_leave_the_counters_exact(machines: Machines) -> None:
     rng = random.Random(0)
     for _ in range(3):

@@ -144,6 +144,20 @@ FAULTS: dict[str, tuple[str, str]] = {
         "an environment of which few copies may exist at once",
         "an evaluation makes no more than a worker has; `--evaluate.envs` sets it, 0 included",
     ),
+    "M1": (
+        "a machine of a cluster is killed, or its raylet, or it is silent for `--ray.lease`",
+        "its worker is replaced on another machine within 10 s, 20 s, or 10 s after the lease, and nothing it sends "
+        "later is read; where none has room that is said, and the others go on until a machine is added",
+    ),
+    "M2": (
+        "the head of a cluster is lost",
+        "the run is saved and ends with 8 within 30 s; it goes on over another cluster, or on one machine",
+    ),
+    "M3": ("the link to a machine is cut for 20 s, or slow", "nothing is lost; sampling again within 5 s"),
+    "M4": (
+        "a cluster that cannot be joined or trusted, a machine with other versions or without a module",
+        "exit code 8 naming it, before there is a run, or before any rollout; 2 where there is no token",
+    ),
 }
 
 

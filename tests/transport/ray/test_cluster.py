@@ -113,6 +113,7 @@ def test_a_run_that_is_killed_leaves_none_of_its_processes(tmp_path: Path, recor
 
 
 @pytest.mark.slow
+@pytest.mark.fault("M2")
 def test_a_lost_head_ends_the_run_saved_and_it_goes_on_elsewhere(tmp_path: Path, record_property: Record) -> None:
     folder = tmp_path / "run"
     with training(folder) as process:
@@ -164,6 +165,7 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.fault("M4")
 @pytest.mark.parametrize(
     ("head", "token", "why"),
     [
@@ -228,6 +230,7 @@ def test_a_cluster_of_this_machine_is_joined_as_it_wants(
             assert os.environ["RAY_AUTH_MODE"] == mode
 
 
+@pytest.mark.fault("M4")
 def test_where_nobody_listens_that_is_said_before_there_is_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

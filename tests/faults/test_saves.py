@@ -6,6 +6,7 @@ import builtins
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import time
@@ -24,6 +25,7 @@ from polyactor.errors import CheckpointError, Diverged, OutOfResources, RunDirec
 from polyactor.storage import atomic, checkpoint
 from polyactor.storage.checkpoint import load, point, save
 from polyactor.storage.metrics_log import MetricsLog, read_rows
+from polyactor.storage.run_directory import refuse_taken
 from polyactor.training import trainer
 from polyactor.training.checkpointing import Checkpointer, with_advice
 
@@ -373,6 +375,15 @@ def test_an_error_says_once_where_to_go_on_from(tmp_path: Path) -> None:
     assert said == f"it broke; last checkpoint: {path}, go on with: polyactor resume {tmp_path}"
     assert with_advice(said, tmp_path) == said
     assert with_advice("worker 0 raised: x\nTraceback\n", tmp_path).splitlines()[-1].startswith("last checkpoint: ")
+
+
+def test_the_command_that_resumes_is_one_for_a_shell(tmp_path: Path) -> None:
+    directory = tmp_path / "it's mine; (2)"
+    write(directory, 1, 1)
+    with pytest.raises(RunDirectoryError) as taken:
+        refuse_taken(directory)
+    for said in (str(taken.value), with_advice("it broke", directory)):
+        assert shlex.split(said.partition("go on with: ")[2]) == ["polyactor", "resume", str(directory)]
 
 
 CHAIN = {"env": "polyactor/Chain-v0", "steps": 400, "envs": 2, "seed": 1, "quiet": True, "checkpoint_every": 0.0}

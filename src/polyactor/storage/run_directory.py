@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import socket
 import stat
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,9 @@ from polyactor.system.script import refuse_run
 
 LOCK = "run.lock"
 """The lock file of a run directory. It names the process that trains there, which removes it at its end."""
+
+RESUME = "go on with: polyactor resume"
+"""How a message begins the command that resumes a run; `how_to_resume` has all of it."""
 
 CONFIG = "config.json"
 """The file with the config of a run, for people and plots; a resumed run reads the config in its checkpoint."""
@@ -84,9 +88,12 @@ def refuse_taken(directory: Path, *, mine: bool = False) -> None:
             _lock(descriptor, directory)
         finally:
             os.close(descriptor)
-    raise RunDirectoryError(
-        f"--out {directory} is taken: choose another directory, or go on with: polyactor resume {directory}"
-    )
+    raise RunDirectoryError(f"--out {directory} is taken: choose another directory, or {how_to_resume(directory)}")
+
+
+def how_to_resume(directory: Path) -> str:
+    """Return what a message says of resuming the run in `directory`: a command, quoted for a shell."""
+    return f"{RESUME} {shlex.quote(str(directory))}"
 
 
 def run_of(path: Path) -> Path:

@@ -12,6 +12,7 @@ from torch import Tensor
 from polyactor.errors import CheckpointError, Diverged, OutOfResources, PolyactorError, RunDirectoryError
 from polyactor.storage import checkpoint
 from polyactor.storage.metrics_log import MetricsLog
+from polyactor.storage.run_directory import RESUME, how_to_resume
 
 FAILURES_ALLOWED = 2
 """Failed saves in a row that a run tolerates; one more stops it."""
@@ -109,7 +110,7 @@ def advise(error: Exception, directory: Path) -> None:
 def with_advice(message: str, directory: Path) -> str:
     """Return `message` with the last checkpoint and the command that resumes the run, where it has a checkpoint."""
     found = checkpoint.last(directory)
-    if found is None or "go on with: polyactor resume" in message:
+    if found is None or RESUME in message:
         return message
     end = "\n" if "\n" in message else "; "
-    return f"{message.rstrip()}{end}last checkpoint: {found}, go on with: polyactor resume {directory}"
+    return f"{message.rstrip()}{end}last checkpoint: {found}, {how_to_resume(directory)}"

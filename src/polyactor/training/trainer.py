@@ -21,7 +21,7 @@ from polyactor.settings.check import check
 from polyactor.settings.serialize import to_json
 from polyactor.storage import checkpoint
 from polyactor.storage.metrics_log import MetricsLog
-from polyactor.storage.run_directory import claimed, refuse_taken, run_directory, run_of, write_config
+from polyactor.storage.run_directory import claimed, how_to_resume, refuse_taken, run_directory, run_of, write_config
 from polyactor.system import failpoints
 from polyactor.system.interpreter import no_exit
 from polyactor.system.machine import tune_allocator, undisturbed
@@ -265,7 +265,7 @@ class _Training:
     def _keep_pictures(self, status: str) -> None:
         """Write learning curve and video and print the result; of a stopped run, only print how to resume it."""
         if status == "stopped":
-            self.progress.say(f"stopped and saved; go on with: polyactor resume {self.directory}")
+            self.progress.say(f"stopped and saved; {how_to_resume(self.directory)}")
             return
         say, games = self.progress.say, bool(self.stats.scores)
         skipped = dict(keepsakes(self.config, self.directory, games=games, stopped=self.stop, say=say))

@@ -162,6 +162,17 @@ TRAIN = "train a2c --env CartPole-v1"
         (f"{TRAIN} --optimizer.lr", "--optimizer.lr needs a value"),
         (f"{TRAIN} --model.hidden --seed 1", "--model.hidden needs a value"),
         (f"{TRAIN} --out", "--out needs a value"),
+        (f"{TRAIN} --stop-at it's", "--stop-at it's is not allowed: it must be a number or none"),
+        (f"{TRAIN} --workers x", "--workers x is not allowed: it must be a whole number or auto"),
+        (
+            f"{TRAIN} --model.hidden 4 x --seed 1",
+            "--model.hidden 4 x is not allowed: it must be a whole number, or several",
+        ),
+        (f"{TRAIN} --algorithm.value_loss l1", "--algorithm.value-loss l1 is not allowed: it must be one of"),
+        (
+            f"{TRAIN} --transport {'x' * 200}",
+            f"--transport {'x' * 80}… is not allowed: it must be one of local, inline",
+        ),
         ("evaluate run --games -1", "--games -1 is not allowed"),
         ("evaluate run --games 0", "--games 0 is not allowed: it must be above 0"),
         ("evaluate run --evaluate.max-steps 0", "--evaluate.max-steps 0 is not allowed: it must be above 0"),

@@ -165,11 +165,11 @@ REFUSED = {
     f"a2c {TRAIN} --workers 2": "--workers 2 is not allowed: --scheme sync has one worker",
     f"a2c {TRAIN} --max-lag 3": "there is no flag --scheme.max-lag",
     f"a3c {TRAIN} --device cuda": "--device cuda is not allowed with --scheme hogwild",
-    f"a3c {TRAIN} --transport pigeon": "invalid choice 'pigeon' for argument '--transport'",
+    f"a3c {TRAIN} --transport pigeon": "--transport pigeon is not allowed: it must be one of local, inline, ray",
     f"a3c {TRAIN} --transport ray": "--scheme hogwild is not allowed with --transport ray: it has workers that write",
     f"a2c {TRAIN} --transport ray": "--scheme sync is not allowed with --transport ray: it has no workers; use",
     f"impala {TRAIN} --transport ray --ray.address here": "--ray.address here is not allowed: it must be local, auto",
-    f"impala {TRAIN} --ray.wire fp8": "invalid choice 'fp8' for argument '--ray.wire'",
+    f"impala {TRAIN} --ray.wire fp8": "--ray.wire fp8 is not allowed: it must be one of fp32, bf16",
     f"impala {TRAIN} --ray.lease 0": "--ray.lease 0.0 is not allowed: it must be a number of at least 1",
     f"a3c {TRAIN} --transport inline --scheme.workers-as thread": "--scheme.workers-as thread is not allowed with",
     f"acktr {TRAIN} --scheme actor-learner": "--optimizer kfac is not allowed with --scheme actor-learner: one process",
@@ -194,7 +194,6 @@ def test_what_cannot_be_right_is_refused_in_one_sentence(
     assert stop.value.code == 2
     assert REFUSED[flags] in said
     assert "\n" not in said
-    assert "Invalid choice invalid" not in said
     assert not list(tmp_path.iterdir())
 
 

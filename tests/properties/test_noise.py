@@ -193,7 +193,7 @@ REFUSED = {
     "a3c --model.network examples/own_torso.py:Residual": "--model.noisy heads is not allowed with --model.network",
     "a3c --model.noisy dense --model.torso a.py:B": "--model.noisy dense is not allowed with --model.torso of your own",
     "a3c --model.noisy dense --precision bf16": "--precision bf16 is not allowed with --model.noisy dense",
-    "a3c --model.noisy some": "invalid choice 'some' for argument '--model.noisy'",
+    "a3c --model.noisy some": "--model.noisy some is not allowed: it must be one of none, heads, dense",
 }
 
 

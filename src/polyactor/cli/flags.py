@@ -13,10 +13,10 @@ import sys
 import textwrap
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import field, fields, is_dataclass, make_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-from polyactor.errors import UsageError, suggestion
-from polyactor.fields import AUTO, KINDS, NameOrCode, Setting, replace_at, walk
+from polyactor.errors import UsageError, one_line, suggestion
+from polyactor.fields import AUTO, KINDS, NameOrCode, OneOf, Setting, kind, replace_at, walk
 
 if TYPE_CHECKING:
     from polyactor.config import Config
@@ -117,7 +117,7 @@ def _parse(base: Config, args: list[str], prog: str) -> Config:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UsageError(_one_sentence(complaint.getvalue())) from None
+        raise UsageError(_one_sentence(complaint.getvalue(), base, args)) from None
     for setting in walk(base):
         if setting.path not in ("env", *MADE_OF.values()):
             value = getattr(getattr(parsed, setting.group), _name(setting))
@@ -188,19 +188,43 @@ def _is_switch(flag: str, known: Collection[str]) -> bool:
     return flag.startswith("--") and (name.startswith("no-") or f"{section}{dot}no-{name}" in known)
 
 
-def _one_sentence(box: str) -> str:
-    """Return an error message of tyro, which is drawn in a box, as one line."""
-    text = re.sub(r"[╭╮╰╯│─]+|Value error", " ", box)
-    number = re.search(r"Error parsing (--\S+): (?:invalid literal for (int)|could not convert).*?:\s+'(.*?)'", text)
-    if number:
-        flag, whole, value = number.groups()
-        auto = " or auto" * (flag[2:] in AUTO)
-        return f"{flag} {value} is not allowed: it must be {KINDS[int if whole else float]}{auto}"
+def _one_sentence(box: str, base: Config, args: list[str]) -> str:
+    """Return an error message of tyro, which is drawn in a box, as one line that says what is allowed."""
+    text = " ".join(re.sub(r"[╭╮╰╯│─]+|Value error", " ", box).split())
+    flag = re.search(r"(?:Error parsing |invalid choice .* for argument ')--([\w.-]+)", text)
+    for setting in walk(base):
+        if flag and setting.flag == flag[1].replace("_", "-"):
+            value = one_line(" ".join(_given(args, setting.flag)), most=80)
+            return f"--{setting.flag} {value} is not allowed: it must be {_wanted(setting)}"
     stray = re.search(r"Unrecognized options:\s+(\S+)", text)
     if stray:
         return f"'{stray[1]}' is one word too many"
     text = re.split(r"Argument helptext|For full helptext|Got errors", text)[0]
     return " ".join(text.split()).removeprefix("Invalid choice ") or "the flags were not understood"
+
+
+def _given(args: list[str], flag: str) -> list[str]:
+    """Return the values of a flag where it is given last."""
+    values: list[str] = []
+    mine = False
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if arg.startswith("--"):
+            mine = name[2:].replace("_", "-") == flag
+            values = [value] * bool(equals) if mine else values
+        elif mine:
+            values.append(arg)
+    return values
+
+
+def _wanted(setting: Setting) -> str:
+    """Return in words what the text after a flag must be: one of the names, or of a type."""
+    for names in setting.declared.allowed:
+        if isinstance(names, OneOf):
+            return str(names)
+    hint = setting.declared.hint
+    several = get_args(hint) if get_origin(hint) is tuple else ()
+    return f"{kind(several[0])}, or several" if several else kind(hint) + " or auto" * (setting.flag in AUTO)
 
 
 def _with_none(args: list[str], optional: Collection[str]) -> list[str]:
@@ -322,22 +346,22 @@ def small_flags(
     if HELP.intersection(args):
         print(f"usage: polyactor {usage}")
         sys.exit(0)
-    for name, kind in kinds.items():
-        if kind is bool:
+    for name, type_ in kinds.items():
+        if type_ is bool:
             options[name], args = f"--{name}" in args, [arg for arg in args if arg != f"--{name}"]
             continue
-        if kind is list:
+        if type_ is list:
             values, args = take_all(args, name)
             options |= {name: values} if values else {}
             continue
         value, args = take(args, name)
         if value is not None:
             try:
-                options[name] = kind(value)
+                options[name] = type_(value)
             except ValueError:
-                raise UsageError(f"--{name} {value} is not allowed: it must be {KINDS[kind]}") from None
+                raise UsageError(f"--{name} {value} is not allowed: it must be {KINDS[type_]}") from None
             zero = name == "seed"  # every other number must be above 0
-            if kind in (int, float) and not (0 < options[name] < float("inf") or (zero and options[name] == 0)):
+            if type_ in (int, float) and not (0 < options[name] < float("inf") or (zero and options[name] == 0)):
                 least = "at least" if zero else "above"
                 raise UsageError(f"--{name} {value} is not allowed: it must be {least} 0")
     for arg in args:

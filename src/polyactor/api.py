@@ -78,7 +78,7 @@ def train(
         env: a Gymnasium id, ``module:name``, ``file.py:name``, or a callable that returns one environment.
         algorithm: "a2c", "ppo", "vtrace", "acer" or ``file.py:Class``.
         scheme: "sync", "hogwild", "param-server" or "actor-learner".
-        optimizer: "sgd", "rmsprop" or "adam".
+        optimizer: "sgd", "rmsprop", "adam" or "kfac".
         model: a torso, such as "nature-cnn"; parts of one's own as ``{"torso": Net}`` or ``{"torso": "file.py:Net"}``.
         normalize: which of observations and rewards are scaled or clipped.
         atari: preprocessing of Atari frames; other environments ignore it.

@@ -21,7 +21,7 @@ FAULTS: dict[str, tuple[str, str]] = {
     ),
     "P2": (
         "a worker ends or raises as soon as it starts",
-        "3 times at most, then the run ends with its own words, in 15 s",
+        "3 times at most, then the run ends with its own words, in 15 s, over Ray in 30 s",
     ),
     "P3": (
         "an environment raises or exits",

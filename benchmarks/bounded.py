@@ -132,7 +132,10 @@ def run(cell: Cell) -> dict[str, Any]:
 def write_table() -> None:
     """Put the table of all results into the page."""
     found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    lines = ["| environment | method | runs of each | Gaussian | Beta | squashed |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| environment | method | runs of each | Gaussian | Beta | squashed |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for env, method in FLAGS:
         own = {kind: [x for x in found if (x["env"], x["method"], x["kind"]) == (env, method, kind)] for kind in KINDS}
         if any(own.values()):

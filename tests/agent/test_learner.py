@@ -60,6 +60,30 @@ def test_after_a_batch_an_algorithm_has_the_parameters_it_was_differentiated_at(
     assert len(SEEN) == 2
 
 
+def test_the_images_of_a_replayed_batch_are_scaled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The average network sees those that the network sees, also where the running moments have moved."""
+    config = base_config("acer", env="polyactor/Catch-v0")
+    normalize = replace(config.normalize, observation=True)
+    config = replace(config, workers=1, envs=2, rollout=3, normalize=normalize, steps=1_000)
+    algorithm = replace(config.algorithm, replay_start=1, replay_ratio=20.0, on_policy=False)  # type: ignore[call-arg]
+    parts = fresh(replace(config, algorithm=algorithm))
+    replica, actor = parts.actor(0)
+    learner, updater = parts.learner(0, replica), parts.updater(0)
+    average, scaled = replica.model.average, list[int]()
+    assert average is not None
+    for model in (replica.model, average):
+        original = model.prepared
+        monkeypatch.setattr(model, "prepared", lambda x, *more, of=original: scaled.append(len(x)) or of(x, *more))
+    rollout, batches = actor.collect(replica.version), 0
+    actor.envs.close()
+    scaled.clear()
+    for gradients in learner.gradients(rollout):
+        updater.apply(gradients)
+        batches += 1
+    assert batches > 5
+    assert sum(scaled) == batches * (3 + 1) * 2  # T rows, and the one to bootstrap from
+
+
 def test_an_algorithm_that_gives_no_batch_ends_the_run_with_a_sentence() -> None:
     parts = fresh(config_with(Nothing()))
     replica, actor = parts.actor(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,10 +27,10 @@ from polyactor.storage import checkpoint
 T, B, SLOTS = 4, 3, 5
 
 
-def rollouts(count: int, *, seed: int = 0, stack: int = 1) -> list[Rollout]:
+def rollouts(count: int, *, seed: int = 0, stack: int = 1, length: int = T) -> list[Rollout]:
     """One stream cut into rollouts: row T of each is row 0 of the next, and stacks are those of the frames before."""
     rng = np.random.default_rng(seed)
-    rows = count * T + 1
+    rows = count * length + 1
     is_first = rng.random((rows, B)) < 0.2
     is_first[0] = True
     frames = rng.integers(1, 256, (rows, B, 2, 2), dtype=np.uint8)
@@ -49,14 +50,14 @@ def rollouts(count: int, *, seed: int = 0, stack: int = 1) -> list[Rollout]:
 
     return [
         Rollout(
-            observation=torch.from_numpy(observation[i * T : i * T + T + 1].copy()),
-            is_first=torch.from_numpy(is_first[i * T : i * T + T + 1].copy()),
-            action=torch.from_numpy(rng.integers(0, 3, (T, B))),
-            reward=normal(T, B),
-            terminated=torch.from_numpy(rng.random((T, B)) < 0.3),
-            behavior_log_prob=normal(T, B),
-            behavior_params=normal(T, B, 3),
-            action_mask=torch.from_numpy(legal[i * T : i * T + T + 1].copy()),
+            observation=torch.from_numpy(observation[i * length : (i + 1) * length + 1].copy()),
+            is_first=torch.from_numpy(is_first[i * length : (i + 1) * length + 1].copy()),
+            action=torch.from_numpy(rng.integers(0, 3, (length, B))),
+            reward=normal(length, B),
+            terminated=torch.from_numpy(rng.random((length, B)) < 0.3),
+            behavior_log_prob=normal(length, B),
+            behavior_params=normal(length, B, 3),
+            action_mask=torch.from_numpy(legal[i * length : (i + 1) * length + 1].copy()),
             core_state=(normal(B, 2), normal(B, 2)),
             version=torch.full((B,), i),
             noise=normal(B, 4),
@@ -86,13 +87,26 @@ def test_whatever_can_be_sampled_is_what_was_added(stack: int, kept: str, tmp_pa
     assert replay.steps == 0
     for n, rollout in enumerate(everything, start=1):
         replay.add(rollout)
-        first = max(0, n - SLOTS + (2 if stack > 1 else 1))
+        first = max(0, n - SLOTS + 1)
         assert list(replay.whole) == list(range(first, n))
         assert replay.steps == len(replay.whole) * T * B
         assert replay.full == (n >= SLOTS - replay.lost)
         for number in replay.whole:
             for column in range(B):
                 same(at(replay, number, column), everything[number], column)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_stacks_longer_than_a_rollout_are_whole(length: int) -> None:
+    everything = rollouts(20, stack=4, length=length)
+    replay = ReplayBuffer(everything[0], 8, stack=4)
+    for n, rollout in enumerate(everything, start=1):
+        replay.add(rollout)
+        assert len(replay.whole) == min(n, 8 - math.ceil(4 / length))
+        for number in replay.whole:
+            for column in range(B):
+                taken = replay.take(np.array([number * length]), np.array([column]), length)
+                same(taken, everything[number], column)
 
 
 @pytest.mark.parametrize("stack", [1, 4])

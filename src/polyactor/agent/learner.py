@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -87,6 +88,8 @@ class Learner:
             name = type(algorithm).__name__
             raise UsageError(f"--algorithm {name} cannot be trained: batches() gave none of the run's {steps} steps")
         while batch is not None:
+            if model.average is not None:  # it sees the same images, scaled as they are now
+                batch = replace(batch, rollout=model.with_images(batch.rollout))
             dtheta, metrics, step = self._direction(algorithm, batch)
             for place, gradient in zip(self.places, dtheta, strict=True):
                 place.copy_(gradient)
@@ -126,7 +129,7 @@ class Learner:
         """
         assert self.replay is not None, "an algorithm samples when there are steps"
         rollout = self.replay.sample(count, generator, length).to(self.replica.device)
-        return self.replica.model.with_images(rollout.replace(reward=self.scaled(rollout.reward)))
+        return rollout.replace(reward=self.scaled(rollout.reward))
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return the random stream and the counts that an exact resume needs; replayed rollouts stay in their files."""

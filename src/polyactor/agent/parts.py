@@ -14,7 +14,7 @@ import torch
 from polyactor.agent.actor import Actor
 from polyactor.agent.fisher import Observer, layers_of
 from polyactor.agent.learner import Learner
-from polyactor.agent.replay_buffer import ReplayBuffer
+from polyactor.agent.replay_buffer import ReplayBuffer, overwritten
 from polyactor.agent.replica import Replica
 from polyactor.agent.resumables import Resumables
 from polyactor.agent.rollout_row import row_of
@@ -35,8 +35,8 @@ from polyactor.system.process_state import attention, kept_switches
 
 REPLAY = "replay"
 """The folder of a run directory that holds the replay buffers."""
-LEAST_ROLLOUTS = 4
-"""The fewest rollouts of a replay buffer: up to two of them cannot be sampled."""
+LEAST_ROLLOUTS = 2
+"""The fewest rollouts that can be sampled of a full replay buffer."""
 
 
 def precision(config: Config, *, images: bool) -> Precision:
@@ -250,7 +250,8 @@ def _replay_layout(config: Config, spec: EnvSpec, model: ActorCritic) -> tuple[R
     columns = config.scheme.columns(config)
     rollouts = config.algorithm.remembers // (config.scheme.learners(config) * columns * config.rollout)
     like = Rollout.blank(row_of(spec, model, config.algorithm.needs), t=config.rollout, b=columns)
-    return like, max(rollouts, LEAST_ROLLOUTS), spec.stack if model.image else 1
+    stack = spec.stack if model.image else 1
+    return like, max(rollouts, LEAST_ROLLOUTS + overwritten(config.rollout, stack)), stack
 
 
 def _refuse_small_disk(config: Config, spec: EnvSpec, model: ActorCritic) -> None:

@@ -24,6 +24,11 @@ FRAMES = "observation"
 """The rollout field of which only the newest frame of a stack is stored."""
 
 
+def overwritten(length: int, stack: int) -> int:
+    """Return how many of the oldest rollouts of T = `length` rows miss a row, or frames of their first stacks."""
+    return math.ceil(stack / length)
+
+
 class ReplayBuffer:
     """Keeps the latest rollouts ``[T, B]`` in a circular buffer and samples rollouts of single environments from it.
 
@@ -34,8 +39,7 @@ class ReplayBuffer:
     Args:
         like: a rollout with the shapes and dtypes of those to be added.
         rollouts: the number of slots. Row T of the newest rollout overwrites the oldest one, and the first stacks of
-            the next oldest need the overwritten frames, so only the latest ``rollouts − 1`` (stacks: ``rollouts − 2``)
-            can be sampled.
+            the next ones need the overwritten frames, so as many as `overwritten` says cannot be sampled.
         stack: frames per observation, the newest last; 1 if observations are not stacks.
         folder: the folder of the files; None keeps everything in memory.
 
@@ -48,7 +52,7 @@ class ReplayBuffer:
     def __init__(self, like: Rollout, rollouts: int, *, stack: int = 1, folder: Path | None = None) -> None:
         self.length, self.columns = like.reward.shape
         self.slots, self.stack = rollouts, stack
-        self.lost = 2 if stack > 1 else 1
+        self.lost = overwritten(self.length, stack)
         shapes = _shapes(like, rollouts, stack)
         self.arrays = {name: _array(shape, dtype, name, folder) for name, (shape, dtype) in shapes.items()}
         self.names = {field: named(field, getattr(like, field)) for field in kept(like)}

@@ -37,6 +37,7 @@ class ActionSpec:
         shape: the shape of one action.
         log_std: a fixed log σ for every dimension, which leaves the mean as the only parameter; None if σ is learned.
         kind: the distribution of numbers.
+        most: the largest size of each number that reaches an environment: 1, or infinity without two bounds.
     """
 
     sizes: tuple[int, ...]
@@ -44,6 +45,7 @@ class ActionSpec:
     shape: tuple[int, ...]
     log_std: float | None = None
     kind: Kind = "gaussian"
+    most: tuple[float, ...] = ()
 
     @property
     def choices(self) -> int:
@@ -92,13 +94,15 @@ class ActionSpec:
         return torch.cat([logits.masked_fill(~mask, ILLEGAL), numbers], -1)
 
     def encoded(self, action: Tensor) -> Tensor:
-        """Return actions ``[..., *A]`` with numbers as inputs of a network: choices one-hot, ``[..., encoding]``."""
-        action = self.sent(action)
-        if not self.sizes:
-            return action
-        index = action[..., : len(self.sizes)].long()
+        """Return actions ``[..., *A]`` with numbers as inputs of a network: choices one-hot, ``[..., encoding]``.
+
+        Numbers are clipped to their bounds, as environments clip them: what lies beyond has the same effect.
+        """
+        choices, numbers = self.sent(action).tensor_split((len(self.sizes),), -1)
+        most = numbers.new_tensor(self.most)
+        index = choices.long()
         one_hot = [torch.nn.functional.one_hot(index[..., k], n) for k, n in enumerate(self.sizes)]
-        return torch.cat([*(each.to(action.dtype) for each in one_hot), action[..., len(self.sizes) :]], -1)
+        return torch.cat([*(each.to(action.dtype) for each in one_hot), numbers.clamp(-most, most)], -1)
 
     def _choices(self, logits: Tensor) -> MultiCategorical:
         ends = tuple(accumulate(self.sizes))[:-1]
@@ -134,7 +138,8 @@ def action_spec(space: spaces.Space[object], log_std: float | None = None, kind:
     if isinstance(space, spaces.Box) and len(space.shape) == 1:
         if kind != "gaussian":
             _refuse_unbounded(space, kind)
-        return ActionSpec((), space.shape[0], space.shape, None if kind == "beta" else log_std, kind)
+        most = tuple(space.high.tolist())
+        return ActionSpec((), space.shape[0], space.shape, None if kind == "beta" else log_std, kind, most)
     if isinstance(space, spaces.Tuple):
         choices, numbers = (action_spec(part, log_std, kind) for part in space.spaces)
         return replace(numbers, sizes=choices.sizes, shape=(len(choices.sizes) + numbers.dims,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -134,3 +135,17 @@ def test_traces_of_improbable_actions_are_roots_of_their_ratio(golden: Golden, m
     rho, *_ = ACER(truncation=x["c"]).critic(out).estimate(model, batch, out)
     assert rho.item() == pytest.approx(wanted["rho_low"], abs=1e-9)
     assert x["traces"][0].item() == pytest.approx(wanted["retrace_c_low"], abs=1e-9)
+
+
+def test_the_trace_of_an_action_that_is_hardly_possible_is_no_larger(
+    golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights are kept finite by a bound on log ρ, here −60, whose root is taken before it."""
+    x, _, model, batch = sdn(golden, monkeypatch)
+    batch = replace(batch, rollout=batch.rollout.replace(behavior_params=batch.rollout.action))
+    with torch.no_grad():
+        model.mean[0] = batch.rollout.action[0] + math.sqrt(60) * x["sigma"]
+    out = model.unroll(batch.rollout)
+    rho, *_ = ACER(truncation=x["c"]).critic(out).estimate(model, batch, out)
+    assert x["traces"][0].item() == pytest.approx(math.exp(-30), rel=1e-6)
+    assert rho.item() == pytest.approx(math.exp(-20), rel=1e-6)

@@ -163,8 +163,10 @@ class ACER(Algorithm):
             return
         if replay.steps < self.replay_start and not replay.full:
             return
+        from torch import poisson
+
         rate = rollout.reward.new_tensor(self.replay_ratio)
-        for _ in range(int(_poisson(rate, generator))):
+        for _ in range(int(poisson(rate, generator=generator))):
             replayed = replay.sample(self.replay_batch or columns, generator, self.replay_window)
             yield critics.with_noise(model, replayed, self.dueling_samples, generator)
 
@@ -262,9 +264,3 @@ class ACER(Algorithm):
             "rho": losses.weighted(estimate.rho, mean_t),
         }
         return metrics | {name: losses.weighted(each, mean_t) if each.dim() else each for name, each in near.items()}
-
-
-def _poisson(rate: Tensor, generator: torch.Generator) -> Tensor:
-    from torch import poisson
-
-    return poisson(rate.cpu(), generator=generator)

@@ -162,12 +162,12 @@ class DuelingCritic:
             assert isinstance(pi_t, WithNumbers)
             return stack([pi_t.log_prob(x.action), pi_t.log_prob(prime_t)], -1)
 
-        log_rho_t = (log_prob(pi_t) - log_prob(mu_t)).clamp(-LOG_RHO, LOG_RHO)
-        log_rho_taken_t, d = log_rho_t[..., 0], pi_t.dims
-        rho_t = log_rho_taken_t.exp()
+        ratio_t = log_prob(pi_t) - log_prob(mu_t)
+        log_rho_t = ratio_t.clamp(-LOG_RHO, LOG_RHO)
+        rho_t = log_rho_t[..., 0].exp()
         # Targets: Q^ret_t by Retrace with traces λ min(trace, ρ_t^(1/d)), and Q^opc_t with traces λ of its own.
         q_ret_t = self.retrace.returns(
-            x, v.detach(), q_taken_t, (log_rho_taken_t / d).exp().clamp(max=self.retrace.trace)
+            x, v.detach(), q_taken_t, (ratio_t[..., 0] / pi_t.dims).exp().clamp(max=self.retrace.trace)
         )
         q_opc_t = self.opc.returns(x, v.detach(), q_taken_t, rho_t.new_ones(rho_t.shape))
         v_t = v[:-1]

@@ -25,7 +25,6 @@ ELSEWHERE = {
     "envs/answers.py": "envs/test_serial_vector_env.py",  # of environments that are wrong in every way
     "envs/vector_env.py": "envs/test_serial_vector_env.py",  # an interface
     "equations/schedules.py": "algorithms/test_base.py",  # every algorithm anneals by it
-    "models/action_space.py": "models/test_actor_critic.py",  # shapes of every space, through a model
     "models/scaling.py": "models/test_actor_critic.py",  # what a model makes of observations
     "models/spec.py": "models/test_actor_critic.py",  # values alone, of a model
     "schemes/sync.py": "properties/test_proof.py",  # what every other scheme is compared with

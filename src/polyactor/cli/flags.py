@@ -26,7 +26,8 @@ READ_FIRST = """\
 Read first, since they decide which flags there are:
 --env ID (any Gymnasium id, module:name or file.py:name),
 --env-kwargs NAME=VALUE…, --env-wrapper NAME…, --env-resize H W,
---scheme sync|hogwild|param-server|actor-learner, --optimizer sgd|rmsprop|adam|kfac.
+--scheme sync|hogwild|param-server|actor-learner,
+--optimizer sgd|rmsprop|adam|kfac.
 """
 KEEPS = "; a run goes on with its own settings, and train … --init-from RUN begins one with others at its parameters"
 """What to do for a flag that resume lacks."""

@@ -149,3 +149,34 @@ def test_the_trace_of_an_action_that_is_hardly_possible_is_no_larger(
     rho, *_ = ACER(truncation=x["c"]).critic(out).estimate(model, batch, out)
     assert x["traces"][0].item() == pytest.approx(math.exp(-30), rel=1e-6)
     assert rho.item() == pytest.approx(math.exp(-20), rel=1e-6)
+
+
+def test_choices_beside_numbers_count_whole_in_a_trace(
+    make_rollout: MakeRollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ρ only the ratio of the densities of d numbers is to the power 1/d."""
+    space = spaces.Tuple((spaces.MultiDiscrete([2, 3]), spaces.Box(-1, 1, (3,))))
+    observation = spaces.Box(-1, 1, (4,), np.float32)
+    model = ActorCritic(observation, space, ModelSpec(hidden=(8,)), value_head="q")
+    x = make_rollout(1, 1, actions=spaces.Box(-1, 1, (5,)), seed=0)
+    mu = torch.tensor([math.log(9.0), 0, math.log(4.0), 0, 0, 0.5, 0.5, 0.5, 0, 0, 0]).view(1, 1, 11)
+    action = torch.tensor([0.0, 0, 0.5, 0.5, 0.5]).view(1, 1, 5)
+    observation_t = torch.zeros(2, 1, 4)
+    x = x.replace(observation=observation_t, action=action, behavior_params=mu, reward=x.reward.float())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()  # π is even over choices, and N(0, I) over numbers
+    traces: list[Tensor] = []
+
+    def given(self: Retrace, rollout: Rollout, v: Tensor, q: Tensor, trace: Tensor) -> Tensor:
+        traces.append(trace)
+        return q
+
+    monkeypatch.setattr(Retrace, "returns", given)
+    acer = ACER()
+    batch = with_noise(model, x, acer.dueling_samples, torch.Generator().manual_seed(0))
+    out = model.unroll(x)
+    rho, *_ = acer.critic(out).estimate(model, batch, out)
+    of_choices, of_numbers = (1 / 2) / (9 / 10) * (1 / 3) / (4 / 6), math.exp(-0.5 * 3 * 0.5**2)
+    assert rho.item() == pytest.approx(of_choices * of_numbers, rel=1e-5)
+    assert traces[0].item() == pytest.approx(of_choices * of_numbers ** (1 / 3), rel=1e-5)

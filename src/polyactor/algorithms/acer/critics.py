@@ -153,6 +153,7 @@ class DuelingCritic:
         assert advantage is not None
         pi_t, mu_t = model.distribution(out.policy[:-1].detach()), model.distribution(x.behavior_params)
         assert isinstance(pi_t, WithNumbers)
+        assert isinstance(mu_t, WithNumbers)
         # Q̃(x_t, a_t) and Q̃(x_t, a'_t), with A centred by its mean over n actions u_t of π.
         prime_t, *u_t = pi_t.from_noise(batch.targets["noise"])
         centred = v[:-1] - sum(advantage(u) for u in u_t) / len(u_t)
@@ -162,13 +163,11 @@ class DuelingCritic:
             assert isinstance(pi_t, WithNumbers)
             return stack([pi_t.log_prob(x.action), pi_t.log_prob(prime_t)], -1)
 
-        ratio_t = log_prob(pi_t) - log_prob(mu_t)
-        log_rho_t = ratio_t.clamp(-LOG_RHO, LOG_RHO)
+        log_rho_t = (log_prob(pi_t) - log_prob(mu_t)).clamp(-LOG_RHO, LOG_RHO)
         rho_t = log_rho_t[..., 0].exp()
         # Targets: Q^ret_t by Retrace with traces λ min(trace, ρ_t^(1/d)), and Q^opc_t with traces λ of its own.
-        q_ret_t = self.retrace.returns(
-            x, v.detach(), q_taken_t, (ratio_t[..., 0] / pi_t.dims).exp().clamp(max=self.retrace.trace)
-        )
+        root_t = (_rooted(pi_t, x.action) - _rooted(mu_t, x.action)).exp()
+        q_ret_t = self.retrace.returns(x, v.detach(), q_taken_t, root_t.clamp(max=self.retrace.trace))
         q_opc_t = self.opc.returns(x, v.detach(), q_taken_t, rho_t.new_ones(rho_t.shape))
         v_t = v[:-1]
         target_t = rho_t.clamp(max=1) * (q_ret_t - q_taken_t) + v_t
@@ -176,6 +175,14 @@ class DuelingCritic:
         weight_t = losses.sampled_weights(log_rho_t, advantages_t, self.retrace.truncation)
         critic_loss_t = 0.5 * (losses.squared_error(q_taken_t, q_ret_t) + losses.squared_error(v_t, target_t))
         return Estimate(rho_t, critic_loss_t, weight_t, log_prob)
+
+
+def _rooted(pi: Gaussian | Beta | Mixed, action: Tensor) -> Tensor:
+    """Return log π(a|x), ``[T, B]``, with the density of d numbers to the power 1/d, and the probability of choices."""
+    if isinstance(pi, Mixed):
+        choices, numbers = action.tensor_split((len(pi.choices.parts),), -1)
+        return pi.choices.log_prob(choices) + pi.numbers.log_prob(numbers) / pi.dims
+    return pi.log_prob(action) / pi.dims
 
 
 def _log_probs(pi_t: Policy) -> Tensor:

@@ -247,4 +247,5 @@ def test_a_run_leaves_no_file_open() -> None:
         gc.collect()
         return len(os.listdir("/proc/self/fd"))
 
-    assert still_open() == still_open()
+    before = still_open()
+    assert still_open() <= before  # fewer, where a thread of another test closes its own meanwhile
